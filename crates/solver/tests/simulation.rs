@@ -1,0 +1,354 @@
+//! Random graphs, faults, evictions and cancellations against naive evaluation, from a seed.
+//!
+//! A seed that failed once belongs into [`SAVED_SEEDS`]. `COOPERAGE_SIM_SEEDS=N` runs more.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use diag::{Error, Result};
+use oci::Digest;
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use solver::{
+    Context, Identity, InputKey, KeyPart, KeyStore, Outcome, RunContext, Solver, SqliteKeyStore,
+    Work,
+};
+
+const SAVED_SEEDS: &[u64] = &[];
+
+/// What lies outside the graph: the values of sources, which work fails, and what was counted.
+#[derive(Default)]
+struct World {
+    sources: Mutex<HashMap<usize, u64>>,
+    fail_one_in: AtomicUsize,
+    runs: AtomicUsize,
+}
+
+#[derive(Clone)]
+struct Watcher {
+    world: Arc<World>,
+    open: Arc<Mutex<HashMap<Digest, &'static str>>>,
+}
+
+impl Watcher {
+    fn new(world: &Arc<World>) -> Self {
+        Watcher {
+            world: world.clone(),
+            open: Arc::default(),
+        }
+    }
+}
+
+impl Context for Watcher {
+    type Event = u64;
+
+    fn started(&self, vertex: &Digest) {
+        let before = self.open.lock().insert(*vertex, "started");
+        assert_ne!(
+            before,
+            Some("completed"),
+            "a vertex starts after it has ended"
+        );
+    }
+
+    fn event(&self, vertex: &Digest, _: &u64) {
+        assert_eq!(
+            self.open.lock().get(vertex),
+            Some(&"started"),
+            "event of what did not start"
+        );
+    }
+
+    fn completed(&self, vertex: &Digest, outcome: Outcome<'_>) {
+        let before = self.open.lock().insert(*vertex, "completed");
+        assert_ne!(before, Some("completed"), "a vertex ends twice");
+        if let Outcome::Cached = outcome {
+            assert_eq!(before, None, "a cached vertex did something");
+        }
+    }
+}
+
+/// One vertex of a plan: op number, inputs (node, output), and which inputs it reads in part.
+#[derive(Clone)]
+struct Plan {
+    op: usize,
+    inputs: Vec<(usize, usize)>,
+    partial: Vec<bool>,
+    ignore_cache: bool,
+}
+
+struct Step {
+    plan: Plan,
+    name: Digest,
+}
+
+/// What a vertex reads of an input keyed by content.
+fn part_of(value: u64) -> u64 {
+    value & 3
+}
+
+fn compute(op: usize, read: &[u64]) -> Vec<u64> {
+    let mut hasher = oci::DigestHasher::new();
+    hasher.field(&op.to_le_bytes());
+    for value in read {
+        hasher.field(&value.to_le_bytes());
+    }
+    let digest = hasher.finish();
+    digest.as_bytes()[..16]
+        .chunks(8)
+        .map(|c| u64::from_le_bytes(c.try_into().unwrap()))
+        .collect()
+}
+
+#[async_trait]
+impl Work for Step {
+    type Output = u64;
+    type Context = Watcher;
+
+    fn vertex(&self) -> Digest {
+        self.name
+    }
+
+    async fn identity(&self, context: &RunContext<Watcher>) -> Result<Identity> {
+        let mut parts = vec![
+            KeyPart::new("op", self.plan.op.to_string()),
+            KeyPart::new("partial", format!("{:?}", self.plan.partial)),
+        ];
+        if self.plan.inputs.is_empty() {
+            tokio::task::yield_now().await;
+            let world = &context.first()?.world;
+            let value = world.sources.lock()[&self.plan.op];
+            if value.is_multiple_of(3) {
+                context.emit(value);
+            }
+            parts.push(KeyPart::new("pinned", value.to_string()));
+        }
+        Ok(Identity::of(parts))
+    }
+
+    fn input_key(&self, input: usize) -> InputKey {
+        if self.plan.partial[input] {
+            InputKey::Content
+        } else {
+            InputKey::Definition
+        }
+    }
+
+    async fn content_digest(
+        &self,
+        _: &RunContext<Watcher>,
+        _: usize,
+        output: &u64,
+    ) -> Result<Digest> {
+        Ok(Digest::of(part_of(*output).to_le_bytes()))
+    }
+
+    async fn run(&self, context: &RunContext<Watcher>, inputs: Vec<u64>) -> Result<Vec<u64>> {
+        let world = context.first()?.world.clone();
+        world.runs.fetch_add(1, Ordering::Relaxed);
+        for step in 0..3 {
+            context.emit(step);
+            tokio::select! {
+                () = tokio::task::yield_now() => {}
+                () = context.cancel.cancelled() => return Err(Error::canceled()),
+            }
+        }
+        let fail = world.fail_one_in.load(Ordering::Relaxed);
+        if fail > 0 && rand::random_range(0..fail) == 0 {
+            return Err(Error::new(diag::Code::Unknown, "fault"));
+        }
+        let read: Vec<u64> = match self.plan.inputs.is_empty() {
+            true => vec![world.sources.lock()[&self.plan.op]],
+            false => inputs
+                .iter()
+                .zip(&self.plan.partial)
+                .map(|(value, partial)| if *partial { part_of(*value) } else { *value })
+                .collect(),
+        };
+        Ok(compute(self.plan.op, &read))
+    }
+
+    fn ignore_cache(&self) -> bool {
+        self.plan.ignore_cache
+    }
+
+    fn description(&self) -> String {
+        format!("op {}", self.plan.op)
+    }
+}
+
+fn random_plan(rng: &mut StdRng) -> Vec<Plan> {
+    let count = rng.random_range(2..14);
+    let ops = rng.random_range(2..9);
+    (0..count)
+        .map(|at| {
+            let inputs: Vec<(usize, usize)> = match at {
+                0 => Vec::new(),
+                _ => (0..rng.random_range(0..4))
+                    .map(|_| (rng.random_range(0..at), rng.random_range(0..2)))
+                    .collect(),
+            };
+            let partial = inputs.iter().map(|_| rng.random_bool(0.4)).collect();
+            Plan {
+                op: rng.random_range(0..ops),
+                inputs,
+                partial,
+                ignore_cache: rng.random_bool(0.05),
+            }
+        })
+        .collect()
+}
+
+/// The right answer, by doing everything.
+fn naive(plan: &[Plan], sources: &HashMap<usize, u64>) -> Vec<Vec<u64>> {
+    let mut outputs: Vec<Vec<u64>> = Vec::new();
+    for step in plan {
+        let read: Vec<u64> = match step.inputs.is_empty() {
+            true => vec![sources[&step.op]],
+            false => step
+                .inputs
+                .iter()
+                .zip(&step.partial)
+                .map(|((node, output), partial)| {
+                    let value = outputs[*node][*output];
+                    if *partial { part_of(value) } else { value }
+                })
+                .collect(),
+        };
+        outputs.push(compute(step.op, &read));
+    }
+    outputs
+}
+
+fn add(build: &solver::Build<Step>, plan: &[Plan]) -> Vec<solver::NodeRef<Step>> {
+    let mut nodes: Vec<solver::NodeRef<Step>> = Vec::new();
+    for (at, step) in plan.iter().enumerate() {
+        let name = Digest::of(format!("vertex {at}"));
+        let inputs: Vec<_> = step
+            .inputs
+            .iter()
+            .map(|(node, output)| (nodes[*node].vertex(), *output))
+            .collect();
+        nodes.push(
+            build
+                .add(
+                    Step {
+                        plan: step.clone(),
+                        name,
+                    },
+                    &inputs,
+                )
+                .unwrap(),
+        );
+    }
+    nodes
+}
+
+async fn simulate(seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(
+        SqliteKeyStore::<u64>::open(&directory.path().join("keys.db"), |o| Some(*o)).unwrap(),
+    );
+    let solver: Solver<Step> = Solver::new(store.clone(), rng.random_range(0..4));
+    let world = Arc::new(World::default());
+    let plans: Vec<Vec<Plan>> = (0..3).map(|_| random_plan(&mut rng)).collect();
+    for round in 0..12 {
+        for op in 0..9 {
+            if round == 0 || rng.random_bool(0.2) {
+                world.sources.lock().insert(op, rng.random_range(0..8));
+            }
+        }
+        world
+            .fail_one_in
+            .store(if rng.random_bool(0.3) { 6 } else { 0 }, Ordering::Relaxed);
+        if rng.random_bool(0.3) {
+            for record in store.list().unwrap() {
+                if rng.random_bool(0.3) {
+                    store.remove(&record.canonical).unwrap();
+                }
+            }
+        }
+        let builds = (0..rng.random_range(1..5)).map(|_| {
+            let plan = plans[rng.random_range(0..plans.len())].clone();
+            let patience = rng.random_bool(0.25).then(|| rng.random_range(0..40));
+            let build = solver.build(Watcher::new(&world));
+            let (world, wanted) = (world.clone(), rng.random_range(0..plan.len()));
+            tokio::spawn(async move {
+                let nodes = add(&build, &plan);
+                let expected = naive(&plan, &world.sources.lock().clone());
+                let outputs = build.outputs(&nodes[wanted]);
+                let outcome = match patience {
+                    None => Some(outputs.await),
+                    Some(patience) => tokio::select! {
+                        biased;
+                        outcome = outputs => Some(outcome),
+                        () = async { for _ in 0..patience { tokio::task::yield_now().await } } => None,
+                    },
+                };
+                match outcome {
+                    Some(Ok(outputs)) => assert_eq!(outputs, expected[wanted], "seed {seed}"),
+                    Some(Err(error)) => assert_eq!(error.to_string(), "fault", "seed {seed}"),
+                    None => build.cancel(),
+                }
+            })
+        });
+        for build in builds.collect::<Vec<_>>() {
+            let ended = tokio::time::timeout(Duration::from_secs(30), build).await;
+            ended
+                .unwrap_or_else(|_| panic!("seed {seed} is stuck"))
+                .unwrap();
+        }
+    }
+    world.fail_one_in.store(0, Ordering::Relaxed);
+    check_second_build_runs_nothing(&solver, &world, &plans[0], seed).await;
+    tokio::time::timeout(Duration::from_secs(30), async {
+        while solver.in_flight() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("seed {seed} leaves work in flight"));
+}
+
+async fn check_second_build_runs_nothing(
+    solver: &Solver<Step>,
+    world: &Arc<World>,
+    plan: &[Plan],
+    seed: u64,
+) {
+    let plan: Vec<Plan> = plan
+        .iter()
+        .cloned()
+        .map(|step| Plan {
+            ignore_cache: false,
+            ..step
+        })
+        .collect();
+    for again in [false, true] {
+        let before = world.runs.load(Ordering::Relaxed);
+        let build = solver.build(Watcher::new(world));
+        for node in add(&build, &plan) {
+            build.outputs(&node).await.unwrap();
+        }
+        let ran = world.runs.load(Ordering::Relaxed) - before;
+        assert!(!again || ran == 0, "seed {seed}: {ran} steps ran again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn evaluation_with_a_cache_is_evaluation() {
+    let seeds = std::env::var("COOPERAGE_SIM_SEEDS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(60);
+    for seed in SAVED_SEEDS.iter().copied().chain(0..seeds) {
+        simulate(seed).await;
+    }
+}
