@@ -1,0 +1,136 @@
+//! Debian's `docker-registry`, plain or with TLS and passwords.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::Lab;
+use crate::lab::{end, wait_for};
+
+/// Who may use a registry, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegistryAccess {
+    /// Plain HTTP, anybody.
+    Plain,
+    /// TLS by a certificate authority of its own, and a password.
+    TlsAndPassword,
+}
+
+/// A running registry.
+pub struct Registry {
+    address: String,
+    directory: PathBuf,
+    process: Child,
+}
+
+impl Registry {
+    /// User of registries with a password.
+    pub const USER: &'static str = "cooper";
+    /// Their password.
+    pub const PASSWORD: &'static str = "oak-staves";
+
+    /// Starts one in the lab on all addresses, to be reached as `host:port`.
+    pub fn start(lab: &Lab, access: RegistryAccess, host: &str, port: u16) -> Registry {
+        let directory = lab.subdirectory(&format!("registry-{port}"));
+        let mut lines = format!(
+            "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {data}}}\n  \
+             delete: {{enabled: true}}\nhttp:\n  addr: 0.0.0.0:{port}\n",
+            data = directory.join("data").display(),
+        );
+        if access == RegistryAccess::TlsAndPassword {
+            write_certificates(&directory, host);
+            let passwords = directory.join("htpasswd");
+            write_passwords(&passwords);
+            lines += &format!(
+                "  tls: {{certificate: {0}/server.pem, key: {0}/server.key}}\n\
+                 auth:\n  htpasswd: {{realm: test, path: {1}}}\n",
+                directory.display(),
+                passwords.display(),
+            );
+        }
+        let configuration = directory.join("config.yml");
+        std::fs::write(&configuration, lines).expect("write the registry's configuration");
+        let log = File::create(directory.join("log")).expect("make the registry's log");
+        let process = lab
+            .command("docker-registry")
+            .arg("serve")
+            .arg(&configuration)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("share the log"))
+            .stderr(log)
+            .spawn()
+            .expect("start docker-registry");
+        let listening = || {
+            let ready = lab
+                .command("sh")
+                .args(["-c", &format!("ss -Hltn 'sport = :{port}' | grep -q .")])
+                .status();
+            ready.is_ok_and(|status| status.success())
+        };
+        wait_for("docker-registry", Duration::from_secs(20), listening);
+        Registry {
+            address: format!("{host}:{port}"),
+            directory,
+            process,
+        }
+    }
+
+    /// `host:port`, the first part of names in it.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The certificate authority's certificate (PEM), for a registry with TLS.
+    pub fn authority(&self) -> PathBuf {
+        self.directory.join("ca.pem")
+    }
+
+    /// What the registry stores, as docker-registry lays it out.
+    pub fn data(&self) -> PathBuf {
+        self.directory.join("data/docker/registry/v2")
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        end(&mut self.process);
+    }
+}
+
+fn write_certificates(directory: &Path, host: &str) {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    let key = || KeyPair::generate().expect("make a key");
+    let mut params = CertificateParams::new(Vec::<String>::new()).expect("CA parameters");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "Cooperage test authority");
+    let authority = CertifiedIssuer::self_signed(params, key()).expect("make the authority");
+    let names = vec![
+        host.to_owned(),
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+    ];
+    let server_key = key();
+    let server = CertificateParams::new(names)
+        .expect("server parameters")
+        .signed_by(&server_key, &authority)
+        .expect("sign the server's certificate");
+    for (name, text) in [
+        ("ca.pem", authority.pem()),
+        ("server.pem", server.pem()),
+        ("server.key", server_key.serialize_pem()),
+    ] {
+        std::fs::write(directory.join(name), text).expect("write a certificate");
+    }
+}
+
+fn write_passwords(path: &Path) {
+    let output = Command::new("htpasswd")
+        .args(["-Bbn", Registry::USER, Registry::PASSWORD])
+        .output()
+        .expect("run `htpasswd` (package apache2-utils)");
+    assert!(output.status.success(), "htpasswd failed");
+    std::fs::write(path, output.stdout).expect("write the passwords");
+}

@@ -1,0 +1,30 @@
+//! Development chores: `cargo xtask peers | layers | test`.
+#![expect(clippy::print_stdout, reason = "a development tool prints")]
+
+mod layers;
+mod peers;
+mod run;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let chore = std::env::args().nth(1).unwrap_or_default();
+    let outcome = match chore.as_str() {
+        "peers" => peers::unpack(),
+        "layers" => layers::check(),
+        "test" => run::all(),
+        _ => Err("usage: cargo xtask peers | layers | test".to_owned()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("xtask {chore}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's folder.
+fn workspace() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
