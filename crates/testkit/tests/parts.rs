@@ -1,5 +1,4 @@
 //! The parts of the test kit work together, and nothing is left of them.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use testkit::{Engine, Lab, Peers, Registry, RegistryAccess, Release, Tool, base_image};
 

@@ -3,10 +3,11 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use crate::peers::run;
+use crate::peers::{self, run};
 
 /// Runs everything; the last line printed is `N passed, N failed`.
 pub fn all() -> Result<(), String> {
+    peers::unpack()?;
     let cargo = || {
         let mut command = Command::new("cargo");
         command.current_dir(super::workspace());
