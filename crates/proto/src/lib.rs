@@ -4,6 +4,8 @@
 //! which that crate lacks. Nothing here knows what the messages mean.
 #![allow(missing_docs)]
 
+pub mod content;
+
 pub use bollard_buildkit_proto::fsutil::types as fsutil;
 pub use bollard_buildkit_proto::google::rpc;
 pub use bollard_buildkit_proto::health;

@@ -42,7 +42,7 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
         ],
     ),
     ("binary", &[&["cooperage"]]),
-    ("development", &[&["testkit", "xtask"]]),
+    ("development", &[&["testkit", "xtask"], &["bench"]]),
 ];
 
 /// Only these may use both the server and the clients.

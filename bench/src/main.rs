@@ -1,0 +1,178 @@
+//! Speed beside stock: the same work by both in turn, medians and ratios.
+//!
+//! usage: `bench EXECUTABLE [ROUNDS]`
+#![expect(clippy::print_stdout, reason = "a program that reports")]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use testkit::{Engine, Lab, Peers, Release, Tool};
+
+struct Bench {
+    lab: Lab,
+    engine: Engine,
+    ours: Tool,
+    stock: Tool,
+    rounds: usize,
+}
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let executable = args.next().unwrap_or_else(|| {
+        println!("usage: bench EXECUTABLE [ROUNDS]");
+        std::process::exit(1)
+    });
+    let rounds = args
+        .next()
+        .and_then(|rounds| rounds.parse().ok())
+        .unwrap_or(7);
+    let executable = std::fs::canonicalize(executable).expect("the executable");
+    let lab = Lab::start();
+    lab.enter_network();
+    let engine = Engine::start(&lab, Release::Newest);
+    let tool = |program: PathBuf, home: &str| {
+        Tool::new(program, &lab.subdirectory(home)).env("DOCKER_HOST", engine.host())
+    };
+    let (ours, stock) = (
+        tool(executable, "ours"),
+        tool(Peers::find().buildx(), "stock"),
+    );
+    let bench = Bench {
+        lab,
+        engine,
+        ours,
+        stock,
+        rounds,
+    };
+    println!(
+        "{:<44} {:>18} {:>18} {:>8}",
+        "work", "stock (ms)", "ours (ms)", "ratio"
+    );
+    bench.boot();
+    bench.start();
+    bench.builds();
+}
+
+impl Bench {
+    fn boot(&self) {
+        let create = ["create", "--name", "cask", "--bootstrap"];
+        let start = Instant::now();
+        self.ours.ok(&create);
+        println!(
+            "{:<44} {:>18} {:>18.0}",
+            "create and boot, Engine empty",
+            "-",
+            start.elapsed().as_secs_f64() * 1e3
+        );
+        let format = "--format={{.Config.Image}}";
+        let image = self
+            .engine
+            .docker(&["inspect", format, "buildx_buildkit_cask0"]);
+        self.ours.ok(&["rm", "cask"]);
+        let option = format!("image={image}");
+        let (mut stock, mut ours) = (Vec::new(), Vec::new());
+        for _ in 0..self.rounds {
+            let boot = [
+                "create",
+                "--name",
+                "cask",
+                "--driver-opt",
+                &option,
+                "--bootstrap",
+            ];
+            stock.push(timed(|| drop(self.stock.ok(&boot))));
+            self.stock.ok(&["rm", "cask"]);
+            ours.push(timed(|| drop(self.ours.ok(&create))));
+            self.ours.ok(&["rm", "cask"]);
+        }
+        report("create and boot, image in the Engine", stock, ours);
+    }
+
+    fn start(&self) {
+        for (name, args) in [
+            ("version", vec!["version"]),
+            ("ls without builders", vec!["ls"]),
+        ] {
+            self.pair(
+                name,
+                || drop(self.stock.ok(&args)),
+                || drop(self.ours.ok(&args)),
+            );
+        }
+    }
+
+    fn builds(&self) {
+        self.ours
+            .ok(&["create", "--name", "cask", "--use", "--bootstrap"]);
+        let context = self.lab.subdirectory("context");
+        std::fs::copy(Peers::find().busybox("amd64"), context.join("busybox")).expect("busybox");
+        let mut cached = "FROM scratch\nCOPY busybox /bin/sh\n".to_owned();
+        for step in 0..9 {
+            cached += &format!("RUN echo {step} > /{step}\n");
+        }
+        let build = |file: &Path| {
+            [
+                "build",
+                "-f",
+                file.to_str().expect("UTF-8"),
+                context.to_str().expect("UTF-8"),
+            ]
+            .map(str::to_owned)
+        };
+        let file = context.join("cached");
+        std::fs::write(&file, cached).expect("write");
+        let args = build(&file);
+        self.stock.ok(&args);
+        self.ours.ok(&args);
+        self.pair(
+            "ten steps, all cached",
+            || drop(self.stock.ok(&args)),
+            || drop(self.ours.ok(&args)),
+        );
+        let file = context.join("fresh");
+        let round = std::cell::Cell::new(0);
+        let fresh = |who: &str| {
+            round.set(round.get() + 1);
+            let mut text = "FROM scratch\nCOPY busybox /bin/sh\n".to_owned();
+            for step in 0..50 {
+                text += &format!("RUN echo {who} {} {step} > /x\n", round.get());
+            }
+            std::fs::write(&file, text).expect("write");
+            build(&file)
+        };
+        self.pair(
+            "fifty small steps",
+            || drop(self.stock.ok(&fresh("stock"))),
+            || drop(self.ours.ok(&fresh("ours"))),
+        );
+    }
+
+    fn pair(&self, name: &str, mut stock: impl FnMut(), mut ours: impl FnMut()) {
+        let (mut stocks, mut our) = (Vec::new(), Vec::new());
+        for _ in 0..self.rounds {
+            stocks.push(timed(&mut stock));
+            our.push(timed(&mut ours));
+        }
+        report(name, stocks, our);
+    }
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+fn report(name: &str, mut stock: Vec<Duration>, mut ours: Vec<Duration>) {
+    let show = |times: &mut Vec<Duration>| {
+        times.sort();
+        let ms = |at: usize| times[at].as_secs_f64() * 1e3;
+        let (low, middle, high) = (ms(0), ms(times.len() / 2), ms(times.len() - 1));
+        (middle, format!("{middle:.0} ({low:.0}-{high:.0})"))
+    };
+    let ((stock, stock_text), (ours, ours_text)) = (show(&mut stock), show(&mut ours));
+    println!(
+        "{name:<44} {stock_text:>18} {ours_text:>18} {:>7.1}x",
+        stock / ours
+    );
+}

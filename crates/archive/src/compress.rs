@@ -1,0 +1,289 @@
+//! Compression of layers: which kinds there are, writing them, and reading by magic number.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+
+use crate::gzip::GzipWriter;
+use crate::{ArchiveError, Result};
+
+/// How a layer's bytes are packed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// gzip, which every tool reads.
+    #[default]
+    Gzip,
+    /// Zstandard.
+    Zstd,
+}
+
+impl Compression {
+    /// The name used in exporters' attributes: `uncompressed`, `gzip`, `zstd`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compression::None => "uncompressed",
+            Compression::Gzip => "gzip",
+            Compression::Zstd => "zstd",
+        }
+    }
+
+    /// The compression of that name, as [`Compression::name`] gives it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Compression::None, Compression::Gzip, Compression::Zstd]
+            .into_iter()
+            .find(|kind| kind.name() == name)
+    }
+
+    /// The kind that a stream beginning with these bytes has.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Unsupported`] for bzip2 and xz.
+    pub fn detect(start: &[u8]) -> Result<Self> {
+        match start {
+            [0x1f, 0x8b, 0x08, ..] => Ok(Compression::Gzip),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Compression::Zstd),
+            // A skippable frame may come first.
+            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Compression::Zstd),
+            [b'B', b'Z', b'h', ..] => Err(ArchiveError::Unsupported("bzip2")),
+            [0xfd, b'7', b'z', b'X', b'Z', 0x00, ..] => Err(ArchiveError::Unsupported("xz")),
+            _ => Ok(Compression::None),
+        }
+    }
+}
+
+/// A stream that compresses what is written to it. [`Compressor::finish`] must be called at the end;
+/// dropped before, what was written is incomplete.
+pub struct Compressor<W: Write>(Kind<W>);
+
+enum Kind<W: Write> {
+    None(W),
+    Gzip(GzipWriter<W>),
+    Zstd(Box<zstd::stream::write::Encoder<'static, W>>),
+}
+
+/// Compresses into `out` with `threads` threads (at least one). Level `None` is the kind's default
+/// (gzip 6, zstd 3); gzip has 0 to 9, zstd 1 to 22. The bytes do not depend on the number of threads
+/// nor on how they are written.
+pub fn compressor<W: Write>(
+    out: W,
+    kind: Compression,
+    level: Option<i32>,
+    threads: usize,
+) -> Result<Compressor<W>> {
+    let check = |default: i32, range: std::ops::RangeInclusive<i32>| {
+        let level = level.unwrap_or(default);
+        let kind = kind.name();
+        range
+            .contains(&level)
+            .then_some(level)
+            .ok_or(ArchiveError::Level { kind, level })
+    };
+    Ok(Compressor(match kind {
+        Compression::None => Kind::None(out),
+        Compression::Gzip => {
+            let level = check(6, 0..=9)?;
+            Kind::Gzip(GzipWriter::new(out, level as u32, threads))
+        }
+        Compression::Zstd => {
+            let level = check(3, 1..=22)?;
+            let mut encoder =
+                zstd::stream::write::Encoder::new(out, level).map_err(ArchiveError::Stream)?;
+            // Without workers zstd cuts its input elsewhere, so even one thread is a worker.
+            encoder
+                .multithread(threads.max(1) as u32)
+                .and_then(|()| encoder.include_checksum(true))
+                .map_err(ArchiveError::Stream)?;
+            Kind::Zstd(Box::new(encoder))
+        }
+    }))
+}
+
+impl<W: Write> Compressor<W> {
+    /// Writes what is left and gives the stream back.
+    pub fn finish(self) -> Result<W> {
+        match self.0 {
+            Kind::None(mut out) => out.flush().map(|()| out),
+            Kind::Gzip(out) => out.finish(),
+            Kind::Zstd(encoder) => encoder.finish(),
+        }
+        .map_err(ArchiveError::Stream)
+    }
+}
+
+impl<W: Write> Write for Compressor<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Kind::None(out) => out.write(bytes),
+            Kind::Gzip(out) => out.write(bytes),
+            Kind::Zstd(out) => out.write(bytes),
+        }
+    }
+
+    /// Does nothing: flushing a compressed stream would change its bytes.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A stream that gives the plain bytes of one that may be compressed.
+pub struct Decompressor<R: Read>(Packed<R>);
+
+enum Packed<R: Read> {
+    None(Started<R>),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<Started<R>>>),
+    Zstd(Box<zstd::stream::read::Decoder<'static, Started<R>>>),
+}
+
+type Started<R> = io::Chain<io::Cursor<Vec<u8>>, BufReader<R>>;
+
+/// Reads `input`, telling by its first bytes whether and how it is compressed.
+pub fn decompressor<R: Read>(mut input: R) -> Result<Decompressor<R>> {
+    let mut start = Vec::new();
+    (&mut input)
+        .take(6)
+        .read_to_end(&mut start)
+        .map_err(ArchiveError::Stream)?;
+    let kind = Compression::detect(&start)?;
+    let whole = io::Cursor::new(start).chain(BufReader::with_capacity(128 << 10, input));
+    Ok(Decompressor(match kind {
+        Compression::None => Packed::None(whole),
+        Compression::Gzip => Packed::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(whole))),
+        Compression::Zstd => {
+            let decoder = zstd::stream::read::Decoder::with_buffer(whole);
+            Packed::Zstd(Box::new(decoder.map_err(ArchiveError::Stream)?))
+        }
+    }))
+}
+
+impl<R: Read> Decompressor<R> {
+    /// How the stream is compressed.
+    pub fn kind(&self) -> Compression {
+        match &self.0 {
+            Packed::None(_) => Compression::None,
+            Packed::Gzip(_) => Compression::Gzip,
+            Packed::Zstd(_) => Compression::Zstd,
+        }
+    }
+
+    /// Reads to the end and beyond: the compressed stream up to its own end too, so that whoever
+    /// hashes that has seen all of it.
+    pub fn drain(mut self) -> Result<()> {
+        io::copy(&mut self, &mut io::sink()).map_err(ArchiveError::Stream)?;
+        let mut rest: Box<dyn BufRead + '_> = match self.0 {
+            Packed::None(input) => Box::new(input),
+            Packed::Gzip(decoder) => Box::new(decoder.into_inner()),
+            Packed::Zstd(decoder) => Box::new(decoder.finish()),
+        };
+        io::copy(&mut rest, &mut io::sink()).map_err(ArchiveError::Stream)?;
+        Ok(())
+    }
+}
+
+impl<R: Read> Read for Decompressor<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Packed::None(input) => input.read(buffer),
+            Packed::Gzip(input) => input.read(buffer),
+            Packed::Zstd(input) => input.read(buffer),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Vec<u8> {
+        // Text with repeats over long distances, and a stretch that does not compress.
+        let mut state = 1u64;
+        let mut data = Vec::new();
+        while data.len() < 3_000_000 {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            match state >> 62 {
+                0 => data.extend_from_slice(&state.to_le_bytes()),
+                _ => data.extend_from_slice(format!("line {}\n", state % 1000).as_bytes()),
+            }
+        }
+        data
+    }
+
+    fn pack(data: &[u8], kind: Compression, threads: usize, chunk: usize) -> Vec<u8> {
+        let mut out = compressor(Vec::new(), kind, None, threads).unwrap();
+        for part in data.chunks(chunk) {
+            out.write_all(part).unwrap();
+            out.flush().unwrap();
+        }
+        out.finish().unwrap()
+    }
+
+    #[test]
+    fn bytes_do_not_depend_on_threads_or_writes_and_unpack_to_the_original() {
+        let data = sample();
+        for kind in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            let first = pack(&data, kind, 1, usize::MAX);
+            for (threads, chunk) in [(1, 1000), (2, 4096), (4, 70_001), (7, 1 << 20)] {
+                assert!(
+                    first == pack(&data, kind, threads, chunk),
+                    "{kind:?} {threads} {chunk}"
+                );
+            }
+            let mut reader = decompressor(&first[..]).unwrap();
+            assert_eq!(reader.kind(), kind);
+            let mut back = Vec::new();
+            reader.read_to_end(&mut back).unwrap();
+            assert!(back == data, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn empty_and_block_sized_inputs_are_whole_streams() {
+        for length in [0, 1, crate::gzip::BLOCK_SIZE, 2 * crate::gzip::BLOCK_SIZE] {
+            let data = vec![7; length];
+            for kind in [Compression::Gzip, Compression::Zstd] {
+                let packed = pack(&data, kind, 2, 4096);
+                let mut back = Vec::new();
+                decompressor(&packed[..])
+                    .unwrap()
+                    .read_to_end(&mut back)
+                    .unwrap();
+                assert!(back == data, "{kind:?} {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn concatenated_gzip_members_are_read_as_one() {
+        let mut packed = pack(b"one ", Compression::Gzip, 1, 9);
+        packed.extend(pack(b"two", Compression::Gzip, 1, 9));
+        let mut text = String::new();
+        decompressor(&packed[..])
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        assert_eq!(text, "one two");
+    }
+
+    #[test]
+    fn a_cut_or_foreign_stream_is_an_error() {
+        let packed = pack(&sample(), Compression::Gzip, 1, 1 << 20);
+        let mut reader = decompressor(&packed[..packed.len() / 2]).unwrap();
+        assert!(reader.read_to_end(&mut Vec::new()).is_err());
+        let xz = b"\xfd7zXZ\0\0";
+        assert!(matches!(
+            decompressor(&xz[..]),
+            Err(ArchiveError::Unsupported("xz"))
+        ));
+        assert!(compressor(Vec::new(), Compression::Gzip, Some(10), 1).is_err());
+    }
+
+    #[test]
+    fn draining_reads_the_packed_stream_to_its_end() {
+        let mut packed = pack(b"data", Compression::Zstd, 1, 9);
+        packed.extend(pack(b"more", Compression::Zstd, 1, 9));
+        let mut input = &packed[..];
+        decompressor(&mut input).unwrap().drain().unwrap();
+        assert!(input.is_empty());
+    }
+}

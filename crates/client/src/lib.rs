@@ -1,0 +1,36 @@
+//! A client of BuildKit's API: builds, from what a user typed to what came out.
+//!
+//! Four stages, each a type of its own: [`BuildFlags`] (typed) → [`BuildRequest`] (resolved) →
+//! `SolvePlan` (for one node) → the wire's `SolveRequest`.
+//!
+//! This crate knows nothing of command lines, of builder records or of how a node's server is
+//! started.
+
+mod clock;
+mod csv;
+mod environment;
+mod export;
+mod gateway;
+mod git_info;
+mod git_ref;
+mod id;
+mod inputs;
+mod outcome;
+mod plan;
+mod request;
+mod solve;
+pub mod spec;
+mod status_error;
+mod steps;
+
+pub use environment::Environment;
+pub use export::{Export, Target, prepare_exports};
+pub use git_info::GitInfo;
+pub use id::new_id;
+pub use inputs::{Inputs, OciLayoutRef, Upload, is_archive};
+pub use outcome::{BUILD_REF, CONFIG_DIGEST, DESCRIPTOR, DIGEST, IMAGE_NAME, Outcome, write_file};
+pub use plan::{NodeFacts, PlanContext, SolvePlan, no_output_warning};
+pub use request::{BuildFlags, BuildRequest, Network};
+pub use solve::{Response, SolveFailure, canceled, solve};
+pub use status_error::{from_rpc_status, from_status, is_connection_failure};
+pub use steps::Step;

@@ -1,0 +1,75 @@
+//! Protection of blobs while something uses them.
+
+use std::collections::HashSet;
+use std::io::Write;
+use std::sync::Arc;
+
+use oci::Digest;
+use parking_lot::Mutex;
+
+use crate::{BlobWriter, ContentError, ContentStore, Result};
+
+/// Protects blobs from [`ContentStore::sweep`] until it and all its clones are dropped.
+#[derive(Clone)]
+pub struct Lease(Arc<Held>);
+
+struct Held {
+    store: ContentStore,
+    digests: Mutex<HashSet<Digest>>,
+}
+
+impl Lease {
+    pub(crate) fn new(store: ContentStore) -> Self {
+        Lease(Arc::new(Held {
+            store,
+            digests: Mutex::default(),
+        }))
+    }
+
+    /// Protects a blob, whether it is here already or comes later. True when it is here: then it
+    /// stays at least as long as the lease.
+    pub fn protect(&self, digest: Digest) -> bool {
+        let mut leased = self.0.store.inner().leased.lock();
+        if self.0.digests.lock().insert(digest) {
+            *leased.entry(digest).or_insert(0) += 1;
+        }
+        self.0.store.size(&digest).is_some()
+    }
+
+    /// Stores these bytes, protected.
+    pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
+        let digest = Digest::of(bytes);
+        if self.protect(digest) {
+            return Ok(digest);
+        }
+        let mut writer = self.writer()?;
+        writer
+            .write_all(bytes)
+            .map_err(ContentError::io("write", writer.path().to_owned()))?;
+        Ok(writer.finish(Some(digest), None)?.0)
+    }
+
+    /// Begins a blob that will be protected from the moment it is finished.
+    pub fn writer(&self) -> Result<BlobWriter> {
+        BlobWriter::create(self.0.store.clone(), Some(self.clone()))
+    }
+
+    /// The digests protected so far, in no order.
+    pub fn digests(&self) -> Vec<Digest> {
+        self.0.digests.lock().iter().copied().collect()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut leased = self.store.inner().leased.lock();
+        for digest in self.digests.get_mut().drain() {
+            if let Some(count) = leased.get_mut(&digest) {
+                *count -= 1;
+                if *count == 0 {
+                    leased.remove(&digest);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Every command of the driver's documentation page, in its order, with what it prints.
+
+use testkit::{Engine, Registry, RegistryAccess, normalized};
+
+use crate::workshop::{Workshop, text};
+
+/// Compares with the snapshot of that name in `tests/e2e/snapshots`.
+fn snapshot(name: &str, shop: &Workshop, output: &str) {
+    let mut output = normalized(output);
+    output = output.replace(&text(shop.lab.directory()), "LAB");
+    for (pattern, replacement) in [
+        (r"cooperage/buildkitd:[0-9a-z.-]+", "cooperage/buildkitd:VERSION"),
+        (r"v\d+\.\d+\.\d+\S*", "VERSION"),
+        (r"linux/amd64(\S*, ?linux/\S+)+|linux/amd64\S*", "PLATFORMS"),
+        (r" {2,}", "  "),
+        (r"(?m)[ \t]+$", ""),
+    ] {
+        output = regex::Regex::new(pattern).unwrap().replace_all(&output, replacement).into_owned();
+    }
+    insta::with_settings!({prepend_module_to_snapshot => false}, {
+        insta::assert_snapshot!(name, output);
+    });
+}
+
+#[test]
+fn a_build_with_no_output_boots_the_builder_and_warns() {
+    let shop = Workshop::open();
+    let context = shop.context_with_busybox(
+        "plain",
+        &[("Dockerfile", "FROM scratch\nCOPY busybox /bin/sh\nRUN echo in the cask\n")],
+    );
+    shop.cooperage.ok(&["create", "--name", "container", "--driver", "docker-container"]);
+    let build = shop.cooperage.ok(&[
+        "build", "-t", "image", "--builder=container", "--progress=plain", &context,
+    ]);
+    assert_eq!(build.stdout, "");
+    snapshot("build_without_output", &shop, &build.stderr);
+}
+
+#[test]
+fn state_outlives_its_builder_with_keep_state() {
+    let shop = Workshop::open();
+    let create =
+        ["create", "--name=container", "--driver=docker-container", "--use", "--bootstrap"];
+    let created = shop.cooperage.ok(&create);
+    assert_eq!(created.stdout, "container\n");
+    snapshot("create", &shop, &created.stderr);
+    snapshot("ls", &shop, &shop.cooperage.ok(&["ls"]).stdout);
+    let volumes = || shop.engine.docker(&["volume", "ls", "--format={{.Driver}} {{.Name}}"]);
+    assert_eq!(volumes(), "local buildx_buildkit_container0_state");
+
+    let context = shop.context_with_busybox(
+        "kept",
+        &[(
+            "Dockerfile",
+            "FROM scratch AS made\nCOPY busybox /bin/sh\nRUN echo one > /one\nRUN echo two > /two\n\
+             FROM scratch\nCOPY --from=made /one /two /\n",
+        )],
+    );
+    let build = ["build", "--progress=plain", "-o", "type=tar,dest=/dev/null", &context];
+    let first = shop.cooperage.ok(&build).stderr;
+    assert!(!first.contains("CACHED"), "{first}");
+
+    snapshot("rm_keep_state", &shop, &shop.cooperage.ok(&["rm", "--keep-state", "container"]).stderr);
+    assert_eq!(volumes(), "local buildx_buildkit_container0_state");
+    assert!(!shop.cooperage.ok(&["ls"]).stdout.contains("container0"));
+
+    shop.cooperage.ok(&create);
+    let second = shop.cooperage.ok(&build).stderr;
+    assert_eq!(second.matches(" CACHED").count(), 4, "{second}");
+
+    shop.cooperage.ok(&["rm", "container"]);
+    assert_eq!(volumes(), "");
+}
+
+#[test]
+fn a_builder_uses_the_network_it_was_given() {
+    let shop = Workshop::open();
+    shop.engine.docker(&["network", "create", "foonet"]);
+    let made = shop.cooperage.ok(&[
+        "create", "--use", "--name", "mybuilder", "--driver", "docker-container", "--driver-opt",
+        "network=foonet",
+    ]);
+    assert_eq!(made.stdout, "mybuilder\n");
+    let inspected = shop.cooperage.ok(&["inspect", "--bootstrap"]);
+    snapshot("inspect_bootstrap", &shop, &inspected.stdout);
+    let networks = shop.engine.docker(&[
+        "inspect", "buildx_buildkit_mybuilder0", "--format={{.NetworkSettings.Networks}}",
+    ]);
+    assert!(networks.starts_with("map[foonet:0x"), "{networks}");
+}
+
+#[test]
+fn a_loaded_image_runs() {
+    let shop = Workshop::open();
+    let registry = shop.registry();
+    let config = text(&shop.plain_http(&registry));
+    let dockerfile = format!(
+        "FROM {}/busybox\nRUN echo made by $(id -u) > /made\nCMD [\"cat\", \"/made\"]\n",
+        registry.address()
+    );
+    let context = shop.context("load", &[("Dockerfile", &dockerfile)]);
+    shop.cooperage.ok(&["create", "--name", "c", "--use", "--buildkitd-config", &config]);
+    let build = shop.cooperage.ok(&["build", "--progress=plain", "--load", "-t", "made", &context]);
+    snapshot("build_load", &shop, &build.stderr.replace(registry.address(), "REGISTRY"));
+    assert_eq!(shop.engine.docker(&["run", "--rm", "made"]), "made by 0");
+}
+
+#[test]
+fn two_platforms_are_built_pushed_pulled_and_run() {
+    let shop = Workshop::open();
+    let base = shop.registry();
+    let target = Registry::start(&shop.lab, RegistryAccess::TlsAndPassword, Engine::GATEWAY, 5443);
+    let config = shop.lab.directory().join("both.toml");
+    let lines = format!(
+        "[registry.\"{}\"]\n  http = true\n[registry.\"{}\"]\n  ca = [\"{}\"]\n",
+        base.address(),
+        target.address(),
+        target.authority().display()
+    );
+    std::fs::write(&config, lines).unwrap();
+    let mut login = shop.engine.docker_command(&[
+        "login", "-u", Registry::USER, "-p", Registry::PASSWORD, target.address(),
+    ]);
+    let docker_config = shop.lab.subdirectory("home/.docker");
+    let login = login.env("DOCKER_CONFIG", &docker_config).output().unwrap();
+    assert!(login.status.success(), "{}", String::from_utf8_lossy(&login.stderr));
+
+    let dockerfile = format!(
+        "FROM {}/busybox\nARG TARGETPLATFORM\nRUN echo $TARGETPLATFORM $(uname -m) > /made\n\
+         CMD [\"cat\", \"/made\"]\n",
+        base.address()
+    );
+    let context = shop.context("platforms", &[("Dockerfile", &dockerfile)]);
+    let name = format!("{}/made:1", target.address());
+    shop.cooperage.ok(&["create", "--name", "c", "--use", "--buildkitd-config", &text(&config)]);
+    let build = shop.cooperage.ok(&[
+        "build", "--progress=plain", "--platform=linux/amd64,linux/arm64", "-t", &name, "--push",
+        &context,
+    ]);
+    let shown = build.stderr.replace(base.address(), "BASE").replace(target.address(), "TARGET");
+    assert!(shown.contains("pushing manifest for TARGET/made:1@sha256:"), "{shown}");
+    for (platform, expected) in
+        [("linux/amd64", "linux/amd64 x86_64"), ("linux/arm64", "linux/arm64 aarch64")]
+    {
+        let docker = |args: &[&str]| {
+            let output = shop
+                .engine
+                .docker_command(args)
+                .env("DOCKER_CONFIG", &docker_config)
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        docker(&["pull", "--quiet", "--platform", platform, &name]);
+        assert_eq!(docker(&["run", "--rm", "--platform", platform, &name]).trim(), expected);
+    }
+}

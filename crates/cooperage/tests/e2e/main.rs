@@ -1,0 +1,11 @@
+//! End to end: the executable against real Docker Engines, registries and stock clients.
+//!
+//! Each test has a lab of its own (namespaces, Engine, directory), so they run side by side.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bad_input;
+mod driver_page;
+mod faults;
+mod options;
+mod stock;
+mod workshop;

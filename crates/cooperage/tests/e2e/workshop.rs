@@ -1,0 +1,84 @@
+//! What most tests start from: a lab with an Engine, a registry with a base image, and our client.
+
+use std::path::{Path, PathBuf};
+
+use testkit::{BaseImage, Engine, Lab, Peers, Registry, RegistryAccess, Release, Tool, base_image};
+
+/// The executable under test: `$COOPERAGE_BIN`, else the one Cargo built for the tests.
+pub fn executable() -> PathBuf {
+    match std::env::var_os("COOPERAGE_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => PathBuf::from(env!("CARGO_BIN_EXE_cooperage")),
+    }
+}
+
+/// A lab with an Engine and our client for it.
+pub struct Workshop {
+    pub lab: Lab,
+    pub engine: Engine,
+    pub cooperage: Tool,
+    base: BaseImage,
+}
+
+impl Workshop {
+    /// With Debian's Engine.
+    pub fn open() -> Workshop {
+        Self::with(Release::Debian)
+    }
+
+    /// With that Engine.
+    pub fn with(release: Release) -> Workshop {
+        let lab = Lab::start();
+        lab.enter_network();
+        let engine = Engine::start(&lab, release);
+        let cooperage = Tool::new(executable(), &lab.subdirectory("home"))
+            .env("DOCKER_HOST", engine.host());
+        let base = base_image(&lab.subdirectory("images"));
+        Workshop { lab, engine, cooperage, base }
+    }
+
+    /// Stock `docker-buildx` for the same Engine and the same builder records.
+    pub fn stock(&self) -> Tool {
+        Tool::new(Peers::find().buildx(), &self.lab.subdirectory("home"))
+            .env("DOCKER_HOST", self.engine.host())
+    }
+
+    /// A plain registry that holds the base image as `busybox:latest`, at an address that works
+    /// from here and from containers.
+    pub fn registry(&self) -> Registry {
+        let registry = Registry::start(&self.lab, RegistryAccess::Plain, Engine::GATEWAY, 5000);
+        self.base.push(&registry, "busybox", "latest");
+        registry
+    }
+
+    /// A server configuration under which that registry is spoken to in plain HTTP.
+    pub fn plain_http(&self, registry: &Registry) -> PathBuf {
+        let path = self.lab.directory().join("buildkitd.toml");
+        let text = format!("[registry.\"{}\"]\n  http = true\n", registry.address());
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Makes a context of these files (path and content) and returns its path.
+    pub fn context(&self, name: &str, files: &[(&str, &str)]) -> String {
+        let root = self.lab.subdirectory(&format!("context-{name}"));
+        for (path, content) in files {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+        text(&root)
+    }
+
+    /// A context with Debian's static busybox as `busybox`, for Dockerfiles that start from nothing.
+    pub fn context_with_busybox(&self, name: &str, files: &[(&str, &str)]) -> String {
+        let context = self.context(name, files);
+        std::fs::copy(Peers::find().busybox("amd64"), Path::new(&context).join("busybox")).unwrap();
+        context
+    }
+}
+
+/// A path as an argument.
+pub fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}

@@ -1,0 +1,774 @@
+//! From words to instructions: every keyword with its flags and arguments, in stock's words where
+//! something is wrong.
+
+use crate::flags::{FlagKind, Flags};
+use crate::heredoc::Heredoc;
+use crate::instruction::{
+    AddInstruction, ArgDeclaration, CommandLine, CopyInstruction, Dockerfile, GlobalArgs,
+    Healthcheck, InlineFile, Instruction, KeyValue, Kind, RunInstruction, RunNetwork,
+    SourceContent, SourcesAndDest, Stage,
+};
+use crate::lint::{Linter, Rule};
+use crate::mount::{MountSpec, parse_device};
+use crate::parser::{Ast, EMPTY_CONTINUATION, Node};
+use crate::quote::{duration, is_space, parse_duration, quoted};
+use crate::source::{Diagnostic, Severity, SyntaxError};
+use crate::suggest;
+
+/// The keywords, in the order suggestions prefer them.
+pub const KEYWORDS: [&str; 18] = [
+    "ADD",
+    "ARG",
+    "CMD",
+    "COPY",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "FROM",
+    "HEALTHCHECK",
+    "LABEL",
+    "MAINTAINER",
+    "ONBUILD",
+    "RUN",
+    "SHELL",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
+];
+
+impl Dockerfile {
+    /// Reads a whole Dockerfile; the error is the first one that stock would show.
+    pub fn read(data: &[u8], lint: &Linter) -> Result<Dockerfile, SyntaxError> {
+        let (ast, findings) = crate::parser::parse(data);
+        Dockerfile::from_ast(&ast, &findings, lint)
+    }
+
+    /// Understands what was parsed.
+    pub fn from_ast(
+        ast: &Ast,
+        findings: &[Diagnostic],
+        lint: &Linter,
+    ) -> Result<Dockerfile, SyntaxError> {
+        for finding in findings {
+            match finding.severity {
+                Severity::Error => {
+                    return Err(SyntaxError {
+                        message: finding.message.clone(),
+                        lines: finding.lines,
+                    });
+                }
+                Severity::Warning => {
+                    lint.report(Rule::NoEmptyContinuation, finding.lines, EMPTY_CONTINUATION)
+                }
+            }
+        }
+        let mut file = Dockerfile {
+            escape: ast.escape,
+            ..Dockerfile::default()
+        };
+        for node in &ast.instructions {
+            file.push(node, lint)?;
+        }
+        Ok(file)
+    }
+
+    fn push(&mut self, node: &Node, lint: &Linter) -> Result<(), SyntaxError> {
+        let wrong = |message: String| SyntaxError {
+            message: format!(
+                "dockerfile parse error on line {}: {message}",
+                node.lines.first
+            ),
+            lines: node.lines,
+        };
+        let lint = lint.with_comments(&node.comments);
+        if node.keyword.eq_ignore_ascii_case("from") {
+            self.stages.push(stage(node, &lint).map_err(wrong)?);
+            return Ok(());
+        }
+        let instruction = instruction(node, &lint).map_err(wrong)?;
+        match (self.stages.last_mut(), instruction.kind) {
+            (Some(stage), kind) => stage.instructions.push(Instruction {
+                kind,
+                ..instruction_like(node)
+            }),
+            (None, Kind::Arg(args)) => self.global_args.push(GlobalArgs {
+                args,
+                lines: node.lines,
+            }),
+            (None, _) => {
+                return Err(SyntaxError {
+                    message: "no build stage in current context".to_owned(),
+                    lines: node.lines,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads the single instruction of an `ONBUILD` trigger; gives stock's message if it is none.
+pub fn read_trigger(text: &str) -> Result<Instruction, String> {
+    let (ast, findings) = crate::parser::parse(text.as_bytes());
+    if let Some(finding) = findings.iter().find(|f| f.severity == Severity::Error) {
+        return Err(finding.message.clone());
+    }
+    let [node] = ast.instructions.as_slice() else {
+        return Err("onbuild trigger should be a single expression".to_owned());
+    };
+    if node.keyword.eq_ignore_ascii_case("from") {
+        return Err("*instructions.Stage is not a command type".to_owned());
+    }
+    instruction(node, &Linter::off())
+}
+
+fn instruction_like(node: &Node) -> Instruction {
+    Instruction {
+        keyword: node.keyword.clone(),
+        code: node.original.trim_matches(is_space).to_owned(),
+        lines: node.lines,
+        comments: node.comments.clone(),
+        kind: Kind::Arg(Vec::new()),
+    }
+}
+
+fn instruction(node: &Node, lint: &Linter) -> Result<Instruction, String> {
+    let words = &node.arguments.words;
+    let kind = match node.keyword.to_ascii_lowercase().as_str() {
+        "add" => Kind::Add(Box::new(add(node)?)),
+        "arg" => {
+            let args = arg(node)?;
+            let keys: Vec<&str> = args.iter().map(|arg| arg.key.as_str()).collect();
+            check_description("ARG", &keys, node, lint);
+            Kind::Arg(args)
+        }
+        "cmd" => {
+            no_flags(node)?;
+            Kind::Cmd(command_line(node))
+        }
+        "copy" => Kind::Copy(Box::new(copy(node)?)),
+        "entrypoint" => {
+            no_flags(node)?;
+            Kind::Entrypoint(command_line(node))
+        }
+        "env" => Kind::Env(key_values(node, "ENV")?),
+        "expose" => {
+            at_least_one(words, "EXPOSE")?;
+            no_flags(node)?;
+            let mut ports = words.clone();
+            ports.sort();
+            Kind::Expose(ports)
+        }
+        "healthcheck" => Kind::Healthcheck(healthcheck(node)?),
+        "label" => Kind::Label(key_values(node, "LABEL")?),
+        "maintainer" => {
+            let message = "Maintainer instruction is deprecated in favor of using label";
+            lint.report(Rule::MaintainerDeprecated, node.lines, message);
+            let name = exactly_one(words, "MAINTAINER")?;
+            no_flags(node)?;
+            Kind::Maintainer(name)
+        }
+        "onbuild" => Kind::Onbuild(onbuild(node)?),
+        "run" => Kind::Run(Box::new(run(node)?)),
+        "shell" => Kind::Shell(shell(node)?),
+        "stopsignal" => Kind::StopSignal(exactly_one(words, "STOPSIGNAL")?),
+        "user" => {
+            let user = exactly_one(words, "USER")?;
+            no_flags(node)?;
+            Kind::User(user)
+        }
+        "volume" => Kind::Volume(volume(node)?),
+        "workdir" => {
+            let path = exactly_one(words, "WORKDIR")?;
+            no_flags(node)?;
+            Kind::Workdir(path)
+        }
+        _ => {
+            let message = format!("unknown instruction: {}", node.keyword);
+            return Err(suggest::with_suggestion(
+                message,
+                &node.keyword,
+                KEYWORDS,
+                false,
+            ));
+        }
+    };
+    Ok(Instruction {
+        kind,
+        ..instruction_like(node)
+    })
+}
+
+fn stage(node: &Node, lint: &Linter) -> Result<Stage, String> {
+    let words = &node.arguments.words;
+    if let [_, keyword, name] = words.as_slice() {
+        if *name != name.to_lowercase() {
+            let message = format!("Stage name '{name}' should be lowercase");
+            lint.report(Rule::StageNameCasing, node.lines, message);
+        }
+        let from = &node.keyword;
+        let differs = (*from == from.to_lowercase() && *keyword != keyword.to_lowercase())
+            || (*from == from.to_uppercase() && *keyword != keyword.to_uppercase());
+        if differs {
+            let message = format!("'{keyword}' and '{from}' keywords' casing do not match");
+            lint.report(Rule::FromAsCasing, node.lines, message);
+        }
+    }
+    let (base_name, name) = match words.as_slice() {
+        [base] => (base.clone(), String::new()),
+        [base, keyword, name] if keyword.eq_ignore_ascii_case("as") => {
+            let lower = name.to_lowercase();
+            if !is_stage_name(&lower) {
+                return Err(format!(
+                    "invalid name for build stage: {}, name can't start with a number or contain symbols",
+                    quoted(name)
+                ));
+            }
+            (base.clone(), lower)
+        }
+        _ => return Err("FROM requires either one or three arguments".to_owned()),
+    };
+    let mut flags = Flags::parse(&node.flags, &[("platform", FlagKind::Text)])?;
+    if !name.is_empty() {
+        check_description("FROM", &[&name], node, lint);
+    }
+    Ok(Stage {
+        doc_comment: doc_comment(&node.comments, &name),
+        name,
+        base_name,
+        platform: flags.text("platform"),
+        keyword: node.keyword.clone(),
+        code: node.original.trim_matches(is_space).to_owned(),
+        lines: node.lines,
+        comments: node.comments.clone(),
+        instructions: Vec::new(),
+    })
+}
+
+fn is_stage_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| {
+            b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.')
+        })
+}
+
+fn no_flags(node: &Node) -> Result<(), String> {
+    Flags::parse(&node.flags, &[]).map(|_| ())
+}
+
+fn at_least_one(words: &[String], keyword: &str) -> Result<(), String> {
+    if words.is_empty() {
+        return Err(format!("{keyword} requires at least one argument"));
+    }
+    Ok(())
+}
+
+fn exactly_one(words: &[String], keyword: &str) -> Result<String, String> {
+    match words {
+        [word] => Ok(word.clone()),
+        _ => Err(format!("{keyword} requires exactly one argument")),
+    }
+}
+
+fn key_values(node: &Node, keyword: &str) -> Result<Vec<KeyValue>, String> {
+    no_flags(node)?;
+    at_least_one(&node.arguments.words, keyword)?;
+    let triples = node.arguments.words.chunks_exact(3);
+    triples
+        .map(|triple| match triple {
+            [key, ..] if key.is_empty() => Err(format!("{keyword} names can not be blank")),
+            [key, value, separator] => Ok(KeyValue {
+                key: key.clone(),
+                value: value.clone(),
+                legacy: separator.is_empty(),
+            }),
+            _ => Err(format!("Bad input to {keyword}, too many arguments")),
+        })
+        .collect()
+}
+
+fn arg(node: &Node) -> Result<Vec<ArgDeclaration>, String> {
+    at_least_one(&node.arguments.words, "ARG")?;
+    let declaration = |word: &String| {
+        let (key, value) = match word.split_once('=') {
+            Some(("", _)) => return Err("ARG names can not be blank".to_owned()),
+            Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+            None => (word.clone(), None),
+        };
+        Ok(ArgDeclaration {
+            doc_comment: doc_comment(&node.comments, &key),
+            key,
+            value,
+        })
+    };
+    node.arguments.words.iter().map(declaration).collect()
+}
+
+fn sources_and_dest(node: &Node, keyword: &str) -> Result<SourcesAndDest, String> {
+    let Some((dest, sources)) = node.arguments.words.split_last() else {
+        return Err(no_destination(keyword));
+    };
+    if Heredoc::of(dest).is_some() {
+        return Err(format!(
+            "{keyword} cannot accept a heredoc as a destination"
+        ));
+    }
+    let mut files = SourcesAndDest {
+        dest: dest.clone(),
+        ..SourcesAndDest::default()
+    };
+    for source in sources {
+        let Some(word) = Heredoc::of(source) else {
+            files.paths.push(source.clone());
+            continue;
+        };
+        // Of several with one name the last one counts.
+        let found = node.heredocs.iter().rev().find(|h| h.name == word.name);
+        let content = found.map_or_else(Vec::new, |found| found.content.clone());
+        let heredoc = Heredoc { content, ..word };
+        files.contents.push(SourceContent {
+            data: heredoc.text(),
+            path: heredoc.name,
+            expand: heredoc.expand,
+        });
+    }
+    Ok(files)
+}
+
+fn no_destination(keyword: &str) -> String {
+    format!(
+        "{keyword} requires at least two arguments, but only one was provided. Destination could not be determined"
+    )
+}
+
+fn add(node: &Node) -> Result<AddInstruction, String> {
+    if node.arguments.words.len() < 2 {
+        return Err(no_destination("ADD"));
+    }
+    let known = [
+        ("checksum", FlagKind::Text),
+        ("chmod", FlagKind::Text),
+        ("chown", FlagKind::Text),
+        ("exclude", FlagKind::List),
+        ("keep-git-dir", FlagKind::Bool),
+        ("link", FlagKind::Bool),
+        ("unpack", FlagKind::Bool),
+    ];
+    let mut flags = Flags::parse(&node.flags, &known)?;
+    Ok(AddInstruction {
+        files: sources_and_dest(node, "ADD")?,
+        chown: flags.text("chown"),
+        chmod: flags.text("chmod"),
+        link: flags.boolean("link").unwrap_or(false),
+        exclude: flags.list("exclude"),
+        keep_git_dir: flags.boolean("keep-git-dir"),
+        checksum: flags.text("checksum"),
+        unpack: flags.boolean("unpack"),
+    })
+}
+
+fn copy(node: &Node) -> Result<CopyInstruction, String> {
+    if node.arguments.words.len() < 2 {
+        return Err(no_destination("COPY"));
+    }
+    let known = [
+        ("chmod", FlagKind::Text),
+        ("chown", FlagKind::Text),
+        ("exclude", FlagKind::List),
+        ("from", FlagKind::Text),
+        ("link", FlagKind::Bool),
+        ("parents", FlagKind::Bool),
+    ];
+    let mut flags = Flags::parse(&node.flags, &known)?;
+    Ok(CopyInstruction {
+        files: sources_and_dest(node, "COPY")?,
+        from: flags.text("from"),
+        chown: flags.text("chown"),
+        chmod: flags.text("chmod"),
+        link: flags.boolean("link").unwrap_or(false),
+        exclude: flags.list("exclude"),
+        parents: flags.boolean("parents").unwrap_or(false),
+    })
+}
+
+fn command_line(node: &Node) -> CommandLine {
+    let files = node.heredocs.iter().map(|heredoc| InlineFile {
+        name: heredoc.name.clone(),
+        data: String::from_utf8_lossy(&heredoc.content).into_owned(),
+        chomp: heredoc.chomp,
+    });
+    CommandLine {
+        words: node.arguments.words.clone(),
+        shell_form: !node.arguments.json,
+        files: files.collect(),
+    }
+}
+
+fn run(node: &Node) -> Result<RunInstruction, String> {
+    let known = [
+        ("device", FlagKind::List),
+        ("mount", FlagKind::List),
+        ("network", FlagKind::Text),
+        ("security", FlagKind::Text),
+    ];
+    let mut flags = Flags::parse(&node.flags, &known)?;
+    let devices = flags
+        .list("device")
+        .iter()
+        .map(|d| parse_device(d))
+        .collect::<Result<_, _>>()?;
+    let mounts = flags
+        .list("mount")
+        .iter()
+        .map(|m| MountSpec::parse(m))
+        .collect::<Result<_, _>>()?;
+    let network = match flags.list("network").pop().as_deref() {
+        None | Some("default") => RunNetwork::Default,
+        Some("none") => RunNetwork::None,
+        Some("host") => RunNetwork::Host,
+        Some(other) => return Err(format!("invalid network mode {}", quoted(other))),
+    };
+    let insecure = match flags.list("security").pop().as_deref() {
+        None | Some("sandbox") => false,
+        Some("insecure") => true,
+        Some(other) => return Err(format!("security {} is not valid", quoted(other))),
+    };
+    Ok(RunInstruction {
+        command: command_line(node),
+        mounts,
+        network,
+        insecure,
+        devices,
+    })
+}
+
+fn shell(node: &Node) -> Result<Vec<String>, String> {
+    no_flags(node)?;
+    at_least_one(&node.arguments.words, "SHELL")?;
+    if !node.arguments.json {
+        return Err("SHELL requires the arguments to be in JSON form".to_owned());
+    }
+    Ok(node.arguments.words.clone())
+}
+
+fn volume(node: &Node) -> Result<Vec<String>, String> {
+    at_least_one(&node.arguments.words, "VOLUME")?;
+    no_flags(node)?;
+    let trimmed = node
+        .arguments
+        .words
+        .iter()
+        .map(|word| word.trim_matches(is_space));
+    trimmed
+        .map(|word| {
+            if word.is_empty() {
+                Err("VOLUME specified can not be an empty string".to_owned())
+            } else {
+                Ok(word.to_owned())
+            }
+        })
+        .collect()
+}
+
+fn onbuild(node: &Node) -> Result<String, String> {
+    at_least_one(&node.arguments.words, "ONBUILD")?;
+    no_flags(node)?;
+    let trigger = node.arguments.words[0]
+        .trim_matches(is_space)
+        .to_uppercase();
+    match trigger.as_str() {
+        "ONBUILD" => {
+            return Err("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed".to_owned());
+        }
+        "MAINTAINER" | "FROM" => {
+            return Err(format!("{trigger} isn't allowed as an ONBUILD trigger"));
+        }
+        _ => {}
+    }
+    let ascii_space = |c: char| matches!(c, '\t' | '\n' | '\x0c' | '\r' | ' ');
+    let text = node.original.trim_start_matches(ascii_space);
+    let text = text.get("onbuild".len()..).unwrap_or_default();
+    let mut trigger = text.trim_start_matches(ascii_space).to_owned();
+    for heredoc in &node.heredocs {
+        trigger.push('\n');
+        trigger.push_str(&String::from_utf8_lossy(&heredoc.content));
+        trigger.push_str(&heredoc.name);
+    }
+    Ok(trigger)
+}
+
+fn healthcheck(node: &Node) -> Result<Healthcheck, String> {
+    let Some((kind, command)) = node.arguments.words.split_first() else {
+        return Err("HEALTHCHECK requires at least one argument".to_owned());
+    };
+    let kind = kind.to_uppercase();
+    if kind == "NONE" {
+        if !command.is_empty() {
+            return Err("HEALTHCHECK NONE takes no arguments".to_owned());
+        }
+        return Ok(Healthcheck {
+            test: vec![kind],
+            ..Healthcheck::default()
+        });
+    }
+    let names = [
+        "interval",
+        "retries",
+        "start-interval",
+        "start-period",
+        "timeout",
+    ];
+    let mut flags = Flags::parse(&node.flags, &names.map(|name| (name, FlagKind::Text)))?;
+    if kind != "CMD" {
+        return Err(format!(
+            "Unknown type {} in HEALTHCHECK (try CMD)",
+            quoted(&kind)
+        ));
+    }
+    if command.is_empty() {
+        return Err("Missing command after HEALTHCHECK CMD".to_owned());
+    }
+    let first = if node.arguments.json {
+        "CMD"
+    } else {
+        "CMD-SHELL"
+    };
+    let mut test = vec![first.to_owned()];
+    test.extend(command.iter().cloned());
+    let mut interval = |name: &str| health_interval(name, &flags.text(name));
+    Ok(Healthcheck {
+        test,
+        interval: interval("interval")?,
+        timeout: interval("timeout")?,
+        start_period: interval("start-period")?,
+        start_interval: interval("start-interval")?,
+        retries: health_retries(&flags.text("retries"))?,
+    })
+}
+
+fn health_interval(name: &str, text: &str) -> Result<i64, String> {
+    const SHORTEST: i64 = 1_000_000;
+    if text.is_empty() {
+        return Ok(0);
+    }
+    let value = parse_duration(text)?;
+    if value != 0 && value < SHORTEST {
+        return Err(format!(
+            "Interval {} cannot be less than {}",
+            quoted(name),
+            duration(SHORTEST)
+        ));
+    }
+    Ok(value)
+}
+
+fn health_retries(text: &str) -> Result<i64, String> {
+    if text.is_empty() {
+        return Ok(0);
+    }
+    let failed = |what: &str| format!("strconv.ParseInt: parsing {}: {what}", quoted(text));
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(failed("invalid syntax"));
+    }
+    let value: i32 = text.parse().map_err(|_| failed("value out of range"))?;
+    if value < 0 {
+        return Err(format!("--retries cannot be negative ({value})"));
+    }
+    Ok(i64::from(value))
+}
+
+/// The text of the comment that starts with the name.
+fn doc_comment(comments: &[String], name: &str) -> String {
+    if name.is_empty() {
+        return String::new();
+    }
+    let text = comments
+        .iter()
+        .find_map(|comment| comment.strip_prefix(name)?.strip_prefix(' '));
+    text.unwrap_or_default().to_owned()
+}
+
+fn check_description(keyword: &str, keys: &[&str], node: &Node, lint: &Linter) {
+    let (Some(comment), Some(first)) = (node.comments.last(), keys.first()) else {
+        return;
+    };
+    let word = comment.split(' ').next().unwrap_or_default();
+    if keys.contains(&word) {
+        return;
+    }
+    let example = if keys.len() > 1 { "<arg_key>" } else { first };
+    let message =
+        format!("Comment for {keyword} should follow the format: `# {example} <description>`");
+    lint.report(Rule::InvalidDefinitionDescription, node.lines, message);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lint::LintConfig;
+
+    fn error(text: &str) -> String {
+        match Dockerfile::read(text.as_bytes(), &Linter::off()) {
+            Ok(file) => panic!("{file:?}"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn only(text: &str) -> Kind {
+        let text = format!("FROM a\n{text}\n");
+        let mut file = Dockerfile::read(text.as_bytes(), &Linter::off()).unwrap();
+        file.stages.remove(0).instructions.remove(0).kind
+    }
+
+    #[test]
+    fn wrong_instructions_are_told_as_stock_tells_them() {
+        for (line, message) in [
+            (
+                "COPPY a b",
+                "unknown instruction: COPPY (did you mean COPY?)",
+            ),
+            (
+                "COPY --chow=1:1 a b",
+                "unknown flag: --chow (did you mean chown?)",
+            ),
+            (
+                "COPY a",
+                "COPY requires at least two arguments, but only one was provided. Destination could not be determined",
+            ),
+            (
+                "COPY a <<EOF\nEOF",
+                "COPY cannot accept a heredoc as a destination",
+            ),
+            ("FROM a b", "FROM requires either one or three arguments"),
+            (
+                "FROM a AS 1",
+                "invalid name for build stage: \"1\", name can't start with a number or contain symbols",
+            ),
+            ("USER", "USER requires exactly one argument"),
+            ("ENV", "ENV requires at least one argument"),
+            ("ARG =x", "ARG names can not be blank"),
+            (
+                "SHELL sh -c",
+                "SHELL requires the arguments to be in JSON form",
+            ),
+            (
+                "ONBUILD ONBUILD RUN x",
+                "Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed",
+            ),
+            ("ONBUILD FROM x", "FROM isn't allowed as an ONBUILD trigger"),
+            ("RUN --network=x y", "invalid network mode \"x\""),
+            ("RUN --security=x y", "security \"x\" is not valid"),
+            ("HEALTHCHECK NONE x", "HEALTHCHECK NONE takes no arguments"),
+            ("HEALTHCHECK CMD", "Missing command after HEALTHCHECK CMD"),
+            (
+                "HEALTHCHECK X y",
+                "Unknown type \"X\" in HEALTHCHECK (try CMD)",
+            ),
+            (
+                "HEALTHCHECK --interval=1us CMD x",
+                "Interval \"interval\" cannot be less than 1ms",
+            ),
+            (
+                "HEALTHCHECK --retries=-1 CMD x",
+                "--retries cannot be negative (-1)",
+            ),
+            (
+                "HEALTHCHECK --retries=x CMD x",
+                "strconv.ParseInt: parsing \"x\": invalid syntax",
+            ),
+            (
+                "VOLUME [\" \"]",
+                "VOLUME specified can not be an empty string",
+            ),
+            ("MAINTAINER", "MAINTAINER requires exactly one argument"),
+        ] {
+            let text = format!("FROM a\n{line}\n");
+            assert_eq!(
+                error(&text),
+                format!("dockerfile parse error on line 2: {message}"),
+                "{line}"
+            );
+        }
+        assert_eq!(error("RUN x"), "no build stage in current context");
+        assert_eq!(
+            error("FROM a\nRUN [1]"),
+            "when using JSON array syntax, arrays must be comprised of strings only"
+        );
+    }
+
+    #[test]
+    fn instructions_carry_their_parts() {
+        let Kind::Healthcheck(check) =
+            only("HEALTHCHECK --interval=1m30s --retries=5 CMD wget x || exit 1")
+        else {
+            panic!()
+        };
+        assert_eq!(check.test, ["CMD-SHELL", "wget x || exit 1"]);
+        assert_eq!((check.interval, check.retries), (90_000_000_000, 5));
+        let Kind::Run(run) =
+            only("RUN --mount=type=cache,target=/c --network=none <<-E sh\n\tx\nE")
+        else {
+            panic!()
+        };
+        assert_eq!(run.network, RunNetwork::None);
+        assert_eq!(run.command.words, ["<<-E sh"]);
+        assert_eq!(
+            (
+                run.command.files[0].data.as_str(),
+                run.command.files[0].chomp
+            ),
+            ("\tx\n", true)
+        );
+        let Kind::Copy(copy) = only("COPY --link --exclude=a --exclude=b <<\"x\" y /d/\nz\nx")
+        else {
+            panic!()
+        };
+        assert!(copy.link && !copy.files.contents[0].expand);
+        assert_eq!((copy.exclude.len(), copy.files.paths.len()), (2, 1));
+        assert_eq!(
+            only("onbuild  RUN <<E\nx\nE"),
+            Kind::Onbuild("RUN <<E\nx\nE".into())
+        );
+        assert_eq!(
+            only("EXPOSE 90 80"),
+            Kind::Expose(vec!["80".into(), "90".into()])
+        );
+    }
+
+    #[test]
+    fn triggers_are_single_instructions() {
+        assert!(matches!(
+            read_trigger("ARG WHO=x").unwrap().kind,
+            Kind::Arg(_)
+        ));
+        assert_eq!(
+            read_trigger("RUN a\nRUN b").unwrap_err(),
+            "onbuild trigger should be a single expression"
+        );
+        assert_eq!(
+            read_trigger("NOTHING").unwrap_err(),
+            "unknown instruction: NOTHING"
+        );
+    }
+
+    #[test]
+    fn style_is_reported() {
+        let lint = Linter::new(LintConfig::default());
+        let text = b"from a as B\nMAINTAINER x\nRUN a \\\n\n b\n# check=skip=MaintainerDeprecated\nMAINTAINER y\n";
+        Dockerfile::read(text, &lint).unwrap();
+        let found: Vec<(Rule, u32)> = lint
+            .warnings()
+            .iter()
+            .map(|w| (w.rule, w.lines.first))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (Rule::NoEmptyContinuation, 5),
+                (Rule::StageNameCasing, 1),
+                (Rule::MaintainerDeprecated, 2)
+            ]
+        );
+    }
+}

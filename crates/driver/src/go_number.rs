@@ -1,0 +1,100 @@
+//! Numbers, booleans and sizes in option values, read as stock reads them and refused in the
+//! words scripts know.
+
+/// Reads a boolean: `1 t T TRUE true True 0 f F FALSE false False`.
+pub fn parse_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+        _ => Err(format!(
+            "strconv.ParseBool: parsing {text:?}: invalid syntax"
+        )),
+    }
+}
+
+/// Reads a decimal integer of 64 bits.
+pub fn parse_int(text: &str) -> Result<i64, String> {
+    text.parse::<i64>().map_err(|error| {
+        let what = match error.kind() {
+            std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow => {
+                "value out of range"
+            }
+            _ => "invalid syntax",
+        };
+        format!("strconv.ParseInt: parsing {text:?}: {what}")
+    })
+}
+
+/// Reads a size in bytes: a decimal number and an optional unit (`b`, `k`, `m`, `g`, `t`, `p`, also
+/// as `kb` and `kib`), all of 1024.
+pub fn parse_size(text: &str) -> Result<i64, String> {
+    let invalid = || format!("invalid size: '{text}'");
+    let last = text
+        .rfind(|c: char| c.is_ascii_digit() || c == '.' || c == ' ')
+        .ok_or_else(invalid)?;
+    let suffix = &text[last + 1..];
+    let number = text[..=last].strip_suffix(' ').unwrap_or(&text[..=last]);
+    let value: f64 = number
+        .parse()
+        .map_err(|_| format!("strconv.ParseFloat: parsing {number:?}: invalid syntax"))?;
+    if value < 0.0 {
+        return Err(invalid());
+    }
+    let lower = suffix.to_ascii_lowercase();
+    let bad = || format!("invalid suffix: '{suffix}'");
+    let mut letters = lower.chars();
+    let factor: f64 = match letters.next() {
+        None => return Ok(value as i64),
+        Some('b') if lower.len() == 1 => 1.0,
+        Some('k') => 1024.0,
+        Some('m') => 1024f64.powi(2),
+        Some('g') => 1024f64.powi(3),
+        Some('t') => 1024f64.powi(4),
+        Some('p') => 1024f64.powi(5),
+        Some(_) => return Err(bad()),
+    };
+    match letters.as_str() {
+        "" | "b" | "ib" => Ok((value * factor) as i64),
+        _ => Err(bad()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        for (text, bytes) in [
+            ("100", 100),
+            ("100b", 100),
+            ("64m", 64 << 20),
+            ("1.5g", 3 << 29),
+            ("2 GiB", 2 << 30),
+            ("1kb", 1024),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn bad_values_are_refused_in_the_known_words() {
+        for (text, words) in [
+            ("abc", "invalid size: 'abc'"),
+            ("-1", "invalid size: '-1'"),
+            ("1x", "invalid suffix: 'x'"),
+            ("1kkk", "invalid suffix: 'kkk'"),
+            (
+                "1.2.3",
+                "strconv.ParseFloat: parsing \"1.2.3\": invalid syntax",
+            ),
+        ] {
+            assert_eq!(parse_size(text), Err(words.to_owned()), "{text}");
+        }
+        assert_eq!(
+            parse_int("1e3"),
+            Err("strconv.ParseInt: parsing \"1e3\": invalid syntax".to_owned())
+        );
+        assert!(parse_bool("yes").is_err());
+    }
+}

@@ -1,0 +1,508 @@
+//! The server's side: spawning supervisors and listening to them.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio as ChildStdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::OpenTreeFlags;
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::cgroup::{Cgroups, Layout};
+use crate::control;
+use crate::error::ExecError;
+use crate::launch::{
+    Command, Exited, Failure, Launch, LaunchMount, LaunchSource, Limit, Report, write_launch,
+};
+use crate::network::{self, HOSTNAME_DEFAULT, NetworkConfig};
+use crate::platforms;
+use crate::spec::{ExitStatus, MountSource, ProcessIo, ProcessSpec, WindowSize};
+
+/// Longest name of a step in bytes: it becomes the name of a directory.
+const ID_LENGTH_MAX: usize = 128;
+
+/// How an [`Executor`] is set up.
+#[derive(Clone, Debug)]
+pub struct ExecutorConfig {
+    /// The program that runs [`crate::init_main`], and its arguments.
+    pub init: (PathBuf, Vec<OsString>),
+    /// A directory of the executor's own; it is made. Nothing is kept in it.
+    pub state_dir: PathBuf,
+    /// What steps are told of the network.
+    pub network: NetworkConfig,
+    /// The cgroup, from the root of the hierarchy, under which those of steps are made; `None`:
+    /// the server's own.
+    pub cgroup_parent: Option<String>,
+    /// What is added to the kernel's opinion of steps when memory is short, -1000 to 1000, unless
+    /// a step asks for another; a server that should outlive its steps gives them more than it has.
+    pub oom_score_adj: Option<i32>,
+}
+
+impl ExecutorConfig {
+    /// This executable as the init program, and defaults for the rest.
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        ExecutorConfig {
+            init: (
+                PathBuf::from("/proc/self/exe"),
+                vec![OsString::from(crate::INIT_ARGUMENT)],
+            ),
+            state_dir: state_dir.into(),
+            network: NetworkConfig::default(),
+            cgroup_parent: None,
+            oom_score_adj: None,
+        }
+    }
+}
+
+/// Runs processes. Clones are the same executor.
+#[derive(Clone, Debug)]
+pub struct Executor(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    init: InitProgram,
+    scratch: PathBuf,
+    network: NetworkConfig,
+    cgroups: Cgroups,
+    oom_score_adj: Option<i32>,
+}
+
+impl Executor {
+    /// Makes the state directory, finds out about cgroups and sweeps those that dead servers left.
+    pub fn new(config: ExecutorConfig) -> Result<Self, ExecError> {
+        let setup = |what: String| {
+            move |error: io::Error| ExecError::Setup {
+                what,
+                reason: crate::launch::reason(&error),
+            }
+        };
+        let scratch = std::path::absolute(config.state_dir.join("scratch"))
+            .map_err(setup("state directory".to_owned()))?;
+        std::fs::create_dir_all(&scratch).map_err(setup(format!("{}", scratch.display())))?;
+        let (program, args) = config.init;
+        let init = InitProgram::open(&program, args)
+            .map_err(setup(format!("opening {}", program.display())))?;
+        Ok(Executor(Arc::new(Inner {
+            init,
+            scratch,
+            network: config.network,
+            cgroups: Cgroups::open(config.cgroup_parent),
+            oom_score_adj: config.oom_score_adj,
+        })))
+    }
+
+    /// Which cgroups steps get.
+    pub fn cgroup_layout(&self) -> Layout {
+        self.0.cgroups.layout()
+    }
+
+    /// Runs a process to its end. `id` names it among those that run at the same time: letters,
+    /// digits and `_.-`.
+    ///
+    /// Cancelled, the process and all it started are killed, and [`ExecError::Canceled`] is
+    /// returned when nothing of them is left. Dropping the future kills them too, but then nobody
+    /// waits for the clearing up.
+    pub async fn run(
+        &self,
+        id: &str,
+        spec: ProcessSpec,
+        io: impl Into<ProcessIo>,
+        cancel: CancellationToken,
+    ) -> Result<ExitStatus, ExecError> {
+        if cancel.is_cancelled() {
+            return Err(ExecError::Canceled);
+        }
+        let mut process = self.start(id, spec, io).await?;
+        tokio::select! {
+            biased;
+            ended = process.wait() => ended,
+            () = cancel.cancelled() => {
+                process.kill();
+                // However it ends now, and it does, it was cancelled.
+                let _ = process.wait().await;
+                Err(ExecError::Canceled)
+            }
+        }
+    }
+
+    /// Starts a process. An error of its set-up comes from [`Process::wait`].
+    pub async fn start(
+        &self,
+        id: &str,
+        spec: ProcessSpec,
+        io: impl Into<ProcessIo>,
+    ) -> Result<Process, ExecError> {
+        check_id(id)?;
+        let (inner, id, io) = (self.0.clone(), id.to_owned(), io.into());
+        tokio::task::spawn_blocking(move || inner.spawn(&id, spec, io))
+            .await
+            .map_err(|error| ExecError::Spawn(io::Error::other(error)))?
+    }
+}
+
+/// A process that has been started. Dropping it kills it.
+#[derive(Debug)]
+pub struct Process {
+    control: UnixStream,
+    supervisor: tokio::process::Child,
+    /// The unfinished line from the supervisor.
+    line: Vec<u8>,
+    pid: Option<i32>,
+    ended: Option<Report>,
+}
+
+impl Process {
+    /// Waits until the program runs; answers its process id as this machine sees it.
+    ///
+    /// For a process that never ran, or has ended, the error or end is left for [`Process::wait`]
+    /// and the answer is `None`.
+    pub async fn started(&mut self) -> Result<Option<i32>, ExecError> {
+        while self.pid.is_none() && self.ended.is_none() {
+            self.listen().await?;
+        }
+        Ok(self.pid)
+    }
+
+    /// Waits until the process has ended and everything of it is cleared up. Dropping the future
+    /// loses nothing: wait again.
+    pub async fn wait(&mut self) -> Result<ExitStatus, ExecError> {
+        while self.ended.is_none() {
+            self.listen().await?;
+        }
+        self.supervisor.wait().await.map_err(ExecError::Spawn)?;
+        match &self.ended {
+            Some(Report::Exited(exited)) => exit_status(exited),
+            Some(Report::Failed(failure)) => Err(exec_error(failure.clone())),
+            _ => Err(ExecError::SupervisorLost("no report".to_owned())),
+        }
+    }
+
+    /// Kills it and all that it started, now.
+    pub fn kill(&self) {
+        self.tell(Command::Kill);
+    }
+
+    /// Sends it a signal. As pid 1 of its namespace it gets only those it has handlers for.
+    pub fn signal(&self, number: i32) {
+        self.tell(Command::Signal(number));
+    }
+
+    /// Changes the size of its terminal.
+    pub fn resize(&self, size: WindowSize) {
+        self.tell(Command::Resize(size));
+    }
+
+    /// A supervisor that does not listen any more has no process any more.
+    fn tell(&self, command: Command) {
+        let _ = control::send_all(self.control.as_fd(), command.line().as_bytes());
+    }
+
+    /// Takes in what the supervisor says.
+    async fn listen(&mut self) -> Result<(), ExecError> {
+        self.control.readable().await.map_err(ExecError::Spawn)?;
+        let mut buffer = [0; 4096];
+        match self.control.try_read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Ok(count) if count > 0 => self.line.extend_from_slice(&buffer[..count]),
+            _ => {
+                let status = self.supervisor.wait().await.map_err(ExecError::Spawn)?;
+                return Err(ExecError::SupervisorLost(status.to_string()));
+            }
+        }
+        while let Some(end) = self.line.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = self.line.drain(..=end).collect();
+            let report = serde_json::from_slice(&line[..end])
+                .map_err(|error| ExecError::SupervisorLost(error.to_string()))?;
+            match report {
+                Report::Started { pid } => self.pid = Some(pid),
+                other => self.ended = Some(other),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The executable that supervisors run, held open: replacing the file on disk does not matter, and
+/// where the kernel can do it, it is reached through a read-only mount so that no step can write
+/// to it by way of `/proc/PID/exe`.
+#[derive(Debug)]
+struct InitProgram {
+    path: PathBuf,
+    fd: OwnedFd,
+    args: Vec<OsString>,
+}
+
+impl InitProgram {
+    fn open(path: &Path, args: Vec<OsString>) -> io::Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let readonly = rustix::mount::open_tree(CWD, path, flags)
+            .map_err(io::Error::from)
+            .and_then(|fd| {
+                crate::sys::mount_setattr(&fd, crate::sys::attr::RDONLY, false)?;
+                Ok(fd)
+            });
+        let fd = match readonly {
+            Ok(fd) => fd,
+            Err(_) => rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?,
+        };
+        Ok(InitProgram {
+            path: path.to_owned(),
+            fd,
+            args,
+        })
+    }
+
+    /// A supervisor whose standard input is `control`.
+    fn spawn(&self, control: OwnedFd) -> io::Result<tokio::process::Child> {
+        // Nothing is set here that would make the standard library fork instead of `posix_spawn`.
+        let mut command =
+            std::process::Command::new(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
+        command
+            .arg0(&self.path)
+            .args(&self.args)
+            .env_clear()
+            .stdin(ChildStdio::from(control))
+            .stdout(ChildStdio::null())
+            .stderr(ChildStdio::inherit());
+        tokio::process::Command::from(command).spawn()
+    }
+}
+
+impl Inner {
+    fn spawn(&self, id: &str, spec: ProcessSpec, io: ProcessIo) -> Result<Process, ExecError> {
+        let terminal = match &io {
+            ProcessIo::Terminal(terminal) => Some(terminal.size.unwrap_or_default()),
+            ProcessIo::Stdio(_) => None,
+        };
+        let (stdin, others) = match io {
+            ProcessIo::Terminal(terminal) => (terminal.stdin, vec![terminal.output]),
+            ProcessIo::Stdio(stdio) => (stdio.stdin, vec![stdio.stdout, stdio.stderr]),
+        };
+        let mut files: Vec<&[u8]> = Vec::new();
+        let mut launch = self.launch(id, &spec, &mut files)?;
+        launch.terminal = terminal;
+        launch.has_stdin = stdin.is_some();
+        let specification = write_launch(&launch, &files).map_err(ExecError::Spawn)?;
+        let (ours, theirs) = control::pair().map_err(ExecError::Spawn)?;
+        let supervisor = self.init.spawn(theirs).map_err(ExecError::Spawn)?;
+        let streams = stdin.iter().chain(&others).map(AsFd::as_fd);
+        let fds: Vec<BorrowedFd<'_>> = std::iter::once(specification.as_fd())
+            .chain(streams)
+            .collect();
+        control::send_fds(&ours, b's', &fds).map_err(ExecError::Spawn)?;
+        let control = std::os::unix::net::UnixStream::from(ours);
+        control.set_nonblocking(true).map_err(ExecError::Spawn)?;
+        Ok(Process {
+            control: UnixStream::from_std(control).map_err(ExecError::Spawn)?,
+            supervisor,
+            line: Vec::new(),
+            pid: None,
+            ended: None,
+        })
+    }
+
+    /// The specification as the supervisor wants it; contents of files are collected in `files`.
+    fn launch<'a>(
+        &self,
+        id: &str,
+        spec: &'a ProcessSpec,
+        files: &mut Vec<&'a [u8]>,
+    ) -> Result<Launch, ExecError> {
+        let hostname = match spec.hostname.as_str() {
+            "" => HOSTNAME_DEFAULT,
+            name => name,
+        };
+        let own_resolver = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+        let rootfs = std::path::absolute(&spec.rootfs).map_err(|error| {
+            ExecError::InvalidSpec(format!("root file system {:?}: {error}", spec.rootfs))
+        })?;
+        Ok(Launch {
+            rootfs,
+            readonly_rootfs: spec.readonly_rootfs,
+            args: spec.args.clone(),
+            env: spec.env.clone(),
+            cwd: crate::rootpath::clean(&spec.cwd)
+                .to_string_lossy()
+                .into_owned(),
+            user: spec.user.clone(),
+            hostname: hostname.to_owned(),
+            mounts: launch_mounts(spec, files)?,
+            private_network: spec.network == llb::NetMode::None,
+            insecure: spec.insecure,
+            ulimits: spec.ulimits.iter().map(limit).collect::<Result<_, _>>()?,
+            oom_score_adj: spec.oom_score_adj.or(self.oom_score_adj),
+            stubs_recursive: spec.remove_mount_stubs_recursive,
+            resolv_conf: network::resolv_conf(
+                &self.network,
+                &String::from_utf8_lossy(&own_resolver),
+            ),
+            hosts: network::hosts(hostname, &spec.extra_hosts, network::default_gateway)?,
+            scratch: self.scratch.clone(),
+            cgroup: self.cgroups.plan(id, &spec.cgroup_parent),
+            terminal: None,
+            has_stdin: false,
+        })
+    }
+}
+
+fn launch_mounts<'a>(
+    spec: &'a ProcessSpec,
+    files: &mut Vec<&'a [u8]>,
+) -> Result<Vec<LaunchMount>, ExecError> {
+    let mut end = 0;
+    let mut mounts = Vec::with_capacity(spec.mounts.len());
+    for mount in &spec.mounts {
+        let source = match &mount.source {
+            MountSource::Bind(path) | MountSource::Socket(path) => {
+                LaunchSource::Bind(std::path::absolute(path).map_err(|error| {
+                    ExecError::InvalidSpec(format!("mount {}: {error}", mount.dest))
+                })?)
+            }
+            MountSource::Tmpfs { size } => LaunchSource::Tmpfs { size: *size },
+            MountSource::File {
+                data,
+                uid,
+                gid,
+                mode,
+            } => {
+                let data = data.expose();
+                files.push(data);
+                end += data.len();
+                LaunchSource::File {
+                    offset: end - data.len(),
+                    length: data.len(),
+                    uid: *uid,
+                    gid: *gid,
+                    mode: *mode,
+                }
+            }
+        };
+        mounts.push(LaunchMount {
+            source,
+            selector: mount.selector.trim_matches('/').to_owned(),
+            dest: mount.dest.clone(),
+            readonly: mount.readonly,
+            flags: mount.flags,
+        });
+    }
+    Ok(mounts)
+}
+
+/// The kernel's number of a limit; -1 is "unlimited".
+fn limit(ulimit: &llb::Ulimit) -> Result<Limit, ExecError> {
+    let resource = match ulimit.name.to_ascii_lowercase().as_str() {
+        "cpu" => libc::RLIMIT_CPU,
+        "fsize" => libc::RLIMIT_FSIZE,
+        "data" => libc::RLIMIT_DATA,
+        "stack" => libc::RLIMIT_STACK,
+        "core" => libc::RLIMIT_CORE,
+        "rss" => libc::RLIMIT_RSS,
+        "nproc" => libc::RLIMIT_NPROC,
+        "nofile" => libc::RLIMIT_NOFILE,
+        "memlock" => libc::RLIMIT_MEMLOCK,
+        "as" => libc::RLIMIT_AS,
+        "locks" => libc::RLIMIT_LOCKS,
+        "sigpending" => libc::RLIMIT_SIGPENDING,
+        "msgqueue" => libc::RLIMIT_MSGQUEUE,
+        "nice" => libc::RLIMIT_NICE,
+        "rtprio" => libc::RLIMIT_RTPRIO,
+        "rttime" => libc::RLIMIT_RTTIME,
+        _ => {
+            return Err(ExecError::InvalidSpec(format!(
+                "invalid ulimit type: {}",
+                ulimit.name
+            )));
+        }
+    };
+    let (soft, hard) = (ulimit.soft as u64, ulimit.hard as u64);
+    if soft > hard {
+        return Err(ExecError::InvalidSpec(format!(
+            "ulimit soft limit must be less than or equal to hard limit: {} > {}",
+            ulimit.soft, ulimit.hard
+        )));
+    }
+    Ok(Limit {
+        resource: resource as u32,
+        soft,
+        hard,
+    })
+}
+
+fn check_id(id: &str) -> Result<(), ExecError> {
+    let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    let starts_well = id.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    if starts_well && id.len() <= ID_LENGTH_MAX && id.bytes().all(word) {
+        return Ok(());
+    }
+    Err(ExecError::InvalidSpec(format!(
+        "invalid container ID {id:?}"
+    )))
+}
+
+fn exit_status(exited: &Exited) -> Result<ExitStatus, ExecError> {
+    if exited.oom_kills > 0 && exited.code != 0 {
+        return Err(ExecError::OutOfMemory {
+            limit: exited.memory_limit,
+            peak: exited.memory_peak,
+            exit_code: exited.code,
+        });
+    }
+    Ok(ExitStatus {
+        code: exited.code,
+        signal: exited.signal,
+        memory_peak: exited.memory_peak,
+        cpu_time: Duration::from_micros(exited.cpu_time_us),
+    })
+}
+
+fn exec_error(failure: Failure) -> ExecError {
+    match failure {
+        Failure::NotFoundInPath(name) => ExecError::NotFoundInPath(name),
+        Failure::NoSuchFile(path) => ExecError::NoSuchFile(path),
+        Failure::NotExecutable { program, reason } => ExecError::NotExecutable { program, reason },
+        Failure::ExecFormat { program, machine } => ExecError::ExecFormat {
+            program,
+            hint: machine.and_then(platforms::machine_hint),
+        },
+        Failure::Exec { program, reason } => ExecError::Exec { program, reason },
+        Failure::Invalid(text) => ExecError::InvalidSpec(text),
+        Failure::Setup { what, reason } => ExecError::Setup { what, reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_known_by_name_and_checked() {
+        let of = |name: &str, soft, hard| {
+            limit(&llb::Ulimit {
+                name: name.to_owned(),
+                soft,
+                hard,
+            })
+        };
+        assert_eq!(
+            of("nofile", 10, 20).unwrap().resource,
+            libc::RLIMIT_NOFILE as u32
+        );
+        assert_eq!(of("core", -1, -1).unwrap().hard, u64::MAX);
+        assert!(of("nofile", 20, 10).is_err());
+        assert!(of("bogus", 1, 1).is_err());
+    }
+
+    #[test]
+    fn ids_that_would_be_paths_are_refused() {
+        assert!(check_id("k3x9-a.b_c").is_ok());
+        for id in ["", ".", "..", "a/b", "-x", &"x".repeat(200)] {
+            assert!(check_id(id).is_err(), "{id}");
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The child: from a fork of the supervisor to the step's program.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Signal;
+use rustix::thread::UnshareFlags;
+
+use super::command::{Program, environment};
+use super::mounts::Root;
+use super::terminal::winsize;
+use super::{Streams, credentials, devices};
+use crate::cgroup::StepCgroup;
+use crate::control;
+use crate::launch::{Doing, Failure, Launch};
+use crate::rootpath::{self, Creation, Kind};
+use crate::spec::WindowSize;
+
+/// The descriptor that the status socket has while the program is being executed.
+const STATUS_FD: i32 = 3;
+
+/// Becomes the step's program, or tells the supervisor why not and ends.
+pub(super) fn become_step(
+    launch: &Launch,
+    files: &[u8],
+    streams: Streams,
+    cgroup: &StepCgroup,
+    status: OwnedFd,
+) -> ! {
+    let mut status = Some(status);
+    let failure = match prepare(launch, files, streams, cgroup, &mut status) {
+        Ok(program) => program.execute(),
+        Err(failure) => failure,
+    };
+    if let (Some(status), Ok(json)) = (&status, serde_json::to_vec(&failure)) {
+        let _ = control::send_all(status, &json);
+    }
+    // SAFETY: ends the process without running what the supervisor may have registered.
+    unsafe { libc::_exit(1) }
+}
+
+/// Everything up to the exec.
+fn prepare(
+    launch: &Launch,
+    files: &[u8],
+    streams: Streams,
+    cgroup: &StepCgroup,
+    status: &mut Option<OwnedFd>,
+) -> Result<Program, Failure> {
+    die_with_supervisor(status).doing(|| "setting PDEATHSIG")?;
+    let _ = rustix::process::setsid();
+    if let Some(adjustment) = launch.oom_score_adj {
+        adjust_oom_score(adjustment).doing(|| "setting oom_score_adj")?;
+    }
+    cgroup.enter();
+    make_namespaces(launch, cgroup).doing(|| "making namespaces")?;
+    rustix::system::sethostname(launch.hostname.as_bytes()).doing(|| "setting the host name")?;
+    if launch.private_network {
+        loopback_up().doing(|| "setting up the loopback")?;
+    }
+    let root = Root::open(launch, files, cgroup)?;
+    make_working_directory(&root, launch)?;
+    root.furnish()?;
+    let streams = match (launch.terminal, status.as_ref()) {
+        (Some(size), Some(status)) => {
+            let terminal = make_terminal(&root, size, status).doing(|| "making a terminal")?;
+            drop(streams);
+            terminal
+        }
+        _ => streams,
+    };
+    root.enter()?;
+    take_streams(streams, launch).doing(|| "setting standard streams")?;
+    let env = environment(launch);
+    only_status_stays(status).doing(|| "closing descriptors")?;
+    change_directory(&launch.cwd)?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    credentials::assume(launch)?;
+    Program::find(&launch.args, &env)
+}
+
+fn die_with_supervisor(status: &Option<OwnedFd>) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let Some(status) = status else { return Ok(()) };
+    // It may have died before; then its end of the socket is closed.
+    let mut polled = [PollFd::new(status, PollFlags::empty())];
+    let now = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    rustix::event::poll(&mut polled, Some(&now))?;
+    if polled[0].revents().contains(PollFlags::HUP) {
+        return Err(io::Error::other("the supervisor is gone"));
+    }
+    Ok(())
+}
+
+/// Making oneself less likely to be killed needs a right we may not have; then it stays as it is.
+fn adjust_oom_score(adjustment: i32) -> io::Result<()> {
+    match std::fs::write("/proc/self/oom_score_adj", adjustment.to_string()) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other,
+    }
+}
+
+fn make_namespaces(launch: &Launch, cgroup: &StepCgroup) -> io::Result<()> {
+    let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    if launch.private_network {
+        flags |= UnshareFlags::NEWNET;
+    }
+    // A cgroup namespace over version 1 hierarchies that others set up can fail: not there.
+    if cgroup.is_v2() {
+        flags |= UnshareFlags::NEWCGROUP;
+    }
+    // SAFETY: this process has one thread and no descriptor of it depends on these namespaces.
+    Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
+}
+
+fn loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        None,
+    )?;
+    // SAFETY: all zeroes is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the request is the structure that this ioctl reads.
+    let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) };
+    crate::sys::check(rc.into()).map(drop)
+}
+
+/// As stock: made in the root file system itself, for the user who is going to work there.
+fn make_working_directory(root: &Root<'_>, launch: &Launch) -> Result<(), Failure> {
+    let creation = Creation {
+        kind: Kind::Directory,
+        owner: Some((launch.user.uid, launch.user.gid)),
+        keep_parent_times: false,
+    };
+    let path = Path::new(&launch.cwd);
+    match rootpath::open_or_create(&root.fd, path, creation) {
+        // Whether it is a directory is found out when it is entered.
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(error).doing(|| format!("failed to create working directory {}", launch.cwd))
+        }
+    }
+}
+
+/// Enters the working directory, which may be on a mount and then is made there.
+fn change_directory(cwd: &str) -> Result<(), Failure> {
+    let what = || format!("chdir to cwd ({cwd:?}) set in config.json failed");
+    if let Err(rustix::io::Errno::NOENT) = rustix::process::chdir(cwd) {
+        std::fs::create_dir_all(cwd).doing(what)?;
+    }
+    rustix::process::chdir(cwd).doing(what)?;
+    // A link such as /proc/self/fd/N may have led out.
+    let here = rustix::process::getcwd(Vec::new()).doing(what)?;
+    if here.as_bytes().first() != Some(&b'/') {
+        return Err(Failure::Invalid(
+            "current working directory is outside of container mount namespace root".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// Opens a terminal in the step's own devpts; its master goes to the supervisor.
+fn make_terminal(root: &Root<'_>, size: WindowSize, status: &OwnedFd) -> io::Result<Streams> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY;
+    let master = rootpath::open_in_root(&root.fd, "/dev/pts/ptmx", flags)?;
+    let unlock: libc::c_int = 0;
+    // SAFETY: the ioctl reads a number through the pointer.
+    let rc = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK as _, &unlock) };
+    crate::sys::check(rc.into())?;
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: numbers only; the answer is a new descriptor.
+    let rc = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags) };
+    let terminal = crate::sys::check(rc.into())?;
+    // SAFETY: the ioctl has just made this descriptor for us.
+    let terminal = unsafe { OwnedFd::from_raw_fd(terminal as i32) };
+    rustix::termios::tcsetwinsize(&master, winsize(size))?;
+    devices::console(&root.fd, &terminal)?;
+    // SAFETY: numbers only. This process leads a session without terminal.
+    let rc = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY as _, 0) };
+    crate::sys::check(rc.into())?;
+    control::send_fds(status, b't', &[master.as_fd()])?;
+    Ok(Streams {
+        stdin: Some(terminal.try_clone()?),
+        stdout: terminal.try_clone()?,
+        stderr: Some(terminal),
+    })
+}
+
+/// Puts the streams where programs expect them, owned by the user so that `/dev/stdout` can be
+/// opened.
+fn take_streams(streams: Streams, launch: &Launch) -> io::Result<()> {
+    let stdin = match streams.stdin {
+        Some(stdin) => stdin,
+        None => rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?,
+    };
+    let stderr = match streams.stderr {
+        Some(stderr) => stderr,
+        None => streams.stdout.try_clone()?,
+    };
+    let owner = Some(rustix::fs::Uid::from_raw(launch.user.uid));
+    for stream in [&stdin, &streams.stdout, &stderr] {
+        let stat = rustix::fs::fstat(stream)?;
+        let null = rustix::fs::makedev(1, 3);
+        if stat.st_uid != launch.user.uid && stat.st_rdev != null {
+            // Where it cannot be changed the program can still use what it has open.
+            let _ = rustix::fs::fchown(stream, owner, None);
+        }
+    }
+    rustix::stdio::dup2_stdin(&stdin)?;
+    rustix::stdio::dup2_stdout(&streams.stdout)?;
+    rustix::stdio::dup2_stderr(&stderr)?;
+    Ok(())
+}
+
+/// Closes everything but the standard streams and the status socket, so that no descriptor of the
+/// outside is there to be found in `/proc/self/fd`.
+fn only_status_stays(status: &mut Option<OwnedFd>) -> io::Result<()> {
+    let Some(old) = status.take() else {
+        return Ok(());
+    };
+    if old.as_raw_fd() != STATUS_FD {
+        // SAFETY: numbers only. What had that number before is not used any more.
+        let rc = unsafe { libc::dup3(old.as_raw_fd(), STATUS_FD, libc::O_CLOEXEC) };
+        crate::sys::check(rc.into())?;
+        // Its owner would close the number later, when it may be another descriptor's.
+        std::mem::forget(old);
+        // SAFETY: the call above has made this descriptor.
+        *status = Some(unsafe { OwnedFd::from_raw_fd(STATUS_FD) });
+    } else {
+        *status = Some(old);
+    }
+    crate::sys::close_from(STATUS_FD as u32 + 1)
+}

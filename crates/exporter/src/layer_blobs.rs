@@ -1,0 +1,283 @@
+//! Blobs of layers: found, computed, packed again in another way, or with their times clamped.
+//! Everything here blocks.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufWriter, Read, Write};
+use std::sync::{Arc, Weak};
+
+use archive::{Compression, EntryKind, Mtime, Reader, Writer};
+use content::{ContentStore, Lease};
+use diag::{Error, Result};
+use layers::{LayerBlob, LayerStack, LayerStore};
+use oci::{Descriptor, Digest, DigestHasher, media_type};
+use parking_lot::Mutex;
+
+use crate::attrs::LayerCompression;
+use crate::image::{ImageLayer, SOURCE_PREFIX};
+
+/// Bytes handed on at once.
+const BUFFER_SIZE: usize = 256 * 1024;
+
+/// Finds or makes blobs; clones share what is under way.
+#[derive(Clone)]
+pub(crate) struct LayerBlobs {
+    content: ContentStore,
+    layers: LayerStore,
+    /// Conversions under way, by what they make.
+    busy: Arc<Mutex<HashMap<String, Weak<Mutex<()>>>>>,
+}
+
+impl LayerBlobs {
+    pub(crate) fn new(content: ContentStore, layers: LayerStore) -> Self {
+        LayerBlobs {
+            content,
+            layers,
+            busy: Arc::default(),
+        }
+    }
+
+    /// The layer at `index` of a stack with its blob, which `lease` protects.
+    pub(crate) fn layer(
+        &self,
+        stack: &LayerStack,
+        index: usize,
+        compression: LayerCompression,
+        lease: &Lease,
+    ) -> Result<ImageLayer> {
+        let missing = || Error::internal(format!("a stack has no layer {index}"));
+        let id = stack.0.get(index).copied().ok_or_else(missing)?;
+        let blob = match compression.force {
+            false => match self.layers.stored_blob(id, lease)? {
+                Some(blob) => blob,
+                None => self.compute(stack, index, compression, lease)?,
+            },
+            true => self.forced(stack, index, compression, lease)?,
+        };
+        let info = self.layers.info(id)?.ok_or_else(missing)?;
+        Ok(ImageLayer {
+            descriptor: blob.descriptor,
+            diff_id: blob.diff_id,
+            description: match info.description.is_empty() {
+                true => "created by buildkit".to_owned(),
+                false => info.description,
+            },
+            created_at: Some(info.created_at),
+        })
+    }
+
+    fn compute(
+        &self,
+        stack: &LayerStack,
+        index: usize,
+        compression: LayerCompression,
+        lease: &Lease,
+    ) -> Result<LayerBlob> {
+        let (kind, level) = (compression.kind, compression.level);
+        Ok(self.layers.compute_blob(stack, index, lease, kind, level)?)
+    }
+
+    /// A blob of exactly this kind: one that exists, or one that exists packed again so that its
+    /// diff ID stays, or a new one.
+    fn forced(
+        &self,
+        stack: &LayerStack,
+        index: usize,
+        compression: LayerCompression,
+        lease: &Lease,
+    ) -> Result<LayerBlob> {
+        let id = stack.0[index];
+        let lock = self.lock(format!("{id} {compression:?}"));
+        let _alone = lock.lock();
+        for (_, blob) in self.layers.blobs(id)? {
+            if kind_of(&blob.descriptor) == Some(compression.kind)
+                && lease.protect(blob.descriptor.digest)
+            {
+                return Ok(blob);
+            }
+        }
+        let Some(other) = self.layers.stored_blob(id, lease)? else {
+            return self.compute(stack, index, compression, lease);
+        };
+        let packed = self.convert(&other, compression, lease, |plain, out| {
+            std::io::copy(plain, out)
+                .map(|_| ())
+                .map_err(|error| Error::from(error).context("compressing a layer again"))
+        })?;
+        if packed.diff_id != other.diff_id {
+            return Err(Error::new(
+                diag::Code::DataLoss,
+                format!("{} has diff ID {}", other.descriptor.digest, packed.diff_id),
+            ));
+        }
+        let key = match compression.level {
+            None => compression.kind.name().to_owned(),
+            Some(level) => format!("{}:{level}", compression.kind.name()),
+        };
+        self.layers.set_blob(id, &key, &packed)?;
+        Ok(packed)
+    }
+
+    /// The layer with the times of its entries clamped; another diff ID comes of it.
+    pub(crate) fn with_times_clamped(
+        &self,
+        layer: &ImageLayer,
+        epoch: i64,
+        compression: LayerCompression,
+        lease: &Lease,
+    ) -> Result<ImageLayer> {
+        let blob = LayerBlob {
+            descriptor: layer.descriptor.clone(),
+            diff_id: layer.diff_id,
+        };
+        // The kind stays, unless another is forced.
+        let kind = match compression.force {
+            true => Some(compression.kind),
+            false => kind_of(&layer.descriptor),
+        };
+        let compression = LayerCompression {
+            kind: kind.unwrap_or(compression.kind),
+            ..compression
+        };
+        let max = Mtime::from_secs(epoch);
+        let made = self.convert(&blob, compression, lease, |plain, out| {
+            clamp_times(plain, out, max)
+        })?;
+        Ok(ImageLayer {
+            descriptor: made.descriptor,
+            diff_id: made.diff_id,
+            ..layer.clone()
+        })
+    }
+
+    /// Unpacks a blob, changes the archive and packs it.
+    fn convert(
+        &self,
+        blob: &LayerBlob,
+        compression: LayerCompression,
+        lease: &Lease,
+        change: impl FnOnce(&mut dyn Read, &mut dyn Write) -> Result<()>,
+    ) -> Result<LayerBlob> {
+        let file = self.content.open_blob(&blob.descriptor.digest)?;
+        let mut plain = archive::decompressor(file)?;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let packed = archive::compressor(
+            lease.writer()?,
+            compression.kind,
+            compression.level,
+            threads,
+        )?;
+        let mut out = BufWriter::with_capacity(
+            BUFFER_SIZE,
+            Tee {
+                out: packed,
+                hasher: DigestHasher::new(),
+            },
+        );
+        change(&mut plain, &mut out)?;
+        let tee = out
+            .into_inner()
+            .map_err(|error| Error::from(error.into_error()))?;
+        let diff_id = tee.hasher.finish();
+        let (digest, size) = tee.out.finish()?.finish(None, None)?;
+        let mut descriptor = Descriptor::new(media_type_of(compression.kind), digest, size);
+        descriptor.annotations = blob.descriptor.annotations.clone();
+        // Nobody else has this blob.
+        descriptor
+            .annotations
+            .retain(|key, _| !key.starts_with(SOURCE_PREFIX));
+        Ok(LayerBlob {
+            descriptor,
+            diff_id,
+        })
+    }
+
+    fn lock(&self, key: String) -> Arc<Mutex<()>> {
+        let mut busy = self.busy.lock();
+        if let Some(lock) = busy.get(&key).and_then(Weak::upgrade) {
+            return lock;
+        }
+        busy.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::new(Mutex::new(()));
+        busy.insert(key, Arc::downgrade(&lock));
+        lock
+    }
+}
+
+/// Copies an archive entry by entry; times later than `max` become `max`.
+fn clamp_times(plain: &mut dyn Read, out: &mut dyn Write, max: Mtime) -> Result<()> {
+    let mut from = Reader::new(plain);
+    let mut to = Writer::new(out);
+    while let Some(mut entry) = from.next_entry()? {
+        let mut header = entry.header().clone();
+        if header.mtime > max {
+            header.mtime = max;
+        }
+        match header.kind {
+            EntryKind::Regular => to.append(&header, &mut entry)?,
+            _ => to.append(&header, std::io::empty())?,
+        }
+    }
+    to.finish()?;
+    Ok(())
+}
+
+/// Repositories that have a blob, by registry, from what its source noted down.
+pub(crate) fn sources_of(descriptor: &Descriptor) -> BTreeMap<String, Vec<String>> {
+    descriptor
+        .annotations
+        .iter()
+        .filter_map(|(key, value)| {
+            let host = key.strip_prefix(SOURCE_PREFIX)?;
+            let repositories = value.split(',').map(str::to_owned).collect();
+            Some((host.to_owned(), repositories))
+        })
+        .collect()
+}
+
+fn kind_of(descriptor: &Descriptor) -> Option<Compression> {
+    let name = descriptor.media_type.as_str();
+    if name.ends_with("gzip") {
+        Some(Compression::Gzip)
+    } else if name.ends_with("zstd") {
+        Some(Compression::Zstd)
+    } else if name.ends_with(".tar") {
+        Some(Compression::None)
+    } else {
+        None
+    }
+}
+
+fn media_type_of(kind: Compression) -> &'static str {
+    match kind {
+        Compression::None => media_type::OCI_LAYER,
+        Compression::Gzip => media_type::OCI_LAYER_GZIP,
+        Compression::Zstd => media_type::OCI_LAYER_ZSTD,
+    }
+}
+
+/// Hashes what passes through.
+struct Tee<W> {
+    out: W,
+    hasher: DigestHasher,
+}
+
+impl<W: Write> Write for Tee<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// For base images: how many of these layers are still the base's own.
+pub(crate) fn shared_with_base(layers: &[ImageLayer], base: &[Digest]) -> usize {
+    layers
+        .iter()
+        .zip(base)
+        .take_while(|(layer, diff_id)| layer.diff_id == **diff_id)
+        .count()
+}

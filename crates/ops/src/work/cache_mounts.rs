@@ -1,0 +1,393 @@
+//! Persistent directories for `RUN --mount=type=cache`.
+//!
+//! ```text
+//! <dir>/<sha256 of name and base>/<n>/fs     a directory; n > 0 only where private ones are in use at once
+//! <dir>/<sha256 of name and base>/<n>/note   its name, for people
+//! ```
+//! A directory may be lost at any time without harm: steps see an empty one.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use diag::{Context, Error, Result};
+use llb::CacheSharing;
+use oci::DigestHasher;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex as AsyncMutex;
+use tokio_util::sync::CancellationToken;
+
+use super::parts::blocking;
+use crate::file_actions;
+use crate::{Root, dir_entry};
+
+/// The cache mounts of a server; clones share them.
+#[derive(Clone)]
+pub struct CacheMounts(Arc<Inner>);
+
+struct Inner {
+    dir: PathBuf,
+    /// Directories in use, with how many users each has.
+    used: Mutex<HashMap<PathBuf, usize>>,
+    /// One lock a name, for those that are used one after the other.
+    locks: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
+}
+
+/// A cache mount in use; dropping it ends the use.
+pub struct CacheMount {
+    mounts: CacheMounts,
+    dir: PathBuf,
+    _lock: Option<tokio::sync::OwnedMutexGuard<()>>,
+}
+
+/// A cache mount as it is listed.
+#[derive(Clone, Debug)]
+pub struct CacheMountInfo {
+    /// Its identity for removal.
+    pub id: String,
+    /// The name the Dockerfile gives it.
+    pub name: String,
+    /// Bytes of disk blocks it occupies.
+    pub size_bytes: u64,
+    /// When it was made.
+    pub created: SystemTime,
+    /// When it was used last.
+    pub last_used: SystemTime,
+    /// How often it was used.
+    pub usage_count: u64,
+    /// Whether a step uses it now.
+    pub in_use: bool,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Note {
+    name: String,
+    usage_count: u64,
+}
+
+impl CacheMounts {
+    /// The mounts kept in `dir`, which is made if needed.
+    pub fn open(dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir).context("cache mounts")?;
+        Ok(CacheMounts(Arc::new(Inner {
+            dir: dir.to_owned(),
+            used: Mutex::new(HashMap::new()),
+            locks: Mutex::new(HashMap::new()),
+        })))
+    }
+
+    /// Begins to use the mount of that name. A new one starts with what is in `base`, if given;
+    /// `base_key` tells bases apart.
+    pub async fn acquire(
+        &self,
+        name: &str,
+        sharing: CacheSharing,
+        base_key: &str,
+        base: Option<PathBuf>,
+        cancel: &CancellationToken,
+    ) -> Result<CacheMount> {
+        let mut hasher = DigestHasher::new();
+        hasher.field(name.as_bytes());
+        hasher.field(base_key.as_bytes());
+        let key = hasher.finish().hex();
+        let lock = match sharing {
+            CacheSharing::Locked => Some(self.lock(&key, cancel).await?),
+            CacheSharing::Shared | CacheSharing::Private => None,
+        };
+        let (mounts, name) = (self.clone(), name.to_owned());
+        let cancel = cancel.clone();
+        let dir = blocking(move || mounts.take(&key, &name, sharing, base.as_deref(), &cancel));
+        Ok(CacheMount {
+            mounts: self.clone(),
+            dir: dir.await?,
+            _lock: lock,
+        })
+    }
+
+    /// All cache mounts. Blocks on the disk: sizes are measured.
+    pub fn list(&self) -> Result<Vec<CacheMountInfo>> {
+        let mut found = Vec::new();
+        for key in entries(&self.0.dir)? {
+            for dir in entries(&key)? {
+                let Ok(meta) = std::fs::metadata(&dir) else {
+                    continue;
+                };
+                let note = read_note(&dir);
+                let used = self.0.used.lock().contains_key(&dir);
+                let note_meta = std::fs::metadata(dir.join("note"));
+                let last_used = note_meta.and_then(|m| m.modified());
+                let created = meta.created().or_else(|_| meta.modified());
+                let created = created.unwrap_or(SystemTime::UNIX_EPOCH);
+                found.push(CacheMountInfo {
+                    id: id_of(&dir),
+                    name: note.name,
+                    size_bytes: disk_usage(&dir.join("fs"), &mut HashSet::new()),
+                    created,
+                    last_used: last_used.unwrap_or(created),
+                    usage_count: note.usage_count,
+                    in_use: used,
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes a mount; says whether it was there and not in use. Blocks on the disk.
+    pub fn remove(&self, id: &str) -> Result<bool> {
+        for key in entries(&self.0.dir)? {
+            for dir in entries(&key)? {
+                if id_of(&dir) != id {
+                    continue;
+                }
+                let doomed = {
+                    let used = self.0.used.lock();
+                    if used.contains_key(&dir) {
+                        return Ok(false);
+                    }
+                    // Renamed under the lock, so that nobody begins to use what is being removed.
+                    let doomed = self.0.dir.join(format!(".gone-{id}"));
+                    std::fs::rename(&dir, &doomed)?;
+                    doomed
+                };
+                std::fs::remove_dir_all(&doomed)?;
+                let _ = std::fs::remove_dir(&key);
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn lock(
+        &self,
+        key: &str,
+        cancel: &CancellationToken,
+    ) -> Result<tokio::sync::OwnedMutexGuard<()>> {
+        let lock = {
+            let mut locks = self.0.locks.lock();
+            // Locks that nobody has are not kept.
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            locks.entry(key.to_owned()).or_default().clone()
+        };
+        tokio::select! {
+            guard = lock.lock_owned() => Ok(guard),
+            () = cancel.cancelled() => Err(Error::canceled()),
+        }
+    }
+
+    /// Chooses or makes the directory, and counts the use.
+    fn take(
+        &self,
+        key: &str,
+        name: &str,
+        sharing: CacheSharing,
+        base: Option<&Path>,
+        cancel: &CancellationToken,
+    ) -> Result<PathBuf> {
+        let group = self.0.dir.join(key);
+        std::fs::create_dir_all(&group)?;
+        let dir = {
+            let mut used = self.0.used.lock();
+            let free = |dir: &PathBuf| sharing != CacheSharing::Private || !used.contains_key(dir);
+            let dir = (0..)
+                .map(|n| group.join(format!("{n}")))
+                .find(free)
+                .unwrap_or_else(|| group.join("0"));
+            *used.entry(dir.clone()).or_insert(0) += 1;
+            dir
+        };
+        let prepared = prepare(&dir, name, base, cancel);
+        if let Err(error) = prepared {
+            self.release(&dir);
+            return Err(error.context(format!("cache mount {name}")));
+        }
+        Ok(dir)
+    }
+
+    fn release(&self, dir: &Path) {
+        let mut used = self.0.used.lock();
+        if let Some(count) = used.get_mut(dir) {
+            *count -= 1;
+            if *count == 0 {
+                used.remove(dir);
+            }
+        }
+    }
+}
+
+impl CacheMount {
+    /// The directory to mount.
+    pub fn path(&self) -> PathBuf {
+        self.dir.join("fs")
+    }
+}
+
+impl Drop for CacheMount {
+    fn drop(&mut self) {
+        self.mounts.release(&self.dir);
+    }
+}
+
+/// Makes a directory that is not there, whole or not at all, and notes its use.
+fn prepare(
+    dir: &Path,
+    name: &str,
+    base: Option<&Path>,
+    cancel: &CancellationToken,
+) -> Result<()> {
+    if !dir.join("fs").is_dir() {
+        let parent = dir.parent().unwrap_or(dir);
+        let new = tempfile_in(parent)?;
+        let fs = new.join("fs");
+        std::fs::create_dir(&fs)?;
+        rustix::fs::chmod(&fs, rustix::fs::Mode::from_raw_mode(0o755))
+            .map_err(std::io::Error::from)?;
+        if let Some(base) = base {
+            let copy = llb::CopyAction {
+                src: "/".into(),
+                dest: "/".into(),
+                dir_copy_contents: true,
+                create_dest_path: true,
+                ..llb::CopyAction::default()
+            };
+            file_actions::copy(&Root::open(base)?, &Root::open(&fs)?, &copy, None, cancel)?;
+        }
+        let _ = std::fs::remove_dir_all(dir);
+        match std::fs::rename(&new, dir) {
+            // Somebody else was faster: theirs is used.
+            Err(_) if dir.join("fs").is_dir() => std::fs::remove_dir_all(&new)?,
+            outcome => outcome?,
+        }
+    }
+    let mut note = read_note(dir);
+    note.name = name.to_owned();
+    note.usage_count += 1;
+    let text = serde_json::to_vec(&note).map_err(|error| Error::internal(error.to_string()))?;
+    std::fs::write(dir.join("note"), text)?;
+    Ok(())
+}
+
+/// A new directory beside others, under a name that is swept when the mounts are listed.
+fn tempfile_in(parent: &Path) -> Result<PathBuf> {
+    let mut random = [0_u8; 8];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        .map_err(std::io::Error::from)?;
+    let path = parent.join(format!(".new-{:016x}", u64::from_le_bytes(random)));
+    std::fs::create_dir(&path)?;
+    Ok(path)
+}
+
+fn read_note(dir: &Path) -> Note {
+    std::fs::read(dir.join("note"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default()
+}
+
+/// The directories in one, those being made or removed left out.
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with('.') {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A short name for a directory.
+fn id_of(dir: &Path) -> String {
+    let number = dir.file_name().unwrap_or_default().to_string_lossy();
+    let key = dir.parent().and_then(Path::file_name).unwrap_or_default();
+    let key = key.to_string_lossy();
+    format!("{}-{number}", &key[..key.len().min(24)])
+}
+
+/// Bytes of disk blocks below a path, files with several names counted once.
+fn disk_usage(path: &Path, seen: &mut HashSet<(u64, u64)>) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(meta) = std::fs::symlink_metadata(path) else {
+        return 0;
+    };
+    if meta.nlink() > 1 && !meta.is_dir() && !seen.insert((meta.dev(), meta.ino())) {
+        return 0;
+    }
+    let own = meta.blocks() * 512;
+    if !meta.is_dir() {
+        return own;
+    }
+    let Ok(fd) = Root::open(path) else { return own };
+    let names = fd
+        .open_dir(&crate::Resolved::default())
+        .ok()
+        .and_then(|fd| dir_entry::list(fd).ok())
+        .unwrap_or_default();
+    own + names
+        .iter()
+        .map(|name| disk_usage(&path.join(name), seen))
+        .sum::<u64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn acquire(mounts: &CacheMounts, name: &str, sharing: CacheSharing) -> CacheMount {
+        let cancel = CancellationToken::new();
+        mounts
+            .acquire(name, sharing, "", None, &cancel)
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_there_next_time_and_can_be_removed_when_unused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mounts = CacheMounts::open(dir.path()).unwrap();
+        let mount = acquire(&mounts, "go", CacheSharing::Shared).await;
+        std::fs::write(mount.path().join("x"), "y").unwrap();
+        let info = mounts.list().unwrap();
+        assert_eq!((info[0].name.as_str(), info[0].in_use), ("go", true));
+        assert!(!mounts.remove(&info[0].id).unwrap());
+        drop(mount);
+        let again = acquire(&CacheMounts::open(dir.path()).unwrap(), "go", CacheSharing::Locked);
+        assert!(again.await.path().join("x").exists());
+        assert!(mounts.remove(&info[0].id).unwrap());
+        assert!(mounts.list().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn private_users_get_their_own_and_shared_ones_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let mounts = CacheMounts::open(dir.path()).unwrap();
+        let one = acquire(&mounts, "a", CacheSharing::Private).await;
+        let two = acquire(&mounts, "a", CacheSharing::Private).await;
+        assert_ne!(one.path(), two.path());
+        let one = acquire(&mounts, "b", CacheSharing::Shared).await;
+        let two = acquire(&mounts, "b", CacheSharing::Shared).await;
+        assert_eq!(one.path(), two.path());
+        let locked = acquire(&mounts, "c", CacheSharing::Locked).await;
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        let second = mounts
+            .acquire("c", CacheSharing::Locked, "", None, &cancel)
+            .await;
+        assert!(second.err().unwrap().is_canceled());
+        drop(locked);
+    }
+
+    #[tokio::test]
+    async fn a_new_mount_starts_with_its_base() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = tempfile::tempdir().unwrap();
+        std::fs::write(base.path().join("f"), "1").unwrap();
+        let mounts = CacheMounts::open(dir.path()).unwrap();
+        let cancel = CancellationToken::new();
+        let path = Some(base.path().to_owned());
+        let mount = mounts.acquire("a", CacheSharing::Shared, "k", path, &cancel);
+        assert!(mount.await.unwrap().path().join("f").exists());
+    }
+}

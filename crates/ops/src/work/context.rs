@@ -1,0 +1,73 @@
+//! What a running op sees of the build that wants it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use diag::Result;
+use oci::Digest;
+use progress::{VertexLog, VertexStatus, VertexWarning};
+use solver::Outcome;
+
+/// Something that happened in a vertex. The vertex named in it does not count: each build that
+/// watches fills in its own.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A piece of work: a download, a transfer.
+    Status(VertexStatus),
+    /// Output.
+    Log(VertexLog),
+    /// A warning.
+    Warning(VertexWarning),
+}
+
+/// The outside of a build: whom to tell, and the client that is asked for files and secrets.
+#[async_trait]
+pub trait Outside: Send + Sync + 'static {
+    /// A vertex began to do something.
+    fn started(&self, vertex: &Digest);
+    /// Something happened in a vertex.
+    fn event(&self, vertex: &Digest, event: &Event);
+    /// A vertex ended.
+    fn completed(&self, vertex: &Digest, outcome: Outcome<'_>);
+    /// The client's session.
+    async fn session(&self) -> Result<session::Session>;
+    /// The client's session of that id, for sources that name one.
+    async fn session_of(&self, id: &str) -> Result<session::Session>;
+    /// Who is asked for registry credentials.
+    fn credentials(&self) -> Arc<dyn registry::Credentials>;
+}
+
+/// A build as the solver passes it around.
+#[derive(Clone)]
+pub struct BuildContext(Arc<dyn Outside>);
+
+impl BuildContext {
+    /// The context of a build with that outside.
+    pub fn new(outside: Arc<dyn Outside>) -> Self {
+        BuildContext(outside)
+    }
+}
+
+impl std::ops::Deref for BuildContext {
+    type Target = dyn Outside;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+impl solver::Context for BuildContext {
+    type Event = Event;
+
+    fn started(&self, vertex: &Digest) {
+        self.0.started(vertex);
+    }
+
+    fn event(&self, vertex: &Digest, event: &Event) {
+        self.0.event(vertex, event);
+    }
+
+    fn completed(&self, vertex: &Digest, outcome: Outcome<'_>) {
+        self.0.completed(vertex, outcome);
+    }
+}

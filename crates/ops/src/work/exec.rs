@@ -1,0 +1,472 @@
+//! Running a process op: its mounts, its environment, its output, and what it leaves behind.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use diag::{Context, Error, Result};
+use executor::{ExecError, MountFlags, MountSource, ProcessMount, ProcessSpec, Stdio};
+use layers::{LayerNote, WritableStack};
+use llb::{ExecOp, Mount, MountKind, SecurityMode, Vertex};
+use progress::VertexLog;
+use solver::RunContext;
+
+use super::cache_mounts::CacheMount;
+use super::context::{BuildContext, Event};
+use super::logs::{self, LogChunk};
+use super::output::Output;
+use super::parts::{Parts, ReadOnly, blocking};
+use super::ssh::SshSocket;
+use crate::clean;
+
+/// The search path of steps whose image does not set one.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Runs a process op on its inputs.
+pub async fn run_exec_op(
+    parts: &Arc<Parts>,
+    vertex: &Vertex,
+    op: &ExecOp,
+    inputs: Vec<Output>,
+    context: &RunContext<BuildContext>,
+) -> Result<Vec<Output>> {
+    let mut mounts = Mounts::prepare(parts, op, &inputs, context).await?;
+    let spec = specification(parts, vertex, op, &mut mounts, context).await?;
+    let ended = run_process(parts, vertex, op, spec, context).await;
+    // Commit even a cancelled step's mounts never: they go away with `mounts`.
+    ended?;
+    mounts.commit(vertex.name()).await
+}
+
+/// A mount of files while the process runs.
+enum Prepared {
+    ReadOnly(ReadOnly),
+    /// Written to; becomes the output of that number, or nothing.
+    Writable(WritableStack, Option<usize>),
+    Cache(CacheMount),
+    /// The untouched input is the output, since nothing could write to it.
+    Same(ReadOnly, usize, Output),
+}
+
+impl Prepared {
+    fn path(&self) -> PathBuf {
+        match self {
+            Prepared::ReadOnly(mounted) | Prepared::Same(mounted, _, _) => {
+                mounted.path().to_owned()
+            }
+            Prepared::Writable(stack, _) => stack.path(),
+            Prepared::Cache(cache) => cache.path(),
+        }
+    }
+}
+
+/// What a process sees of files and secrets; dropping it takes everything away again.
+struct Mounts {
+    /// By the number of the mount in the op.
+    files: HashMap<usize, Prepared>,
+    others: Vec<(usize, ProcessMount)>,
+    _sockets: Vec<SshSocket>,
+}
+
+impl Mounts {
+    async fn prepare(
+        parts: &Arc<Parts>,
+        op: &ExecOp,
+        inputs: &[Output],
+        context: &RunContext<BuildContext>,
+    ) -> Result<Self> {
+        let mut mounts = Mounts {
+            files: HashMap::new(),
+            others: Vec::new(),
+            _sockets: Vec::new(),
+        };
+        for (number, mount) in op.mounts.iter().enumerate() {
+            let input = input_of(mount, inputs)?;
+            match &mount.kind {
+                MountKind::Bind => {
+                    let files = bind(parts, mount, input).await?;
+                    mounts.files.insert(number, files);
+                }
+                MountKind::Cache { .. } => {
+                    let files = cache(parts, mount, input, context).await?;
+                    mounts.files.insert(number, files);
+                }
+                MountKind::Tmpfs { size } => {
+                    let source = MountSource::Tmpfs { size: *size };
+                    let mount = ProcessMount::new(source, &mount.dest);
+                    mounts.others.push((number, mount));
+                }
+                MountKind::Secret { .. } => {
+                    if let Some(mount) = secret(mount, context).await? {
+                        mounts.others.push((number, mount));
+                    }
+                }
+                MountKind::Ssh { .. } => mounts.add_ssh(parts, number, mount, context).await?,
+            }
+        }
+        Ok(mounts)
+    }
+
+    async fn add_ssh(
+        &mut self,
+        parts: &Arc<Parts>,
+        number: usize,
+        mount: &Mount,
+        context: &RunContext<BuildContext>,
+    ) -> Result<()> {
+        let MountKind::Ssh {
+            id,
+            uid,
+            gid,
+            mode,
+            optional,
+        } = &mount.kind
+        else {
+            return Ok(());
+        };
+        let session = match context.first()?.session().await {
+            Ok(session) => session,
+            Err(_) if *optional => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if let Err(error) = session.check_ssh(id).await {
+            if *optional {
+                return Ok(());
+            }
+            let shown = if id.is_empty() { "default" } else { id };
+            return Err(Error::from(error)
+                .hint(format!("give the build an agent with `--ssh {shown}`")));
+        }
+        let socket = SshSocket::open(&parts.run_dir, session, id, (*uid, *gid, *mode))?;
+        let mut mounted = ProcessMount::new(
+            MountSource::Socket(socket.path().to_owned()),
+            &mount.dest,
+        );
+        mounted.flags = MountFlags::RESTRICTED;
+        self.others.push((number, mounted));
+        self._sockets.push(socket);
+        Ok(())
+    }
+
+    /// The mounts over the root file system, in the order of the op.
+    fn process_mounts(&mut self, op: &ExecOp) -> Vec<ProcessMount> {
+        let mut mounts = std::mem::take(&mut self.others);
+        for (number, prepared) in &self.files {
+            let mount = &op.mounts[*number];
+            if mount.dest == "/" {
+                continue;
+            }
+            let mut mounted = ProcessMount::bind(prepared.path(), &mount.dest);
+            if clean(&mount.selector) != "/" {
+                mounted.selector.clone_from(&mount.selector);
+            }
+            mounted.readonly = mount.readonly;
+            mounts.push((*number, mounted));
+        }
+        mounts.sort_by_key(|(number, _)| *number);
+        mounts.into_iter().map(|(_, mount)| mount).collect()
+    }
+
+    /// Makes layers of what was written.
+    async fn commit(self, name: String) -> Result<Vec<Output>> {
+        let Mounts { files, .. } = self;
+        blocking(move || {
+            let mut outputs: Vec<(usize, Output)> = Vec::new();
+            for (_, prepared) in files {
+                match prepared {
+                    Prepared::Writable(stack, Some(output)) => {
+                        let (stack, hold) = stack.commit_held(LayerNote::new(&name))?;
+                        outputs.push((output, Output::held(stack, hold)));
+                    }
+                    Prepared::Same(_, number, output) => outputs.push((number, output)),
+                    Prepared::ReadOnly(_) | Prepared::Writable(_, None) | Prepared::Cache(_) => {}
+                }
+            }
+            outputs.sort_by_key(|(number, _)| *number);
+            Ok(outputs.into_iter().map(|(_, output)| output).collect())
+        })
+        .await
+    }
+}
+
+fn input_of<'i>(mount: &Mount, inputs: &'i [Output]) -> Result<Option<&'i Output>> {
+    match mount.input {
+        None => Ok(None),
+        Some(number) => inputs.get(number).map(Some).ok_or_else(|| {
+            Error::invalid(format!("missing input {number} for mount {}", mount.dest))
+        }),
+    }
+}
+
+async fn bind(parts: &Arc<Parts>, mount: &Mount, input: Option<&Output>) -> Result<Prepared> {
+    let (parts, output) = (parts.clone(), mount.output);
+    let input = input.cloned().unwrap_or_default();
+    let readonly = mount.readonly;
+    blocking(move || {
+        Ok(match output {
+            Some(number) if readonly => {
+                let mounted = parts.read_only(&input.stack)?;
+                Prepared::Same(mounted, number, input)
+            }
+            None if readonly => Prepared::ReadOnly(parts.read_only(&input.stack)?),
+            output => Prepared::Writable(parts.layers.writable(&input.stack)?, output),
+        })
+    })
+    .await
+}
+
+async fn cache(
+    parts: &Arc<Parts>,
+    mount: &Mount,
+    input: Option<&Output>,
+    context: &RunContext<BuildContext>,
+) -> Result<Prepared> {
+    let MountKind::Cache { id, sharing } = &mount.kind else {
+        return Err(Error::internal("not a cache mount"));
+    };
+    if mount.output.is_some() {
+        return Err(Error::invalid("cache mount cannot have an output"));
+    }
+    let name = if id.is_empty() { &mount.dest } else { id };
+    let base = match input.filter(|input| !input.stack.is_empty()) {
+        None => None,
+        Some(input) => {
+            let (parts, stack) = (parts.clone(), input.stack.clone());
+            Some(blocking(move || parts.read_only(&stack)).await?)
+        }
+    };
+    let key = input.map(|input| format!("{:?}", input.stack));
+    let cache = parts
+        .cache_mounts
+        .acquire(
+            name,
+            *sharing,
+            key.as_deref().unwrap_or_default(),
+            base.as_ref().map(|base| base.path().to_owned()),
+            &context.cancel,
+        )
+        .await?;
+    Ok(Prepared::Cache(cache))
+}
+
+/// The bytes of a secret; `None` when it is not there and need not be.
+async fn secret_data(
+    id: &str,
+    optional: bool,
+    context: &RunContext<BuildContext>,
+) -> Result<Option<diag::Secret<Vec<u8>>>> {
+    let session = match context.first()?.session().await {
+        Ok(session) => session,
+        Err(_) if optional => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match session.secret(id).await {
+        Ok(None) if !optional => Err(Error::not_found(format!("secret {id}: not found"))
+            .hint(format!("give it to the build with `--secret id={id},…`"))),
+        Ok(secret) => Ok(secret),
+        Err(_) if optional => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn secret(
+    mount: &Mount,
+    context: &RunContext<BuildContext>,
+) -> Result<Option<ProcessMount>> {
+    let MountKind::Secret {
+        id,
+        uid,
+        gid,
+        mode,
+        optional,
+    } = &mount.kind
+    else {
+        return Ok(None);
+    };
+    let Some(data) = secret_data(id, *optional, context).await? else {
+        return Ok(None);
+    };
+    let source = MountSource::File {
+        data,
+        uid: *uid,
+        gid: *gid,
+        mode: mode & 0o777,
+    };
+    let mut mounted = ProcessMount::new(source, &mount.dest).readonly();
+    mounted.flags = MountFlags::RESTRICTED;
+    Ok(Some(mounted))
+}
+
+async fn specification(
+    parts: &Arc<Parts>,
+    vertex: &Vertex,
+    op: &ExecOp,
+    mounts: &mut Mounts,
+    context: &RunContext<BuildContext>,
+) -> Result<ProcessSpec> {
+    let root = op.mounts.iter().position(|mount| mount.dest == "/");
+    let root = root.ok_or_else(|| Error::invalid("no rootfs specified"))?;
+    let rootfs = mounts
+        .files
+        .get(&root)
+        .map(Prepared::path)
+        .ok_or_else(|| Error::invalid("the root file system must be files"))?;
+    let (passwd, user) = (rootfs.clone(), op.user.clone());
+    let user = blocking(move || Ok(executor::resolve_user(&passwd, &user)?)).await?;
+    let process_mounts = mounts.process_mounts(op);
+    let _ = (parts, vertex);
+    Ok(ProcessSpec {
+        rootfs,
+        readonly_rootfs: op.mounts[root].readonly,
+        args: op.args.clone(),
+        env: environment(op, context).await?,
+        cwd: op.cwd.clone(),
+        user,
+        hostname: op.hostname.clone(),
+        mounts: process_mounts,
+        network: op.network,
+        insecure: op.security == SecurityMode::Insecure,
+        extra_hosts: op.extra_hosts.clone(),
+        ulimits: op.ulimits.clone(),
+        cgroup_parent: op.cgroup_parent.clone(),
+        oom_score_adj: None,
+        remove_mount_stubs_recursive: op.remove_mount_stubs_recursive,
+    })
+}
+
+async fn environment(op: &ExecOp, context: &RunContext<BuildContext>) -> Result<Vec<String>> {
+    let mut env = op.env.clone();
+    if let Some(proxy) = &op.proxy_env {
+        for (name, value) in [
+            ("HTTP_PROXY", &proxy.http_proxy),
+            ("HTTPS_PROXY", &proxy.https_proxy),
+            ("FTP_PROXY", &proxy.ftp_proxy),
+            ("NO_PROXY", &proxy.no_proxy),
+            ("ALL_PROXY", &proxy.all_proxy),
+        ] {
+            if !value.is_empty() {
+                env.push(format!("{name}={value}"));
+                env.push(format!("{}={value}", name.to_lowercase()));
+            }
+        }
+    }
+    if !env.iter().any(|variable| variable.starts_with("PATH=")) {
+        env.push(format!("PATH={DEFAULT_PATH}"));
+    }
+    for secret in &op.secret_env {
+        if let Some(data) = secret_data(&secret.id, secret.optional, context).await? {
+            let value = String::from_utf8_lossy(data.expose());
+            env.push(format!("{}={value}", secret.name));
+        }
+    }
+    Ok(env)
+}
+
+async fn run_process(
+    parts: &Arc<Parts>,
+    vertex: &Vertex,
+    op: &ExecOp,
+    spec: ProcessSpec,
+    context: &RunContext<BuildContext>,
+) -> Result<()> {
+    let pipe = || -> Result<(OwnedFd, OwnedFd)> {
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(std::io::Error::from)
+            .context("pipe")
+    };
+    let ((stdout, stdout_write), (stderr, stderr_write)) = (pipe()?, pipe()?);
+    let stdio = Stdio {
+        stdin: None,
+        stdout: stdout_write,
+        stderr: stderr_write,
+    };
+    let emit = |chunk: LogChunk| {
+        context.emit(Event::Log(VertexLog {
+            vertex: vertex.digest,
+            stream: chunk.stream,
+            timestamp: chunk.timestamp,
+            data: Bytes::from(chunk.data),
+        }));
+    };
+    let limits = parts.log_limits;
+    let id = step_id();
+    let run = parts
+        .executor
+        .run(&id, spec, stdio, context.cancel.child_token());
+    let (ended, out, err) = tokio::join!(
+        run,
+        logs::forward(stdout, 1, limits, emit),
+        logs::forward(stderr, 2, limits, emit),
+    );
+    let failure = match ended {
+        Ok(status) => {
+            let code = status.code;
+            let fine = match op.valid_exit_codes.as_slice() {
+                [] => code == 0,
+                codes => codes.contains(&code),
+            };
+            if fine {
+                return Ok(());
+            }
+            Error::new(diag::Code::Unknown, format!("exit code: {code}")).exit_code(code)
+        }
+        Err(ExecError::Canceled) => return Err(Error::canceled()),
+        Err(error) => error.into(),
+    };
+    // What was clipped is shown after all when it may say why the step failed.
+    for (stream, tail) in [(1, out), (2, err)] {
+        let data = tail.unwrap_or_default();
+        if !data.is_empty() {
+            emit(LogChunk {
+                stream,
+                timestamp: jiff::Timestamp::now(),
+                data,
+            });
+        }
+    }
+    Err(failure.context(format!(
+        "process {} did not complete successfully",
+        quoted(&op.args.join(" "))
+    )))
+}
+
+/// A name for a running step that no other has.
+fn step_id() -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("{:x}-{number:x}", std::process::id())
+}
+
+/// In double quotes, as Go's `%q` writes a text.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push_str("\\t"),
+            '\r' => out.push_str("\\r"),
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => {
+                out.push_str(&format!("\\x{:02x}", c as u32));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_quoted_as_go_quotes_them() {
+        assert_eq!(quoted("/bin/sh -c exit 7"), "\"/bin/sh -c exit 7\"");
+        assert_eq!(quoted("a \"b\"\n'c' ü\u{1}"), "\"a \\\"b\\\"\\n'c' ü\\x01\"");
+    }
+}

@@ -1,0 +1,182 @@
+//! LLB vertices as the solver's work.
+//!
+//! [`OpWork`] is one vertex of a build: [`keys`] says what it is keyed by, the other modules run it.
+//! Everything that ops share is in [`Parts`]; everything that belongs to one build comes through its
+//! [`BuildContext`].
+
+mod cache_mounts;
+mod context;
+mod exec;
+mod file;
+mod keys;
+mod logs;
+mod output;
+mod parts;
+mod source_op;
+mod ssh;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use diag::{Error, Result};
+use layers::LayerStack;
+use llb::{DiffOp, MergeOp, Op, Vertex};
+use oci::Digest;
+use solver::{Identity, InputKey, RunContext, Work};
+use tokio::sync::OnceCell;
+
+pub use cache_mounts::{CacheMountInfo, CacheMounts};
+pub use context::{BuildContext, Event, Outside};
+pub use keys::InputSelection;
+pub use logs::LogLimits;
+pub use output::Output;
+pub use parts::{Parts, ReadOnly, blocking};
+
+/// One vertex of a build.
+pub struct OpWork {
+    vertex: Arc<Vertex>,
+    parts: Arc<Parts>,
+    inputs: Vec<InputSelection>,
+    /// For sources: what `identity` found, for `run` to hand out.
+    pinned: OnceCell<source_op::Pinned>,
+}
+
+impl OpWork {
+    /// The work of a vertex.
+    pub fn new(vertex: Arc<Vertex>, parts: Arc<Parts>) -> Self {
+        let inputs = keys::input_selections(&vertex);
+        OpWork {
+            vertex,
+            parts,
+            inputs,
+            pinned: OnceCell::new(),
+        }
+    }
+
+    /// The vertex.
+    pub fn op_vertex(&self) -> &Arc<Vertex> {
+        &self.vertex
+    }
+}
+
+#[async_trait]
+impl Work for OpWork {
+    type Output = Output;
+    type Context = BuildContext;
+
+    fn vertex(&self) -> Digest {
+        self.vertex.digest
+    }
+
+    async fn identity(&self, context: &RunContext<BuildContext>) -> Result<Identity> {
+        let Op::Source(source) = &self.vertex.op else {
+            return Ok(keys::identity(&self.vertex));
+        };
+        let pin = || source_op::pin(&self.parts, &self.vertex, source, context);
+        let pinned = self.pinned.get_or_try_init(pin).await?;
+        Ok(pinned.identity())
+    }
+
+    fn input_key(&self, input: usize) -> InputKey {
+        match self.inputs.get(input) {
+            Some(InputSelection::Content(_)) => InputKey::Content,
+            _ => InputKey::Definition,
+        }
+    }
+
+    async fn content_digest(
+        &self,
+        context: &RunContext<BuildContext>,
+        input: usize,
+        output: &Output,
+    ) -> Result<Digest> {
+        let selectors = match self.inputs.get(input) {
+            Some(InputSelection::Content(selectors)) => selectors.clone(),
+            _ => Vec::new(),
+        };
+        self.parts
+            .digest_content(output, selectors, context.cancel.clone())
+            .await
+    }
+
+    async fn run(
+        &self,
+        context: &RunContext<BuildContext>,
+        inputs: Vec<Output>,
+    ) -> Result<Vec<Output>> {
+        match &self.vertex.op {
+            Op::Source(_) => {
+                let pinned = self
+                    .pinned
+                    .get()
+                    .ok_or_else(|| Error::internal("a source was run before it was pinned"))?;
+                let output = pinned.fetch(&self.parts, &self.vertex, context).await?;
+                Ok(vec![output])
+            }
+            Op::Exec(exec) => {
+                exec::run_exec_op(&self.parts, &self.vertex, exec, inputs, context).await
+            }
+            Op::File(file) => {
+                let (parts, file, name) = (self.parts.clone(), file.clone(), self.vertex.name());
+                let cancel = context.cancel.clone();
+                blocking(move || file::run_file_op(&parts, &file, &name, &inputs, &cancel)).await
+            }
+            Op::Merge(merge) => self.merge(merge, &inputs),
+            Op::Diff(diff) => self.diff(diff, &inputs),
+            Op::Build(_) => Err(Error::unimplemented(
+                "builds inside a definition (BuildOp) are not supported by this server",
+            )),
+        }
+    }
+
+    fn ignore_cache(&self) -> bool {
+        self.vertex.meta.ignore_cache
+    }
+
+    fn keep(&self) -> bool {
+        match (&self.vertex.op, self.pinned.get()) {
+            (Op::Source(_), Some(pinned)) => pinned.keep(),
+            _ => true,
+        }
+    }
+
+    fn limited(&self) -> bool {
+        matches!(self.vertex.op, Op::Exec(_) | Op::File(_))
+    }
+
+    fn description(&self) -> String {
+        self.vertex.name()
+    }
+}
+
+impl OpWork {
+    fn merge(&self, merge: &MergeOp, inputs: &[Output]) -> Result<Vec<Output>> {
+        let mut stack = LayerStack::empty();
+        for input in merge.inputs.iter().flatten() {
+            stack = stack.joined(&input_stack(inputs, *input)?);
+        }
+        Ok(vec![Output::of(&self.parts.layers, stack)])
+    }
+
+    fn diff(&self, diff: &DiffOp, inputs: &[Output]) -> Result<Vec<Output>> {
+        let side = |input: Option<usize>| match input {
+            Some(input) => input_stack(inputs, input),
+            None => Ok(LayerStack::empty()),
+        };
+        let (lower, upper) = (side(diff.lower)?, side(diff.upper)?);
+        // What a state has over one that it was not made from would have to be found file by file.
+        let above = upper.above(&lower).ok_or_else(|| {
+            Error::unimplemented(
+                "the difference of states that were not made from each other is not supported by this server",
+            )
+        })?;
+        Ok(vec![Output::of(&self.parts.layers, above)])
+    }
+}
+
+fn input_stack(inputs: &[Output], input: usize) -> Result<LayerStack> {
+    inputs
+        .get(input)
+        .map(|output| output.stack.clone())
+        .ok_or_else(|| Error::invalid(format!("missing input {input}")))
+}

@@ -1,0 +1,101 @@
+//! What the ops of a server share.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use executor::Executor;
+use layers::{LayerStack, LayerStore};
+use tokio_util::sync::CancellationToken;
+
+use super::cache_mounts::CacheMounts;
+use super::logs::LogLimits;
+use super::output::Output;
+use crate::contenthash::{FileDigests, Selector, Tree, content_digest};
+use crate::{OpError, Root};
+
+/// What the ops of a server share.
+pub struct Parts {
+    /// Where layers are made and mounted.
+    pub layers: LayerStore,
+    /// What runs processes.
+    pub executor: Executor,
+    /// Where sources come from.
+    // pub sources: source::Sources,
+    /// Persistent cache mounts.
+    pub cache_mounts: CacheMounts,
+    /// Digests of files seen.
+    pub files: FileDigests,
+    /// How much a step may write.
+    pub log_limits: LogLimits,
+    /// Where sockets of running steps are made; short, as the kernel limits socket paths.
+    pub run_dir: PathBuf,
+}
+
+/// Reading a stack without changing it.
+pub struct ReadOnly {
+    mounted: layers::MountedStack,
+    /// Its root.
+    pub root: Root,
+}
+
+impl ReadOnly {
+    /// Where it is seen.
+    pub fn path(&self) -> &std::path::Path {
+        self.mounted.path()
+    }
+}
+
+impl Parts {
+    /// Shows a stack to read. Blocks on the disk.
+    pub fn read_only(&self, stack: &LayerStack) -> diag::Result<ReadOnly> {
+        let mounted = self.layers.mount(stack)?;
+        let root = Root::open(mounted.path())?;
+        Ok(ReadOnly { mounted, root })
+    }
+
+    /// The digest of what selectors select of an output.
+    pub async fn digest_content(
+        self: &Arc<Self>,
+        output: &Output,
+        selectors: Vec<Selector>,
+        cancel: CancellationToken,
+    ) -> diag::Result<oci::Digest> {
+        let (parts, output) = (self.clone(), output.clone());
+        blocking(move || {
+            let id = output.stack.top().map(|id| id.to_string());
+            let digest = if output.stack.is_empty() {
+                let none: [&std::path::Path; 0] = [];
+                content_digest(&Tree::open(none)?, &selectors, &parts.files, &cancel)
+            } else {
+                let mounted = parts.layers.mount(&output.stack)?;
+                let tree = Tree::open([mounted.path()])?;
+                content_digest(&tree, &selectors, &parts.files, &cancel)
+            };
+            digest.map_err(|error| {
+                let canceled = matches!(error, OpError::Canceled);
+                let error = diag::Error::from(error);
+                if canceled {
+                    return error;
+                }
+                error
+                    .context(format!(
+                        "failed to calculate checksum of ref {}",
+                        id.as_deref().unwrap_or("scratch")
+                    ))
+                    .context("failed to compute cache key")
+            })
+        })
+        .await
+    }
+}
+
+/// Does blocking file work on a thread for it.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> diag::Result<T> + Send + 'static,
+) -> diag::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| {
+            Err(diag::Error::internal(format!("file work crashed: {error}")))
+        })
+}

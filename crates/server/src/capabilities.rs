@@ -1,0 +1,117 @@
+//! What this server can do, in the words clients ask with.
+
+use proto::apicaps::ApiCap;
+
+/// What a gateway frontend may call.
+const FRONTEND: &[&str] = &[
+    "frontend.caps",
+    "frontend.inputs",
+    "gateway.evaluate",
+    "gateway.solve.evaluate",
+    "gateway.solve.metadata",
+    "gateway.warnings",
+    "proto.refarray",
+    "readdir",
+    "readfile",
+    "reference.attestations",
+    "reference.output",
+    "resolveimage",
+    "resolveimage.resolvemode",
+    "return",
+    "returnmap",
+    "solve.base",
+    "solve.inlinereturn",
+    "source.metaresolver",
+    "statfile",
+];
+
+/// What a definition may hold, and what exporters and GC understand.
+const LLB: &[&str] = &[
+    "constraints",
+    "diffop",
+    "exec.cgroup",
+    "exec.meta.base",
+    "exec.meta.cgroup.parent",
+    "exec.meta.network",
+    "exec.meta.proxyenv",
+    "exec.meta.removemountstubs.recursive",
+    "exec.meta.security",
+    "exec.meta.security.devices.v1",
+    "exec.meta.setsdefaultpath",
+    "exec.meta.ulimit",
+    "exec.mount.bind",
+    "exec.mount.bind.readwrite-nooutput",
+    "exec.mount.cache",
+    "exec.mount.cache.content",
+    "exec.mount.cache.sharing",
+    "exec.mount.secret",
+    "exec.mount.selector",
+    "exec.mount.ssh",
+    "exec.mount.tmpfs",
+    "exec.mount.tmpfs.size",
+    "exec.secretenv",
+    "exec.validexitcode",
+    "exporter.image.annotations",
+    "exporter.multiple",
+    "exporter.sourcedateepoch",
+    "file.base",
+    "file.copy.alwaysreplaceexistingdestpaths",
+    "file.copy.includeexcludepatterns",
+    "file.copy.modestring",
+    "file.copy.requiredpaths",
+    "file.rm.nofollowsymlink",
+    "file.rm.wildcard",
+    "file.symlink.create",
+    "gc.freespacefilter",
+    "history.filter",
+    "mergeop",
+    "meta.description",
+    "meta.exportcache",
+    "meta.ignorecache",
+    "platform",
+    "source.image",
+    "source.image.checksum",
+    "source.image.resolvemode",
+    "source.local",
+    "source.local.differ",
+    "source.local.excludepatterns",
+    "source.local.followpaths",
+    "source.local.includepatterns",
+    "source.local.metadatatransfer",
+    "source.local.sessionid",
+    "source.local.sharedkeyhint",
+    "source.local.unique",
+    "source.ocilayout",
+];
+
+/// The calls a gateway frontend may make.
+pub fn frontend() -> Vec<ApiCap> {
+    enabled(FRONTEND)
+}
+
+/// What definitions may hold.
+pub fn llb() -> Vec<ApiCap> {
+    enabled(LLB)
+}
+
+fn enabled(ids: &[&str]) -> Vec<ApiCap> {
+    ids.iter()
+        .map(|id| ApiCap {
+            id: (*id).to_owned(),
+            enabled: true,
+            ..ApiCap::default()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_sorted_and_named_once() {
+        for list in [FRONTEND, LLB] {
+            assert!(list.windows(2).all(|pair| pair[0] < pair[1]));
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! `buildkitd.toml`: every key of upstream's documented file, in typed form.
+//!
+//! Keys that this server does not know are reported with their line and passed over, so that a file
+//! written for a newer server starts an older one. Keys of features that it does not have (the
+//! containerd worker, CDI, otel) are accepted; a value that asks for such a feature is an error.
+
+mod keys;
+mod values;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use registry::RegistryConfig;
+use serde::Deserialize;
+
+pub use keys::UnknownKey;
+pub use values::{Disk, DiskSpace, Span};
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("failed to load config from {path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not the TOML it should be; the message shows the place.
+    #[error("failed to load config from {path}: {message}")]
+    Parse {
+        /// The file.
+        path: String,
+        /// What the parser said.
+        message: String,
+    },
+    /// A value asks for something that is not offered.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A value is wrong.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl From<ConfigError> for diag::Error {
+    fn from(error: ConfigError) -> Self {
+        let code = match &error {
+            ConfigError::Read { .. } => diag::Code::NotFound,
+            ConfigError::Unsupported(_) => diag::Code::Unimplemented,
+            _ => diag::Code::InvalidArgument,
+        };
+        diag::Error::new(code, error.to_string())
+    }
+}
+
+/// The whole file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Deprecated form of `log.level = "debug"`.
+    pub debug: bool,
+    /// Deprecated form of `log.level = "trace"`.
+    pub trace: bool,
+    /// Where all state is kept.
+    pub root: Option<PathBuf>,
+    /// Entitlements that clients may ask for.
+    #[serde(rename = "insecure-entitlements")]
+    pub entitlements: Vec<String>,
+    /// Not offered.
+    #[serde(rename = "proxyNetwork")]
+    pub proxy_network: bool,
+    /// Logging.
+    pub log: LogConfig,
+    /// Where it listens.
+    pub grpc: GrpcConfig,
+    /// Workers.
+    pub worker: WorkersConfig,
+    /// Registries by host.
+    pub registry: BTreeMap<String, RegistryConfig>,
+    /// Name servers of steps.
+    pub dns: DnsConfig,
+    /// What is kept of finished builds.
+    pub history: HistoryConfig,
+    /// Frontends by name.
+    pub frontend: BTreeMap<String, FrontendConfig>,
+    /// Of the machine.
+    pub system: SystemConfig,
+}
+
+/// Logging.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct LogConfig {
+    /// `text` or `json`; empty for `text`.
+    pub format: String,
+    /// `error`, `warn`, `info`, `debug` or `trace`; empty for `info`.
+    pub level: String,
+}
+
+/// Where the server listens.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct GrpcConfig {
+    /// `unix://…`, `tcp://…` or `fd://…`.
+    pub address: Vec<String>,
+    /// Accepted; nothing listens there.
+    #[serde(rename = "debugAddress")]
+    pub debug_address: String,
+    /// Owner of unix sockets.
+    pub uid: Option<u32>,
+    /// Group of unix sockets; with one the sockets are 0660.
+    pub gid: Option<u32>,
+    /// TLS of TCP listeners.
+    pub tls: TlsConfig,
+}
+
+/// Certificates of a TCP listener.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct TlsConfig {
+    /// Certificate file.
+    pub cert: Option<PathBuf>,
+    /// Key file.
+    pub key: Option<PathBuf>,
+    /// Authorities that clients' certificates must come from.
+    pub ca: Option<PathBuf>,
+}
+
+/// Workers.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct WorkersConfig {
+    /// The one there is.
+    pub oci: WorkerConfig,
+    /// Not offered; only `enabled` is looked at.
+    pub containerd: ContainerdConfig,
+}
+
+/// The containerd worker, which this server does not have.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ContainerdConfig {
+    /// True is an error.
+    pub enabled: Option<bool>,
+}
+
+/// The worker.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct WorkerConfig {
+    /// False is an error: there is no other worker.
+    pub enabled: Option<bool>,
+    /// Labels that clients choose workers by.
+    pub labels: BTreeMap<String, String>,
+    /// Platforms instead of those detected.
+    pub platforms: Vec<String>,
+    /// `auto`, `overlayfs` or `native`.
+    pub snapshotter: String,
+    /// Accepted.
+    pub rootless: bool,
+    /// Accepted.
+    #[serde(rename = "noProcessSandbox")]
+    pub no_process_sandbox: bool,
+    /// Whether old cache is removed without being asked.
+    pub gc: Option<bool>,
+    /// Deprecated name of `reservedSpace`.
+    #[serde(rename = "gckeepstorage")]
+    pub gc_keep_storage: DiskSpace,
+    /// What GC never goes below.
+    #[serde(rename = "reservedSpace")]
+    pub reserved_space: DiskSpace,
+    /// What GC keeps the cache under.
+    #[serde(rename = "maxUsedSpace")]
+    pub max_used_space: DiskSpace,
+    /// What GC tries to leave free on the disk.
+    #[serde(rename = "minFreeSpace")]
+    pub min_free_space: DiskSpace,
+    /// Policies instead of the default ones, in order.
+    pub gcpolicy: Vec<GcPolicyConfig>,
+    /// `auto`, `host` or empty.
+    #[serde(rename = "networkMode")]
+    pub network_mode: String,
+    /// Accepted; an external runtime is never needed.
+    pub binary: String,
+    /// cgroup under which those of steps are made.
+    #[serde(rename = "defaultCgroupParent")]
+    pub default_cgroup_parent: String,
+    /// Accepted.
+    #[serde(rename = "apparmor-profile")]
+    pub apparmor_profile: String,
+    /// How many steps run at once; 0 for any number.
+    #[serde(rename = "max-parallelism")]
+    pub max_parallelism: usize,
+}
+
+/// One GC policy.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct GcPolicyConfig {
+    /// Whether internal and shared records count too.
+    pub all: bool,
+    /// Which records it is about.
+    pub filters: Vec<String>,
+    /// How long a record is kept after its last use.
+    #[serde(rename = "keepDuration")]
+    pub keep_duration: Span,
+    /// Deprecated name of `reservedSpace`.
+    #[serde(rename = "keepBytes")]
+    pub keep_bytes: DiskSpace,
+    /// What it never goes below.
+    #[serde(rename = "reservedSpace")]
+    pub reserved_space: DiskSpace,
+    /// What it keeps the cache under.
+    #[serde(rename = "maxUsedSpace")]
+    pub max_used_space: DiskSpace,
+    /// What it tries to leave free on the disk.
+    #[serde(rename = "minFreeSpace")]
+    pub min_free_space: DiskSpace,
+}
+
+/// Name servers of steps.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct DnsConfig {
+    /// Addresses.
+    pub nameservers: Vec<String>,
+    /// Resolver options.
+    pub options: Vec<String>,
+    /// Search domains.
+    #[serde(rename = "searchDomains")]
+    pub search_domains: Vec<String>,
+}
+
+/// What is kept of finished builds.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct HistoryConfig {
+    /// How long.
+    #[serde(rename = "maxAge")]
+    pub max_age: Span,
+    /// How many; records beyond both limits go.
+    #[serde(rename = "maxEntries")]
+    pub max_entries: i64,
+}
+
+impl Default for HistoryConfig {
+    fn default() -> Self {
+        HistoryConfig {
+            max_age: Span::from_secs(48 * 60 * 60),
+            max_entries: 50,
+        }
+    }
+}
+
+/// A frontend.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct FrontendConfig {
+    /// Whether it can be used; `None` is yes.
+    pub enabled: Option<bool>,
+    /// Images a gateway frontend may come from; empty for any.
+    #[serde(rename = "allowedRepositories")]
+    pub allowed_repositories: Vec<String>,
+}
+
+/// Of the machine.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SystemConfig {
+    /// How long the list of platforms is believed.
+    #[serde(rename = "platformsCacheMaxAge")]
+    pub platforms_cache_max_age: Option<Span>,
+    /// Connections to one registry at once.
+    #[serde(rename = "maxRegistryConcurrency")]
+    pub max_registry_concurrency: Option<i64>,
+}
+
+impl Config {
+    /// Reads a file. A file that does not exist is an empty configuration unless `required`.
+    pub fn load(path: &Path, required: bool) -> Result<(Config, Vec<UnknownKey>), ConfigError> {
+        let shown = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, &shown),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => {
+                Ok(Default::default())
+            }
+            Err(source) => Err(ConfigError::Read {
+                path: shown,
+                source,
+            }),
+        }
+    }
+
+    /// Reads the text of a file; `path` is for messages.
+    pub fn parse(text: &str, path: &str) -> Result<(Config, Vec<UnknownKey>), ConfigError> {
+        let failed = |error: toml::de::Error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+        };
+        let config: Config = toml::from_str(text).map_err(failed)?;
+        let unknown = keys::unknown_keys(text, path).map_err(failed)?;
+        config.check()?;
+        Ok((config, unknown))
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let unsupported = |text: &str| Err(ConfigError::Unsupported(text.to_owned()));
+        if self.worker.oci.enabled == Some(false) {
+            return unsupported("worker.oci.enabled = false: this server has no other worker");
+        }
+        if self.worker.containerd.enabled == Some(true) {
+            return unsupported("worker.containerd.enabled = true: there is no containerd worker");
+        }
+        if self.proxy_network {
+            return unsupported("proxyNetwork = true: proxy networks are not offered");
+        }
+        if let Some(count) = self.system.max_registry_concurrency
+            && count <= 0
+        {
+            return Err(ConfigError::Invalid(format!(
+                "maxRegistryConcurrency must be greater than zero; set to {count} in the configuration file"
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_and_unknown_keys_are_named_with_their_lines() {
+        let text = r#"
+root = "/tmp/x"
+insecure-entitlements = ["network.host"]
+colour = "blue"
+[worker.oci]
+  max-parallelism = 4
+  reservedSpace = "30%"
+  [[worker.oci.gcpolicy]]
+    keepDuration = "48h"
+    filters = ["type==source.local"]
+    maxUsedSpace = 512000000
+    speed = 1
+[registry."docker.io"]
+  mirrors = ["127.0.0.1:5555"]
+[registry."127.0.0.1:5555"]
+  http = true
+[history]
+  maxAge = 100
+"#;
+        let (config, unknown) = Config::parse(text, "b.toml").unwrap();
+        assert_eq!(config.root.as_deref(), Some(Path::new("/tmp/x")));
+        assert_eq!(config.worker.oci.max_parallelism, 4);
+        assert_eq!(config.worker.oci.reserved_space, DiskSpace::Percent(30));
+        let policy = &config.worker.oci.gcpolicy[0];
+        assert_eq!(policy.keep_duration, Span::from_secs(48 * 3600));
+        assert_eq!(policy.max_used_space, DiskSpace::Bytes(512_000_000));
+        assert_eq!(config.registry["docker.io"].mirrors, ["127.0.0.1:5555"]);
+        assert_eq!(config.history.max_entries, 50);
+        let shown: Vec<_> = unknown.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            shown,
+            [
+                "b.toml:4: unknown key `colour`",
+                "b.toml:12: unknown key `worker.oci.gcpolicy.speed`"
+            ]
+        );
+    }
+
+    #[test]
+    fn broken_files_say_where() {
+        let error = Config::parse("root = 5\n", "b.toml").unwrap_err().to_string();
+        assert!(error.contains("b.toml") && error.contains("line 1"), "{error}");
+        let error = Config::parse("[worker.containerd]\nenabled = true\n", "b.toml").unwrap_err();
+        assert!(matches!(error, ConfigError::Unsupported(_)));
+    }
+}

@@ -1,0 +1,161 @@
+//! Errors on the wire: `diag::Error` ↔ gRPC status with the details stock clients read.
+//!
+//! A detail is a `google.protobuf.Any` whose type URL ends in `+json` and whose value is the JSON of
+//! the message. Clients print the excerpt of a Dockerfile from `errdefs.Source`.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use diag::{Code, Error, Position, Range, SourceLocation};
+use prost::Message;
+use proto::prost;
+use bollard_buildkit_proto::google::protobuf::Any;
+use proto::rpc;
+use serde_json::{Value, json};
+use tonic::Status;
+
+const SOURCE: &str = "github.com/moby/buildkit/errdefs.Source+json";
+const VERTEX: &str = "github.com/moby/buildkit/errdefs.Vertex+json";
+
+/// The status of an error.
+pub fn to_status(error: &Error) -> Status {
+    let status = to_rpc_status(error);
+    let code = tonic::Code::from_i32(status.code);
+    let message = status.message.clone();
+    if status.details.is_empty() {
+        return Status::new(code, message);
+    }
+    Status::with_details(code, message, status.encode_to_vec().into())
+}
+
+/// The same as a message, as history records and gateway results carry it.
+pub fn to_rpc_status(error: &Error) -> rpc::Status {
+    let mut details = Vec::new();
+    // Clients print the details in the order given, innermost first.
+    for location in error.locations() {
+        details.push(detail(SOURCE, &source_json(location)));
+    }
+    if let Some(digest) = error.failed_vertex() {
+        details.push(detail(VERTEX, &json!({ "digest": digest })));
+    }
+    rpc::Status {
+        code: error.code() as i32,
+        message: error.to_string(),
+        details,
+    }
+}
+
+/// The error that a client returned as the outcome of its frontend.
+pub fn from_rpc_status(status: &rpc::Status) -> Error {
+    let mut error = Error::new(Code::from_number(status.code), status.message.clone());
+    for detail in &status.details {
+        let Ok(value) = serde_json::from_slice::<Value>(&detail.value) else {
+            continue;
+        };
+        if detail.type_url.ends_with("errdefs.Source+json") {
+            if let Some(location) = source_from_json(&value) {
+                error = error.at(location);
+            }
+        } else if detail.type_url.ends_with("errdefs.Vertex+json")
+            && let Some(digest) = value["digest"].as_str()
+        {
+            error = error.vertex(digest);
+        }
+    }
+    error
+}
+
+fn detail(type_url: &str, value: &Value) -> Any {
+    Any {
+        type_url: type_url.to_owned(),
+        value: value.to_string().into_bytes(),
+    }
+}
+
+/// Fields as Go's `encoding/json` writes the generated message: zero values are left out.
+fn source_json(location: &SourceLocation) -> Value {
+    let mut info = json!({});
+    if !location.filename.is_empty() {
+        info["filename"] = json!(location.filename);
+    }
+    if !location.data.is_empty() {
+        info["data"] = json!(BASE64.encode(&location.data));
+    }
+    if !location.language.is_empty() {
+        info["language"] = json!(location.language);
+    }
+    let ranges: Vec<Value> = location
+        .ranges
+        .iter()
+        .map(|range| json!({ "start": position(range.start), "end": position(range.end) }))
+        .collect();
+    let mut source = json!({ "info": info });
+    if !ranges.is_empty() {
+        source["ranges"] = ranges.into();
+    }
+    source
+}
+
+fn position(position: Position) -> Value {
+    let mut value = json!({});
+    if position.line != 0 {
+        value["line"] = json!(position.line);
+    }
+    if position.character != 0 {
+        value["character"] = json!(position.character);
+    }
+    value
+}
+
+fn source_from_json(value: &Value) -> Option<SourceLocation> {
+    let info = value.get("info")?;
+    let text = |name: &str| info[name].as_str().unwrap_or_default().to_owned();
+    let data = BASE64.decode(text("data")).ok()?;
+    let position = |value: &Value| Position {
+        line: value["line"].as_u64().unwrap_or(0) as u32,
+        character: value["character"].as_u64().unwrap_or(0) as u32,
+    };
+    let ranges = value["ranges"].as_array().cloned().unwrap_or_default();
+    Some(SourceLocation {
+        filename: text("filename"),
+        language: text("language"),
+        data: data.into(),
+        ranges: ranges
+            .iter()
+            .map(|range| Range {
+                start: position(&range["start"]),
+                end: position(&range["end"]),
+            })
+            .collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_keeps_its_source_over_the_wire() {
+        let location = SourceLocation {
+            filename: "Dockerfile".into(),
+            language: "Dockerfile".into(),
+            data: b"FROM scratch\nRUN x\n".as_slice().into(),
+            ranges: vec![Range::lines(2, 2)],
+        };
+        let vertex = format!("sha256:{}", "a".repeat(64));
+        let error = Error::new(Code::Unknown, "boom")
+            .at(location.clone())
+            .vertex(vertex.clone());
+        let status = to_status(&error);
+        assert_eq!(status.message(), "boom");
+        let decoded = rpc::Status::decode(status.details()).unwrap();
+        assert_eq!(decoded.code, 2);
+        let value: Value = serde_json::from_slice(&decoded.details[0].value).unwrap();
+        assert_eq!(
+            value.to_string(),
+            r#"{"info":{"filename":"Dockerfile","data":"RlJPTSBzY3JhdGNoClJVTiB4Cg==","language":"Dockerfile"},"ranges":[{"start":{"line":2},"end":{"line":2}}]}"#
+        );
+        let back = from_rpc_status(&decoded);
+        assert_eq!(back.locations(), [location]);
+        assert_eq!(back.failed_vertex(), Some(vertex.as_str()));
+    }
+}

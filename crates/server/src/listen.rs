@@ -1,0 +1,400 @@
+//! Where the server listens: unix sockets, TCP with mutual TLS, and sockets inherited from whoever
+//! started it.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use diag::{Context as _, Error, Result};
+use futures::{Stream, StreamExt};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_rustls::TlsAcceptor;
+use tonic::transport::server::Connected;
+
+use crate::config::{GrpcConfig, TlsConfig};
+
+/// How long a client may take for its TLS handshake.
+const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// A place where clients connect.
+pub struct Listener {
+    /// As it is shown to people.
+    pub address: String,
+    kind: Kind,
+    tls: Option<TlsAcceptor>,
+    /// The socket file this listener made; removed when it is dropped.
+    made: Option<PathBuf>,
+}
+
+enum Kind {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(path) = &self.made {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Opens every listener of a configuration. Must run within a runtime.
+pub fn listeners(config: &GrpcConfig) -> Result<Vec<Listener>> {
+    if config.address.is_empty() {
+        return Err(Error::invalid("--addr cannot be empty"));
+    }
+    let tls = tls_acceptor(&config.tls)?;
+    let mut listeners = Vec::new();
+    for address in &config.address {
+        let more = listen(address, config, tls.as_ref())
+            .with_context(|| format!("failed to listen on {address}"))?;
+        listeners.extend(more);
+    }
+    Ok(listeners)
+}
+
+impl Listener {
+    /// A listener on a unix socket that only this user can reach.
+    pub fn unix(path: &Path) -> Result<Self> {
+        listen_unix(path, None, None)
+    }
+
+    /// The connections that come in. A connection that fails its handshake is logged and is not the
+    /// end of the stream.
+    pub fn connections(self) -> impl Stream<Item = io::Result<Connection>> + Send {
+        let tls = self.tls.clone();
+        let accepted = futures::stream::unfold(self, |listener| async move {
+            let accepted = match &listener.kind {
+                Kind::Unix(unix) => unix.accept().await.map(|(io, _)| Plain::Unix(io)),
+                Kind::Tcp(tcp) => tcp.accept().await.map(|(io, _)| {
+                    let _ = io.set_nodelay(true);
+                    Plain::Tcp(io)
+                }),
+            };
+            if let Err(error) = &accepted {
+                // Out of descriptors or the like: it passes, and a busy loop would not help.
+                tracing::warn!("accept on {}: {error}", listener.address);
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+            Some((accepted, listener))
+        });
+        accepted
+            .filter_map(|accepted| async move { accepted.ok() })
+            .map(move |plain| handshake(plain, tls.clone()))
+            .buffer_unordered(64)
+            .filter_map(|connection| async move { connection.map(Ok) })
+    }
+}
+
+async fn handshake(plain: Plain, tls: Option<TlsAcceptor>) -> Option<Connection> {
+    let Some(tls) = tls else {
+        return Some(Connection::Plain(plain));
+    };
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(plain)).await {
+        Ok(Ok(stream)) => Some(Connection::Tls(Box::new(stream))),
+        Ok(Err(error)) => {
+            tracing::warn!("TLS handshake failed: {error}");
+            None
+        }
+        Err(_) => {
+            tracing::warn!("TLS handshake took too long");
+            None
+        }
+    }
+}
+
+fn listen(
+    address: &str,
+    config: &GrpcConfig,
+    tls: Option<&TlsAcceptor>,
+) -> Result<Vec<Listener>> {
+    let (scheme, rest) = address.split_once("://").ok_or_else(|| {
+        Error::invalid(format!(
+            "address {address} does not contain proto, you meant unix://{address} ?"
+        ))
+    })?;
+    match scheme {
+        "unix" => {
+            let listener = listen_unix(Path::new(rest), config.uid, config.gid)?;
+            if tls.is_some() {
+                tracing::warn!("TLS is disabled for {address}");
+            }
+            Ok(vec![listener])
+        }
+        "tcp" => {
+            if tls.is_none() {
+                tracing::warn!(
+                    "TLS is not enabled for {address}. enabling mutual TLS authentication is highly recommended"
+                );
+            }
+            let std = std::net::TcpListener::bind(rest)?;
+            std.set_nonblocking(true)?;
+            Ok(vec![Listener {
+                address: address.to_owned(),
+                kind: Kind::Tcp(TcpListener::from_std(std)?),
+                tls: tls.cloned(),
+                made: None,
+            }])
+        }
+        "fd" => inherited(tls),
+        _ => Err(Error::invalid(format!("addr {address} not supported"))),
+    }
+}
+
+fn listen_unix(path: &Path, uid: Option<u32>, gid: Option<u32>) -> Result<Listener> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    // A socket file that nobody listens on is a dead server's; one that answers is not ours to take.
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => {
+            return Err(Error::new(
+                diag::Code::AlreadyExists,
+                "another server listens there",
+            ));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(_) => std::fs::remove_file(path).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?,
+    }
+    // The socket must never be open to others, not even between bind and chmod: it is made under
+    // another name in the same directory.
+    let mut hidden = path.as_os_str().to_owned();
+    hidden.push(format!(".{}", std::process::id()));
+    let hidden = PathBuf::from(hidden);
+    let _ = std::fs::remove_file(&hidden);
+    let listener = std::os::unix::net::UnixListener::bind(&hidden)?;
+    let mode = if gid.is_some() { 0o660 } else { 0o600 };
+    let prepared = std::os::unix::fs::chown(&hidden, uid, gid)
+        .and_then(|()| std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(mode)))
+        .and_then(|()| std::fs::rename(&hidden, path))
+        .and_then(|()| listener.set_nonblocking(true));
+    if let Err(error) = prepared {
+        let _ = std::fs::remove_file(&hidden);
+        return Err(error.into());
+    }
+    Ok(Listener {
+        address: format!("unix://{}", path.display()),
+        kind: Kind::Unix(UnixListener::from_std(listener)?),
+        tls: None,
+        made: Some(path.to_owned()),
+    })
+}
+
+/// The sockets that systemd or another parent passed on: `LISTEN_FDS` of them from descriptor 3.
+fn inherited(tls: Option<&TlsAcceptor>) -> Result<Vec<Listener>> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<i32>().ok();
+    let ours = number("LISTEN_PID").is_none_or(|pid| pid == std::process::id() as i32);
+    let count = number("LISTEN_FDS").filter(|_| ours).unwrap_or(0);
+    if count == 0 {
+        return Err(Error::invalid("no sockets were passed to this process"));
+    }
+    (3..3 + count)
+        .map(|fd| {
+            // SAFETY: LISTEN_FDS says that the parent opened this descriptor for us, and nothing
+            // in this process opened or closes it before.
+            let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+            rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::CLOEXEC)
+                .map_err(io::Error::from)?;
+            let domain = rustix::net::getsockname(&owned)
+                .map_err(io::Error::from)?
+                .address_family();
+            let kind = if domain == rustix::net::AddressFamily::UNIX {
+                let std = std::os::unix::net::UnixListener::from(owned);
+                std.set_nonblocking(true)?;
+                Kind::Unix(UnixListener::from_std(std)?)
+            } else {
+                let std = std::net::TcpListener::from(owned);
+                std.set_nonblocking(true)?;
+                Kind::Tcp(TcpListener::from_std(std)?)
+            };
+            let tls = match &kind {
+                Kind::Tcp(_) => tls.cloned(),
+                Kind::Unix(_) => None,
+            };
+            Ok(Listener {
+                address: format!("fd://{fd}"),
+                kind,
+                tls,
+                made: None,
+            })
+        })
+        .collect()
+}
+
+/// TLS of TCP listeners; with an authority, clients must show a certificate of it.
+fn tls_acceptor(config: &TlsConfig) -> Result<Option<TlsAcceptor>> {
+    let (cert, key) = match (&config.cert, &config.key) {
+        (None, None) => return Ok(None),
+        (Some(cert), Some(key)) => (cert, key),
+        _ => {
+            return Err(Error::invalid(
+                "you must specify key and cert file if one is specified",
+            ));
+        }
+    };
+    let certificates = read_certificates(cert)?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .map_err(|error| Error::invalid(format!("could not load key {}: {error}", key.display())))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::internal(error.to_string()))?;
+    let builder = match &config.ca {
+        None => builder.with_no_client_auth(),
+        Some(ca) => {
+            let mut roots = rustls::RootCertStore::empty();
+            for certificate in read_certificates(ca)? {
+                roots
+                    .add(certificate)
+                    .map_err(|_| Error::invalid("failed to append ca cert"))?;
+            }
+            let verifier =
+                rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider)
+                    .build()
+                    .map_err(|error| Error::invalid(error.to_string()))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut server = builder
+        .with_single_cert(certificates, key)
+        .map_err(|error| Error::invalid(format!("could not load server key pair: {error}")))?;
+    server.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Some(TlsAcceptor::from(Arc::new(server))))
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let wrong = |reason: String| {
+        Error::invalid(format!("could not load certificate {}: {reason}", path.display()))
+    };
+    let certificates = CertificateDer::pem_file_iter(path)
+        .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
+        .map_err(|error| wrong(error.to_string()))?;
+    if certificates.is_empty() {
+        return Err(wrong("no certificate in it".to_owned()));
+    }
+    Ok(certificates)
+}
+
+/// A client's connection.
+pub enum Connection {
+    /// As it is.
+    Plain(Plain),
+    /// Under TLS.
+    Tls(Box<tokio_rustls::server::TlsStream<Plain>>),
+}
+
+/// A connection without TLS.
+pub enum Plain {
+    /// Over a unix socket.
+    Unix(tokio::net::UnixStream),
+    /// Over TCP.
+    Tcp(tokio::net::TcpStream),
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) -> Self::ConnectInfo {}
+}
+
+macro_rules! delegate_io {
+    ($type:ident { $($variant:ident),* }) => {
+        impl AsyncRead for $type {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buffer: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                match self.get_mut() {
+                    $($type::$variant(io) => Pin::new(io).poll_read(cx, buffer),)*
+                }
+            }
+        }
+
+        impl AsyncWrite for $type {
+            fn poll_write(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                data: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                match self.get_mut() {
+                    $($type::$variant(io) => Pin::new(io).poll_write(cx, data),)*
+                }
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                data: &[io::IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                match self.get_mut() {
+                    $($type::$variant(io) => Pin::new(io).poll_write_vectored(cx, data),)*
+                }
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                match self {
+                    $($type::$variant(io) => io.is_write_vectored(),)*
+                }
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() {
+                    $($type::$variant(io) => Pin::new(io).poll_flush(cx),)*
+                }
+            }
+
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() {
+                    $($type::$variant(io) => Pin::new(io).poll_shutdown(cx),)*
+                }
+            }
+        }
+    };
+}
+
+delegate_io!(Plain { Unix, Tcp });
+delegate_io!(Connection { Plain, Tls });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_private_and_a_live_one_is_not_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/b.sock");
+        let listener = Listener::unix(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let error = Listener::unix(&path).err().unwrap();
+        assert!(error.to_string().contains("another server listens"));
+        drop(listener);
+        assert!(!path.exists());
+        // What a killed server leaves behind is replaced.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        Listener::unix(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn addresses_without_a_scheme_are_explained() {
+        let config = GrpcConfig {
+            address: vec!["/run/x.sock".into()],
+            ..GrpcConfig::default()
+        };
+        let error = listeners(&config).err().unwrap().to_string();
+        assert!(error.contains("you meant unix:///run/x.sock ?"), "{error}");
+    }
+}

@@ -1,0 +1,13 @@
+//! What a server asks a client for.
+
+mod auth;
+mod content;
+mod files;
+mod secrets;
+mod ssh;
+mod upload;
+
+pub use auth::{RegistryCredentials, Token, TokenRequest};
+pub use content::RemoteContent;
+pub use files::{FileSink, SendDirRequest, SyncRequest};
+pub use upload::UPLOAD_HOST;

@@ -1,0 +1,170 @@
+//! Putting a session together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use docker_config::DockerConfig;
+
+use super::ClientSession;
+use super::auth::{AuthOptions, AuthService};
+use super::content::ContentService;
+use super::file_send::{ExportTarget, FileSendService};
+use super::file_sync::{FileSyncService, LocalDir};
+use super::health::HealthService;
+use super::router::Router;
+use super::secrets::{SecretSource, SecretsService};
+use super::ssh::{SshAgent, SshService};
+use super::upload::{UploadService, Uploads};
+use crate::headers::SessionHeaders;
+
+/// What a session offers. Nothing is offered that was not given.
+#[derive(Default)]
+pub struct ClientSessionBuilder {
+    shared_key: String,
+    name: String,
+    local_dirs: BTreeMap<String, LocalDir>,
+    auth: Option<AuthOptions>,
+    secrets: Option<BTreeMap<String, SecretSource>>,
+    ssh: Vec<SshAgent>,
+    exports: BTreeMap<usize, ExportTarget>,
+    uploads: Option<Uploads>,
+    oci_layouts: BTreeMap<String, PathBuf>,
+}
+
+impl ClientSessionBuilder {
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    /// A key that stays the same for the same context, so that the server finds what it has of it.
+    #[must_use]
+    pub fn shared_key(mut self, key: impl Into<String>) -> Self {
+        self.shared_key = key.into();
+        self
+    }
+
+    /// A name for people.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Directories that may be read, by the names the server asks with (`context`, `dockerfile`).
+    #[must_use]
+    pub fn local_dirs(mut self, dirs: BTreeMap<String, LocalDir>) -> Self {
+        self.local_dirs.extend(dirs);
+        self
+    }
+
+    /// Registry credentials as Docker has them configured.
+    #[must_use]
+    pub fn auth(self, config: DockerConfig) -> Self {
+        self.auth_with(AuthOptions::new(config))
+    }
+
+    /// The same with options.
+    #[must_use]
+    pub fn auth_with(mut self, options: AuthOptions) -> Self {
+        self.auth = Some(options);
+        self
+    }
+
+    /// Secrets by id.
+    #[must_use]
+    pub fn secrets(mut self, secrets: BTreeMap<String, SecretSource>) -> Self {
+        self.secrets.get_or_insert_default().extend(secrets);
+        self
+    }
+
+    /// SSH agents and sockets.
+    #[must_use]
+    pub fn ssh(mut self, agents: Vec<SshAgent>) -> Self {
+        self.ssh.extend(agents);
+        self
+    }
+
+    /// Where the result of the exporter of that number goes.
+    #[must_use]
+    pub fn file_target(mut self, exporter: usize, target: ExportTarget) -> Self {
+        self.exports.insert(exporter, target);
+        self
+    }
+
+    /// Streams that the server reads through URLs, such as a context from stdin.
+    #[must_use]
+    pub fn uploads(mut self, uploads: Uploads) -> Self {
+        self.uploads = Some(uploads);
+        self
+    }
+
+    /// OCI layout directories, by the id that the server asks with.
+    #[must_use]
+    pub fn oci_layouts(mut self, layouts: BTreeMap<String, PathBuf>) -> Self {
+        self.oci_layouts.extend(layouts);
+        self
+    }
+
+    /// The session, with an id of its own.
+    pub fn build(self) -> ClientSession {
+        let mut router = Router::default();
+        let mut methods = BTreeSet::new();
+        let mut offer =
+            |names: &[&str]| methods.extend(names.iter().map(|name| (*name).to_owned()));
+        router.add(HealthService::server());
+        offer(&[
+            "/grpc.health.v1.Health/Check",
+            "/grpc.health.v1.Health/Watch",
+        ]);
+        if !self.local_dirs.is_empty() {
+            router.add(FileSyncService::new(self.local_dirs));
+            offer(&FileSyncService::METHODS);
+        }
+        if !self.exports.is_empty() {
+            router.add(FileSendService::new(self.exports));
+            offer(&FileSendService::METHODS);
+        }
+        if let Some(auth) = self.auth {
+            router.add(AuthService::server(auth));
+            offer(&AuthService::METHODS);
+        }
+        if let Some(secrets) = self.secrets {
+            router.add(SecretsService::server(secrets));
+            offer(&SecretsService::METHODS);
+        }
+        if !self.ssh.is_empty() {
+            router.add(SshService::server(self.ssh));
+            offer(&SshService::METHODS);
+        }
+        if let Some(uploads) = self.uploads {
+            router.add(UploadService::new(uploads));
+            offer(&UploadService::METHODS);
+        }
+        if !self.oci_layouts.is_empty() {
+            router.add(ContentService::server(self.oci_layouts));
+            offer(&ContentService::METHODS);
+        }
+        ClientSession {
+            headers: Arc::new(SessionHeaders {
+                id: new_id(),
+                name: self.name,
+                shared_key: self.shared_key,
+                methods,
+            }),
+            router,
+        }
+    }
+}
+
+/// 25 characters of base 36, as stock ids are.
+pub(crate) fn new_id() -> String {
+    const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut number: u128 = rand::random();
+    let mut id = String::with_capacity(25);
+    for _ in 0..25 {
+        id.push(DIGITS[(number % 36) as usize] as char);
+        number /= 36;
+    }
+    id
+}

@@ -1,0 +1,117 @@
+//! OCI layout directories the server may read blobs of.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, SeekFrom};
+use std::path::PathBuf;
+
+use futures::StreamExt;
+use oci::Digest;
+use proto::content::content_server::{Answers, Content, ContentServer};
+use proto::content::{Info, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use crate::headers::first;
+
+/// Bytes of a blob that travel in one message.
+const CHUNK_BYTES: usize = 512 << 10;
+
+pub struct ContentService {
+    layouts: BTreeMap<String, PathBuf>,
+}
+
+impl ContentService {
+    pub const METHODS: [&'static str; 9] = [
+        "/containerd.services.content.v1.Content/Abort",
+        "/containerd.services.content.v1.Content/Delete",
+        "/containerd.services.content.v1.Content/Info",
+        "/containerd.services.content.v1.Content/List",
+        "/containerd.services.content.v1.Content/ListStatuses",
+        "/containerd.services.content.v1.Content/Read",
+        "/containerd.services.content.v1.Content/Status",
+        "/containerd.services.content.v1.Content/Update",
+        "/containerd.services.content.v1.Content/Write",
+    ];
+
+    pub fn server(layouts: BTreeMap<String, PathBuf>) -> ContentServer<Self> {
+        ContentServer::new(ContentService { layouts })
+    }
+
+    /// The open blob and its size.
+    async fn open(
+        &self,
+        metadata: &MetadataMap,
+        digest: &str,
+    ) -> Result<(tokio::fs::File, std::fs::Metadata), Status> {
+        let id = first(metadata, "buildkit-attachable-store-id");
+        if id.is_empty() {
+            return Err(Status::invalid_argument(
+                "request lacks metadata \"buildkit-attachable-store-id\"",
+            ));
+        }
+        let layout = self
+            .layouts
+            .get(&id)
+            .ok_or_else(|| Status::not_found(format!("unknown store {id}")))?;
+        let parsed: Digest = digest
+            .parse()
+            .map_err(|error| Status::invalid_argument(format!("{digest:?}: {error}")))?;
+        let path = layout.join("blobs/sha256").join(parsed.hex());
+        let missing = |error: std::io::Error| match error.kind() {
+            ErrorKind::NotFound => Status::not_found(format!("content {digest}: not found")),
+            _ => Status::from(error),
+        };
+        let file = tokio::fs::File::open(path).await.map_err(missing)?;
+        let found = file.metadata().await.map_err(missing)?;
+        Ok((file, found))
+    }
+}
+
+#[async_trait::async_trait]
+impl Content for ContentService {
+    async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let (_, found) = self.open(&metadata, &request.digest).await?;
+        let time = found.modified().ok().map(prost_types::Timestamp::from);
+        let info = Info {
+            digest: request.digest,
+            size: found.len() as i64,
+            created_at: time,
+            updated_at: time,
+            ..Info::default()
+        };
+        Ok(Response::new(InfoResponse { info: Some(info) }))
+    }
+
+    async fn read(
+        &self,
+        request: Request<ReadContentRequest>,
+    ) -> Result<Response<Answers<ReadContentResponse>>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let (mut file, found) = self.open(&metadata, &request.digest).await?;
+        let offset = request.offset.max(0) as u64;
+        if offset > found.len() {
+            return Err(Status::out_of_range(format!(
+                "read past object length {} bytes",
+                found.len()
+            )));
+        }
+        let rest = found.len() - offset;
+        let len = match request.size {
+            size if size > 0 => rest.min(size as u64),
+            _ => rest,
+        };
+        file.seek(SeekFrom::Start(offset)).await?;
+        let stream = tokio_util::io::ReaderStream::with_capacity(file.take(len), CHUNK_BYTES);
+        let answers = stream.scan(offset as i64, |offset, data| {
+            let answer = data.map_err(Status::from).map(|data| ReadContentResponse {
+                offset: *offset,
+                data: data.into(),
+            });
+            *offset += answer.as_ref().map_or(0, |answer| answer.data.len() as i64);
+            std::future::ready(Some(answer))
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+}

@@ -1,0 +1,207 @@
+//! Directories the server may read.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use http::{Request as HttpRequest, Response as HttpResponse};
+use pathmatch::{LinkTree, PathFilter, follow_links};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::metadata::MetadataMap;
+use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::{Request, Response, Status, Streaming};
+use tower::Service;
+
+use crate::codec::{MESSAGE_BYTES_MAX, RawCodec, flat};
+use crate::diffcopy::{self, OUTBOUND_BATCHES, Progress, SendOptions};
+use crate::error::SessionError;
+use crate::headers::{first, list};
+
+/// A directory the server may read.
+#[derive(Clone)]
+pub struct LocalDir {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether its files are said to be root's whoever owns them, as is usual for contexts.
+    pub reset_owner: bool,
+    /// Told of the bytes that were sent.
+    pub progress: Option<Progress>,
+}
+
+impl LocalDir {
+    /// A directory whose files are said to be root's.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        LocalDir {
+            path: path.into(),
+            reset_owner: true,
+            progress: None,
+        }
+    }
+}
+
+/// `moby.filesync.v1.FileSync`.
+#[derive(Clone)]
+pub struct FileSyncService {
+    dirs: Arc<BTreeMap<String, LocalDir>>,
+}
+
+pub type Answers = BoxStream<'static, Result<Bytes, Status>>;
+
+impl FileSyncService {
+    pub const METHODS: [&'static str; 1] = ["/moby.filesync.v1.FileSync/DiffCopy"];
+
+    pub fn new(dirs: BTreeMap<String, LocalDir>) -> Self {
+        FileSyncService {
+            dirs: Arc::new(dirs),
+        }
+    }
+
+    async fn diff_copy(self, request: Request<Streaming<Bytes>>) -> Result<Answers, Status> {
+        let (metadata, _, inbound) = request.into_parts();
+        let name = first(&metadata, "dir-name");
+        let dir = self
+            .dirs
+            .get(&name)
+            .cloned()
+            .ok_or_else(|| Status::not_found(format!("no access allowed to dir {name:?}")))?;
+        let root = dir.path.clone();
+        let filter = tokio::task::spawn_blocking(move || requested_filter(&root, &metadata))
+            .await
+            .map_err(|_| Status::cancelled("session dropped"))??;
+        let options = SendOptions {
+            filter,
+            reset_owner: dir.reset_owner,
+            progress: dir.progress,
+        };
+        let (packets, outbound) = mpsc::channel(OUTBOUND_BATCHES);
+        let sending = diffcopy::send(dir.path, options, inbound.boxed(), packets);
+        Ok(with_result(flat(ReceiverStream::new(outbound)), sending))
+    }
+}
+
+/// The messages of a stream, and when they are over how the work behind them ended. The work runs
+/// while the stream exists.
+pub fn with_result<T: Send + 'static>(
+    messages: impl futures::Stream<Item = Bytes> + Send + 'static,
+    work: impl Future<Output = Result<T, SessionError>> + Send + 'static,
+) -> Answers {
+    let work = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(work));
+    let end = async move {
+        match work.await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(Err(Status::from(error))),
+            Err(_) => Some(Err(Status::cancelled("session dropped"))),
+        }
+    };
+    let end = futures::stream::once(end).filter_map(std::future::ready);
+    messages.map(Ok).chain(end).boxed()
+}
+
+/// What of a directory a request asks for.
+fn requested_filter(root: &Path, metadata: &MetadataMap) -> Result<PathFilter, SessionError> {
+    let mut include = list(metadata, "include-patterns");
+    let exclude = list(metadata, "exclude-patterns");
+    let follow = list(metadata, "followpaths");
+    if !follow.is_empty() {
+        let tree = ContextTree { root };
+        if let Some(targets) = follow_links(&tree, &follow)? {
+            include.extend(targets);
+        }
+    }
+    // The root itself among the patterns means that there are none.
+    if include.iter().any(|pattern| pattern == ".") {
+        include.clear();
+    }
+    let broken = |kind, patterns: &Vec<String>, source| SessionError::Pattern {
+        kind,
+        patterns: patterns.clone(),
+        source,
+    };
+    PathFilter::new(&include, &[] as &[&str])
+        .map_err(|source| broken("includepatterns", &include, source))?;
+    PathFilter::new(&include, &exclude)
+        .map_err(|source| broken("excludepatterns", &exclude, source))
+}
+
+struct ContextTree<'a> {
+    root: &'a Path,
+}
+
+impl LinkTree for ContextTree<'_> {
+    fn read_link(&self, path: &str) -> std::io::Result<Option<String>> {
+        use std::io::ErrorKind::{InvalidInput, NotADirectory, NotFound};
+        match std::fs::read_link(self.root.join(OsStr::from_bytes(path.as_bytes()))) {
+            Ok(target) => Ok(Some(target.to_string_lossy().into_owned())),
+            Err(error) if matches!(error.kind(), InvalidInput | NotADirectory | NotFound) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read_dir(&self, path: &str) -> std::io::Result<Option<Vec<String>>> {
+        use std::io::ErrorKind::{NotADirectory, NotFound};
+        let entries = match std::fs::read_dir(self.root.join(path)) {
+            Ok(entries) => entries,
+            Err(error) if matches!(error.kind(), NotADirectory | NotFound) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        Ok(Some(names))
+    }
+}
+
+struct DiffCopy(FileSyncService);
+
+impl StreamingService<Bytes> for DiffCopy {
+    type Response = Bytes;
+    type ResponseStream = Answers;
+    type Future = BoxFuture<'static, Result<Response<Answers>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
+        let service = self.0.clone();
+        Box::pin(async move { service.diff_copy(request).await.map(Response::new) })
+    }
+}
+
+impl NamedService for FileSyncService {
+    const NAME: &'static str = "moby.filesync.v1.FileSync";
+}
+
+impl Service<HttpRequest<Body>> for FileSyncService {
+    type Response = HttpResponse<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<HttpResponse<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: HttpRequest<Body>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move {
+            if !request.uri().path().ends_with("/DiffCopy") {
+                return Ok(Status::unimplemented("only DiffCopy is offered").into_http());
+            }
+            Ok(raw_grpc().streaming(DiffCopy(service), request).await)
+        })
+    }
+}
+
+/// A server of encoded messages.
+pub fn raw_grpc() -> Grpc<RawCodec> {
+    Grpc::new(RawCodec).apply_max_message_size_config(Some(MESSAGE_BYTES_MAX), None)
+}

@@ -1,0 +1,262 @@
+//! Both ends against each other, without a network.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use parking_lot::Mutex;
+use pathmatch::PathFilter;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+
+use super::*;
+use crate::codec::flat;
+use crate::error::SessionError;
+
+/// Brings `to` to the state of `from`.
+async fn copy(
+    from: &Path,
+    to: &Path,
+    send_options: SendOptions,
+    options: ReceiveOptions,
+) -> Result<(SendStats, SyncStats), SessionError> {
+    let (packets, packets_out) = mpsc::channel(send::OUTBOUND_BATCHES);
+    let (requests, requests_out) = mpsc::unbounded_channel();
+    let to_sender = flat(UnboundedReceiverStream::new(requests_out))
+        .map(Ok)
+        .boxed();
+    let to_receiver = flat(ReceiverStream::new(packets_out)).map(Ok).boxed();
+    let sending = super::send(from.to_owned(), send_options, to_sender, packets);
+    let receiving = super::receive(to.to_owned(), options, to_receiver, requests);
+    let (sent, received) = tokio::join!(sending, receiving);
+    match (sent, received) {
+        (Ok(sent), Ok(received)) => Ok((sent, received)),
+        (_, Err(error)) | (Err(error), _) => Err(error),
+    }
+}
+
+async fn copy_plain(from: &Path, to: &Path) -> SyncStats {
+    copy(from, to, SendOptions::default(), ReceiveOptions::default())
+        .await
+        .unwrap()
+        .1
+}
+
+/// Everything that is to be the same in two trees, as text.
+fn listing(root: &Path) -> Vec<String> {
+    let mut walker = crate::walk::Walker::new(
+        root,
+        crate::walk::WalkOptions {
+            xattrs: true,
+            ..Default::default()
+        },
+    )
+    .unwrap();
+    let mut links = crate::walk::HardLinks::default();
+    let mut out = Vec::new();
+    while let Some(mut entry) = walker.next_entry().unwrap() {
+        links.mark(&mut entry);
+        let stat = entry.stat;
+        let path = root.join(std::str::from_utf8(&stat.path).unwrap());
+        let content = if crate::mode::is_regular(stat.mode) {
+            let data = fs::read(path).unwrap();
+            format!(
+                "{} bytes, sum {}",
+                data.len(),
+                data.iter().map(|&b| u64::from(b)).sum::<u64>()
+            )
+        } else {
+            String::new()
+        };
+        out.push(format!("{stat:?} {content}"));
+    }
+    out
+}
+
+fn write(root: &Path, path: &str, content: impl AsRef<[u8]>) {
+    let path = root.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+fn sample() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    write(root, "a/one", "1");
+    write(root, "a/empty", "");
+    write(root, "a/b/big", vec![3u8; 200_000]);
+    write(root, "a-b", "x");
+    fs::hard_link(root.join("a/one"), root.join("z-link")).unwrap();
+    symlink("../nowhere", root.join("a/sym")).unwrap();
+    fs::set_permissions(root.join("a/one"), fs::Permissions::from_mode(0o4751)).unwrap();
+    fs::set_permissions(root.join("a/b"), fs::Permissions::from_mode(0o2711)).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        root.join("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )
+    .unwrap();
+    dir
+}
+
+#[tokio::test]
+async fn a_tree_arrives_with_everything_that_belongs_to_it() {
+    let from = sample();
+    let to = tempfile::tempdir().unwrap();
+    let stats = copy_plain(from.path(), to.path()).await;
+    assert_eq!(listing(from.path()), listing(to.path()));
+    assert_eq!((stats.entries, stats.changed, stats.files), (9, 9, 3));
+}
+
+#[tokio::test]
+async fn an_unchanged_tree_is_not_asked_for() {
+    let from = sample();
+    let to = tempfile::tempdir().unwrap();
+    copy_plain(from.path(), to.path()).await;
+    let again = copy_plain(from.path(), to.path()).await;
+    assert_eq!((again.changed, again.files, again.removed), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn changes_of_every_kind_arrive() {
+    let from = sample();
+    let to = tempfile::tempdir().unwrap();
+    copy_plain(from.path(), to.path()).await;
+    let root = from.path();
+    fs::remove_dir_all(root.join("a/b")).unwrap();
+    write(root, "a/b", "a file where a directory was");
+    fs::remove_file(root.join("a-b")).unwrap();
+    write(root, "a-b/in", "a directory where a file was");
+    fs::remove_file(root.join("a/sym")).unwrap();
+    symlink("elsewhere", root.join("a/sym")).unwrap();
+    fs::remove_file(root.join("fifo")).unwrap();
+    write(root, "a/one", "changed");
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let options = ReceiveOptions {
+        on_change: Some(Arc::new(move |change| {
+            let path = String::from_utf8_lossy(change.path).into_owned();
+            log.lock().push((change.kind, path));
+        })),
+        ..ReceiveOptions::default()
+    };
+    copy(root, to.path(), SendOptions::default(), options)
+        .await
+        .unwrap();
+    assert_eq!(listing(from.path()), listing(to.path()));
+    use ChangeKind::*;
+    let expected = [
+        (Modified, "a/b"),
+        (Modified, "a/one"),
+        (Modified, "a/sym"),
+        (Modified, "a-b"),
+        (Added, "a-b/in"),
+        (Removed, "fifo"),
+        (Modified, "z-link"),
+    ];
+    assert_eq!(
+        *seen.lock(),
+        expected.map(|(kind, path)| (kind, path.to_owned()))
+    );
+}
+
+#[tokio::test]
+async fn what_lies_around_in_the_destination_is_removed() {
+    let from = sample();
+    let to = tempfile::tempdir().unwrap();
+    write(to.path(), "0/deep/er", "x");
+    write(to.path(), "a/.tmp.1", "x");
+    write(to.path(), "zz/y", "x");
+    copy_plain(from.path(), to.path()).await;
+    assert_eq!(listing(from.path()), listing(to.path()));
+}
+
+#[tokio::test]
+async fn merging_keeps_what_the_sender_does_not_have() {
+    let from = sample();
+    let to = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    write(to.path(), "mine", "x");
+    write(to.path(), "a/mine", "x");
+    // A link where the sender has a directory is replaced, never written through.
+    fs::remove_dir_all(to.path().join("a")).unwrap();
+    symlink(outside.path(), to.path().join("a")).unwrap();
+    let options = ReceiveOptions {
+        merge: true,
+        ..ReceiveOptions::default()
+    };
+    for _ in 0..2 {
+        copy(
+            from.path(),
+            to.path(),
+            SendOptions::default(),
+            options.clone(),
+        )
+        .await
+        .unwrap();
+        assert_eq!(fs::read(to.path().join("mine")).unwrap(), b"x");
+        assert_eq!(fs::read(to.path().join("a/one")).unwrap(), b"1");
+    }
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    let inode = |path| fs::metadata(to.path().join(path)).unwrap().ino();
+    assert_eq!(inode("z-link"), inode("a/one"));
+}
+
+#[tokio::test]
+async fn only_what_the_filter_wants_is_sent_with_its_directories() {
+    let from = sample();
+    let to = tempfile::tempdir().unwrap();
+    let options = SendOptions {
+        filter: PathFilter::new(&["**/big", "z-link"], &[] as &[&str]).unwrap(),
+        ..SendOptions::default()
+    };
+    copy(from.path(), to.path(), options, ReceiveOptions::default())
+        .await
+        .unwrap();
+    let paths: Vec<_> = walk_paths(to.path());
+    assert_eq!(paths, ["a", "a/b", "a/b/big", "z-link"]);
+    assert_eq!(fs::read(to.path().join("z-link")).unwrap(), b"1");
+}
+
+fn walk_paths(root: &Path) -> Vec<String> {
+    let mut walker = crate::walk::Walker::new(root, Default::default()).unwrap();
+    let mut paths = Vec::new();
+    while let Some(entry) = walker.next_entry().unwrap() {
+        paths.push(String::from_utf8(entry.stat.path).unwrap());
+    }
+    paths
+}
+
+#[tokio::test]
+async fn a_destination_that_cannot_be_written_is_the_error_of_both() {
+    let from = sample();
+    let to = tempfile::tempdir().unwrap();
+    let missing = to.path().join("missing");
+    let error = copy(
+        from.path(),
+        &missing,
+        SendOptions::default(),
+        ReceiveOptions::default(),
+    );
+    let text = error.await.unwrap_err().to_string();
+    assert_eq!(
+        text,
+        format!("open {}: no such file or directory", missing.display())
+    );
+}
+
+#[tokio::test]
+async fn too_many_entries_are_refused() {
+    let from = sample();
+    let to = tempfile::tempdir().unwrap();
+    let options = ReceiveOptions {
+        entries_max: 3,
+        ..ReceiveOptions::default()
+    };
+    let error = copy(from.path(), to.path(), SendOptions::default(), options).await;
+    assert!(matches!(error, Err(SessionError::Limit(_))));
+}

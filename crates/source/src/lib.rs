@@ -1,0 +1,23 @@
+//! Sources: files from outside as layers.
+//!
+//! | source | from | identity |
+//! |---|---|---|
+//! | [`image`] | a registry, or an OCI layout that a client serves | digest of manifest or index |
+//! | [`local`] | a client's folder | digest of the tree |
+//!
+//! Each is taken in two steps, because a build often needs only the first: *resolving* pins what a
+//! name stands for now; *pulling* makes a layer stack of it. Work asked for twice at the same time is
+//! done once.
+//!
+//! This crate knows nothing of sessions: a client is seen through [`image::ContentProvider`],
+//! [`oci_layout::BlobStore`] and [`local::DirSync`].
+
+pub mod image;
+pub mod local;
+pub mod oci_layout;
+
+mod flights;
+mod pull;
+mod resolve;
+mod stream;
+mod tree_digest;
