@@ -69,30 +69,10 @@ trait Sink {
 impl<W: Write> Sink for Writer<W> {
     fn put(&mut self, header: &Header, content: Option<&mut File>) -> Result<()> {
         self.append_header(header)?;
-        let Some(file) = content else {
-            return Ok(());
-        };
-        // Exactly as much as the header says, also when the file changes under us.
-        let mut left = header.size;
-        let mut buffer = vec![0; 256 << 10];
-        while left > 0 {
-            let want = buffer
-                .len()
-                .min(usize::try_from(left).unwrap_or(usize::MAX));
-            let read = match file.read(&mut buffer[..want]) {
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(ArchiveError::Stream(error)),
-            };
-            if read == 0 {
-                let reason = "the file became shorter while it was read";
-                return Err(ArchiveError::entry(&header.path, reason));
-            }
-            let written = self.raw().write_all(&buffer[..read]);
-            written.map_err(ArchiveError::Stream)?;
-            left -= read as u64;
+        match content {
+            Some(file) => self.append_content(header, file),
+            None => Ok(()),
         }
-        self.pad(header.size)
     }
 }
 

@@ -10,15 +10,22 @@ use std::io::{self, Read, Write};
 use crate::header::{BLOCK, checksums, field, fits_octal, put_octal, put_text};
 use crate::{ArchiveError, EntryKind, Header, Mtime, Result, pax};
 
+const BUFFER_SIZE: usize = 256 << 10;
+
 /// Writes a tar archive to a stream. [`Writer::finish`] must be called at the end.
 pub struct Writer<W: Write> {
     out: W,
+    /// For copying contents; made when first needed.
+    buffer: Vec<u8>,
 }
 
 impl<W: Write> Writer<W> {
     /// Begins an archive.
     pub fn new(out: W) -> Self {
-        Writer { out }
+        Writer {
+            out,
+            buffer: Vec::new(),
+        }
     }
 
     /// Appends an entry with its content, which must be exactly as long as the header says (only
@@ -28,13 +35,7 @@ impl<W: Write> Writer<W> {
         if header.kind != EntryKind::Regular {
             return Ok(());
         }
-        let copied = io::copy(&mut (&mut content).take(header.size), &mut self.out)
-            .map_err(ArchiveError::Stream)?;
-        if copied != header.size {
-            let reason = format!("content ends after {copied} of {} bytes", header.size);
-            return Err(ArchiveError::entry(&header.path, reason));
-        }
-        self.pad(header.size)
+        self.append_content(header, &mut content)
     }
 
     /// Appends a small regular file held in memory; the header's size is set from it.
@@ -50,8 +51,7 @@ impl<W: Write> Writer<W> {
         Ok(self.out)
     }
 
-    /// Writes only the header of an entry; its content must follow through [`Writer::raw`] and
-    /// [`Writer::pad`].
+    /// Writes only the header of an entry; [`Writer::append_content`] must follow if it has content.
     pub(crate) fn append_header(&mut self, header: &Header) -> Result<()> {
         let plan = Plan::of(header)?;
         match plan.format {
@@ -60,11 +60,34 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    pub(crate) fn raw(&mut self) -> &mut W {
-        &mut self.out
+    /// Copies exactly as much content as the header says, and pads it.
+    pub(crate) fn append_content(
+        &mut self,
+        header: &Header,
+        content: &mut impl Read,
+    ) -> Result<()> {
+        self.buffer.resize(BUFFER_SIZE, 0);
+        let mut left = header.size;
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(BUFFER_SIZE);
+            let read = match content.read(&mut self.buffer[..want]) {
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(ArchiveError::Stream(error)),
+            };
+            if read == 0 {
+                let (size, got) = (header.size, header.size - left);
+                let reason = format!("content ends after {got} of {size} bytes");
+                return Err(ArchiveError::entry(&header.path, reason));
+            }
+            let written = self.out.write_all(&self.buffer[..read]);
+            written.map_err(ArchiveError::Stream)?;
+            left -= read as u64;
+        }
+        self.pad(header.size)
     }
 
-    pub(crate) fn pad(&mut self, size: u64) -> Result<()> {
+    fn pad(&mut self, size: u64) -> Result<()> {
         let over = (size % BLOCK as u64) as usize;
         if over > 0 {
             self.write(&[0; BLOCK][over..])?;

@@ -31,9 +31,15 @@ pub(crate) async fn node_facts(
     let features = driver.features().await;
     let has = |feature| features.get(&feature).copied().unwrap_or(false);
     let version = ServerVersion::ask(node.connection.channel.clone()).await;
-    let wants_gateway = request.add_hosts.iter().any(|host| host.contains("host-gateway"));
+    let wants_gateway = request
+        .add_hosts
+        .iter()
+        .any(|host| host.contains("host-gateway"));
     let host_gateway = match wants_gateway {
-        true => driver.host_gateway().await.map_err(|error| error.to_string()),
+        true => driver
+            .host_gateway()
+            .await
+            .map_err(|error| error.to_string()),
         false => Err("not asked for".to_owned()),
     };
     let (engine_takes_oci, engine_platform) = match loads_into {
@@ -130,8 +136,16 @@ mod tests {
             ("cooperage", "v0.1.0", true, true),
         ] {
             let known = ServerVersion::of(package, version);
-            assert_eq!(known.is_at_least(ATTESTATIONS_SINCE), attestations, "{version}");
-            assert_eq!(known.is_at_least(MULTIPLE_OUTPUTS_SINCE), outputs, "{version}");
+            assert_eq!(
+                known.is_at_least(ATTESTATIONS_SINCE),
+                attestations,
+                "{version}"
+            );
+            assert_eq!(
+                known.is_at_least(MULTIPLE_OUTPUTS_SINCE),
+                outputs,
+                "{version}"
+            );
         }
         assert!(!ServerVersion::Old.is_at_least((0, 0)));
     }

@@ -5,6 +5,11 @@ pub fn is_remote(context: &str) -> bool {
     is_http(context) || is_git(context)
 }
 
+/// Whether a context is a directory of this machine, going by how it is written.
+pub fn is_local_context(context: &str) -> bool {
+    !context.is_empty() && context != "-" && !is_remote(context)
+}
+
 /// Whether it starts with `http://` or `https://`.
 pub fn is_http(text: &str) -> bool {
     text.starts_with("http://") || text.starts_with("https://")

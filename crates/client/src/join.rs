@@ -51,7 +51,9 @@ pub(crate) async fn join_images(
     let mut manifests: Vec<Descriptor> = Vec::new();
     for response in responses {
         for manifest in manifests_of(&client, first, response).await? {
-            let known = manifests.iter().any(|known| known.digest == manifest.digest);
+            let known = manifests
+                .iter()
+                .any(|known| known.digest == manifest.digest);
             if !known {
                 manifests.push(manifest);
             }
@@ -117,7 +119,7 @@ fn make_index(
 ) -> Result<(Descriptor, Bytes), Error> {
     let is_docker = |d: &Descriptor| d.media_type.starts_with("application/vnd.docker.");
     let kind = match manifests.iter().all(is_docker) {
-        true => media_type::DOCKER_MANIFEST_LIST,
+        true => media_type::DOCKER_INDEX,
         false => media_type::OCI_INDEX,
     };
     let mut on_index = BTreeMap::new();
@@ -171,7 +173,7 @@ impl Credentials for ConfiguredCredentials {
 
     async fn credentials(&self, host: &str) -> Result<Option<HostCredentials>, Error> {
         let host = match host {
-            "registry-1.docker.io" | "docker.io" => DOCKER_HUB_HOST,
+            "docker.io" => DOCKER_HUB_HOST,
             other => other,
         };
         let (config, host) = (self.0.clone(), host.to_owned());
@@ -227,6 +229,6 @@ mod tests {
     fn manifests_of_dockers_types_make_dockers_list() {
         let manifests = vec![manifest(media_type::DOCKER_MANIFEST, "linux/amd64")];
         let (descriptor, _) = make_index(manifests, &BTreeMap::new()).unwrap();
-        assert_eq!(descriptor.media_type, media_type::DOCKER_MANIFEST_LIST);
+        assert_eq!(descriptor.media_type, media_type::DOCKER_INDEX);
     }
 }

@@ -6,30 +6,39 @@
 //! This crate knows nothing of command lines, of builder records or of how a node's server is
 //! started.
 
+mod build;
 mod clock;
 mod csv;
 mod environment;
 mod export;
+mod facts;
 mod gateway;
 mod git_info;
 mod git_ref;
 mod id;
 mod inputs;
+mod join;
+mod load;
 mod outcome;
 mod plan;
+mod report;
 mod request;
+mod serve;
 mod solve;
 pub mod spec;
 mod status_error;
 mod steps;
 
+pub use build::{BuildJob, build};
 pub use environment::Environment;
 pub use export::{Export, Target, prepare_exports};
 pub use git_info::GitInfo;
+pub use git_ref::is_local_context;
 pub use id::new_id;
 pub use inputs::{Inputs, OciLayoutRef, Upload, is_archive};
 pub use outcome::{BUILD_REF, CONFIG_DIGEST, DESCRIPTOR, DIGEST, IMAGE_NAME, Outcome, write_file};
 pub use plan::{NodeFacts, PlanContext, SolvePlan, no_output_warning};
+pub use report::{error_report, exit_code};
 pub use request::{BuildFlags, BuildRequest, Network};
 pub use solve::{Response, SolveFailure, canceled, solve};
 pub use status_error::{from_rpc_status, from_status, is_connection_failure};

@@ -91,24 +91,24 @@ mod tests {
             progress: ProgressDetail { current, total: 10 },
             ..JsonMessage::default()
         };
-        let result: Result<(), Error> = Step::run(&progress, "importing to docker", |step| async move {
-            let mut layers = Layers::default();
-            let start = Instant::now();
-            for (current, after_s) in [(1, 0), (5, 1), (8, 3)] {
-                let now = start + Duration::from_secs(after_s);
-                if let Some(status) = layers.note(&message("abc", current), &step, now) {
-                    step.status(status);
+        let result: Result<(), Error> =
+            Step::run(&progress, "importing to docker", |step| async move {
+                let mut layers = Layers::default();
+                let start = Instant::now();
+                for (current, after_s) in [(1, 0), (5, 1), (8, 3)] {
+                    let now = start + Duration::from_secs(after_s);
+                    if let Some(status) = layers.note(&message("abc", current), &step, now) {
+                        step.status(status);
+                    }
                 }
-            }
-            assert!(layers.note(&JsonMessage::default(), &step, start).is_none());
-            layers.finish().for_each(|status| step.status(status));
-            Ok(())
-        })
-        .await;
+                assert!(layers.note(&JsonMessage::default(), &step, start).is_none());
+                layers.finish().for_each(|status| step.status(status));
+                Ok(())
+            })
+            .await;
         result.unwrap();
         drop(progress);
         let seen: Vec<(String, i64, bool)> = statuses
-            .iter()
             .flat_map(|status| status.statuses)
             .map(|status| (status.id, status.current, status.completed.is_some()))
             .collect();

@@ -441,21 +441,18 @@ impl SolvePlan {
     }
 }
 
-/// The driver of the warning that a build leaves nothing behind; `None` when it does, or when the
-/// user does not want to be told.
+/// The warning that a build leaves nothing behind, for a builder of that driver; `None` when it
+/// does, or when the user does not want to be told.
 pub fn no_output_warning(
     request: &BuildRequest,
-    nodes: &[NodeFacts],
+    driver: &str,
+    default_load: bool,
     env: &Environment,
 ) -> Option<String> {
-    if no_default_load(env) || request.call.is_some() || !request.exports.is_empty() {
-        return None;
-    }
-    let node = nodes.iter().find(|node| !node.is_moby)?;
-    (!node.default_load).then(|| {
+    let wanted = no_default_load(env) || request.call.is_some() || !request.exports.is_empty();
+    (!wanted && !default_load).then(|| {
         format!(
-            "No output specified with {} driver. Build result will only remain in the build cache. To push result image into registry use --push or to load image into docker use --load",
-            node.driver
+            "No output specified with {driver} driver. Build result will only remain in the build cache. To push result image into registry use --push or to load image into docker use --load"
         )
     })
 }

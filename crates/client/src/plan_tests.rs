@@ -260,26 +260,21 @@ fn what_a_driver_cannot_do_is_refused_in_the_known_words() {
 #[test]
 fn a_build_without_output_is_warned_about() {
     let none = Environment::default();
-    let warning = |flags: &BuildFlags, facts: NodeFacts, env: &Environment| {
+    let warning = |flags: &BuildFlags, default_load, env: &Environment| {
         let request = BuildRequest::from_flags(flags, env).unwrap();
-        no_output_warning(&request, &[facts], env)
+        no_output_warning(&request, "docker-container", default_load, env)
     };
     assert_eq!(
-        warning(&flags(), container(), &none).unwrap(),
+        warning(&flags(), false, &none).unwrap(),
         "No output specified with docker-container driver. Build result will only remain in the build cache. To push result image into registry use --push or to load image into docker use --load"
     );
-    assert_eq!(warning(&flags(), moby(), &none), None);
-    let loads = NodeFacts {
-        default_load: true,
-        ..container()
-    };
-    assert_eq!(warning(&flags(), loads, &none), None);
+    assert_eq!(warning(&flags(), true, &none), None);
     let env = Environment::new([("BUILDX_NO_DEFAULT_LOAD", "1")]);
-    assert_eq!(warning(&flags(), container(), &env), None);
+    assert_eq!(warning(&flags(), false, &env), None);
     let push = BuildFlags {
         push: true,
         tags: list(&["a"]),
         ..flags()
     };
-    assert_eq!(warning(&push, container(), &none), None);
+    assert_eq!(warning(&push, false, &none), None);
 }

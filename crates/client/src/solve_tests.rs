@@ -1,6 +1,6 @@
 use std::pin::Pin;
-use std::sync::mpsc::Receiver;
 
+use progress_ui::Statuses;
 use proto::control::control_server::{Control, ControlServer};
 use proto::control::*;
 use tokio::sync::Mutex;
@@ -10,7 +10,7 @@ use tonic::{Request, Response as Answer, Status};
 
 use super::*;
 
-type Statuses = tokio::sync::mpsc::Sender<Result<StatusResponse, Status>>;
+type StatusSender = tokio::sync::mpsc::Sender<Result<StatusResponse, Status>>;
 
 /// What the fake server does with a solve.
 #[derive(Clone)]
@@ -23,7 +23,7 @@ enum Script {
 /// A build server that follows a script.
 struct Fake {
     script: Script,
-    statuses: Mutex<Option<Statuses>>,
+    statuses: Mutex<Option<StatusSender>>,
     opened: tokio::sync::Notify,
 }
 
@@ -137,7 +137,7 @@ async fn serve(script: Script) -> Channel {
 async fn run(
     script: Script,
     cancel: CancellationToken,
-) -> (Result<Response, SolveFailure>, Receiver<SolveStatus>) {
+) -> (Result<Response, SolveFailure>, Statuses) {
     let channel = serve(script).await;
     let (progress, receiver) = Progress::channel();
     let request = SolveRequest {
@@ -152,10 +152,7 @@ async fn run(
 async fn a_build_gives_its_response_and_its_progress() {
     let (result, statuses) = run(Script::Succeed, CancellationToken::new()).await;
     assert_eq!(result.unwrap()["containerimage.digest"], "d");
-    let names: Vec<String> = statuses
-        .iter()
-        .map(|s| s.vertexes[0].name.clone())
-        .collect();
+    let names: Vec<String> = statuses.map(|s| s.vertexes[0].name.clone()).collect();
     assert_eq!(names, ["reference"]);
 }
 
@@ -170,7 +167,7 @@ async fn a_failed_build_says_what_failed() {
     );
     assert_eq!(failure.error.locations().len(), 1);
     assert!(!failure.connection_lost);
-    assert_eq!(statuses.iter().count(), 1);
+    assert_eq!(statuses.count(), 1);
 }
 
 #[tokio::test]
@@ -184,10 +181,13 @@ async fn a_cancelled_build_shows_its_progress_to_the_end() {
         async move { solve(channel, request, false, &progress, &cancel).await }
     });
     // The first status says that the server has the build.
-    let (first, statuses) = tokio::task::spawn_blocking(move || (statuses.recv(), statuses))
-        .await
-        .unwrap();
-    assert!(first.is_ok());
+    let (first, mut statuses) = tokio::task::spawn_blocking(move || {
+        let mut statuses = statuses;
+        (statuses.next(), statuses)
+    })
+    .await
+    .unwrap();
+    assert!(first.is_some());
     cancel.cancel();
     let error = task.await.unwrap().unwrap_err().error;
     assert_eq!(
@@ -195,7 +195,7 @@ async fn a_cancelled_build_shows_its_progress_to_the_end() {
         "failed to solve: Canceled: context canceled"
     );
     assert!(error.is_canceled());
-    assert!(statuses.recv().is_err(), "the stream ended with the call");
+    assert!(statuses.next().is_none(), "the stream ended with the call");
 }
 
 #[tokio::test]

@@ -47,6 +47,14 @@ impl Step {
         result
     }
 
+    /// Shows something that is done at once.
+    pub fn done(progress: &Progress, name: &str) {
+        let now = Timestamp::now();
+        let mut vertex = Vertex::new(Digest::of(new_id()), name);
+        (vertex.started, vertex.completed) = (Some(now), Some(now));
+        progress.send(SolveStatus::of_vertexes(vec![vertex]));
+    }
+
     /// Shows a piece of the work.
     pub fn status(&self, mut status: VertexStatus) {
         status.vertex = self.digest;

@@ -54,6 +54,11 @@ impl Lease {
         BlobWriter::create(self.0.store.clone(), Some(self.clone()))
     }
 
+    /// The store whose blobs it protects.
+    pub fn store(&self) -> &ContentStore {
+        &self.0.store
+    }
+
     /// The digests protected so far, in no order.
     pub fn digests(&self) -> Vec<Digest> {
         self.0.digests.lock().iter().copied().collect()

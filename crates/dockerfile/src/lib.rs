@@ -21,6 +21,8 @@ mod mount;
 mod parser;
 mod pattern;
 pub mod quote;
+#[cfg(test)]
+mod robust_tests;
 pub mod shell;
 pub mod size;
 mod source;

@@ -7,18 +7,22 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio as ChildStdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
 use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::{Cgroups, Layout};
 use crate::control;
 use crate::error::ExecError;
 use crate::launch::{
-    Command, Exited, Failure, Launch, LaunchMount, LaunchSource, Limit, Report, write_launch,
+    Command, Exited, Failure, Launch, LaunchMount, LaunchSource, Limit, Prepare, Report,
+    write_message,
 };
 use crate::network::{self, HOSTNAME_DEFAULT, NetworkConfig};
 use crate::platforms;
@@ -26,6 +30,9 @@ use crate::spec::{ExitStatus, MountSource, ProcessIo, ProcessSpec, WindowSize};
 
 /// Longest name of a step in bytes: it becomes the name of a directory.
 const ID_LENGTH_MAX: usize = 128;
+
+/// Most spares by default.
+const SPARES_MAX: usize = 4;
 
 /// How an [`Executor`] is set up.
 #[derive(Clone, Debug)]
@@ -42,6 +49,9 @@ pub struct ExecutorConfig {
     /// What is added to the kernel's opinion of steps when memory is short, -1000 to 1000, unless
     /// a step asks for another; a server that should outlive its steps gives them more than it has.
     pub oom_score_adj: Option<i32>,
+    /// How many supervisors are kept ready for the next steps while steps are being run; they end
+    /// by themselves half a minute later. 0 keeps none.
+    pub spares: usize,
 }
 
 impl ExecutorConfig {
@@ -56,6 +66,7 @@ impl ExecutorConfig {
             network: NetworkConfig::default(),
             cgroup_parent: None,
             oom_score_adj: None,
+            spares: std::thread::available_parallelism().map_or(1, |n| n.get().min(SPARES_MAX)),
         }
     }
 }
@@ -71,7 +82,22 @@ struct Inner {
     network: NetworkConfig,
     cgroups: Cgroups,
     oom_score_adj: Option<i32>,
+    spares: Mutex<Vec<Supervisor>>,
+    spares_max: usize,
+    /// Whether somebody is making spares.
+    making_spares: AtomicBool,
+    step_number: AtomicU64,
 }
+
+/// A supervisor that has been told to prepare, and no step yet.
+#[derive(Debug)]
+struct Supervisor {
+    control: OwnedFd,
+    ended: Reaped,
+}
+
+/// Waits for a supervisor to end, so that none is left as a zombie whoever forgets about it.
+type Reaped = JoinHandle<io::Result<std::process::ExitStatus>>;
 
 impl Executor {
     /// Makes the state directory, finds out about cgroups and sweeps those that dead servers left.
@@ -94,6 +120,10 @@ impl Executor {
             network: config.network,
             cgroups: Cgroups::open(config.cgroup_parent),
             oom_score_adj: config.oom_score_adj,
+            spares: Mutex::default(),
+            spares_max: config.spares,
+            making_spares: AtomicBool::new(false),
+            step_number: AtomicU64::new(0),
         })))
     }
 
@@ -139,10 +169,17 @@ impl Executor {
         io: impl Into<ProcessIo>,
     ) -> Result<Process, ExecError> {
         check_id(id)?;
-        let (inner, id, io) = (self.0.clone(), id.to_owned(), io.into());
-        tokio::task::spawn_blocking(move || inner.spawn(&id, spec, io))
+        tracing::debug!(id, args = ?spec.args, "starting a process");
+        let (inner, io) = (self.0.clone(), io.into());
+        let process = tokio::task::spawn_blocking(move || inner.spawn(spec, io))
             .await
-            .map_err(|error| ExecError::Spawn(io::Error::other(error)))?
+            .map_err(|error| ExecError::Spawn(io::Error::other(error)))??;
+        let inner = self.0.clone();
+        if !inner.making_spares.swap(true, Ordering::AcqRel) {
+            // Beside the step; nobody waits for it.
+            drop(tokio::task::spawn_blocking(move || inner.make_spares()));
+        }
+        Ok(process)
     }
 }
 
@@ -150,7 +187,8 @@ impl Executor {
 #[derive(Debug)]
 pub struct Process {
     control: UnixStream,
-    supervisor: tokio::process::Child,
+    /// `None` when it has been waited for.
+    supervisor: Option<Reaped>,
     /// The unfinished line from the supervisor.
     line: Vec<u8>,
     pid: Option<i32>,
@@ -175,7 +213,7 @@ impl Process {
         while self.ended.is_none() {
             self.listen().await?;
         }
-        self.supervisor.wait().await.map_err(ExecError::Spawn)?;
+        self.reap().await?;
         match &self.ended {
             Some(Report::Exited(exited)) => exit_status(exited),
             Some(Report::Failed(failure)) => Err(exec_error(failure.clone())),
@@ -203,6 +241,17 @@ impl Process {
         let _ = control::send_all(self.control.as_fd(), command.line().as_bytes());
     }
 
+    /// Waits for the end of the supervisor, which has nothing more to say.
+    async fn reap(&mut self) -> Result<Option<std::process::ExitStatus>, ExecError> {
+        let Some(supervisor) = &mut self.supervisor else {
+            return Ok(None);
+        };
+        let status = supervisor.await;
+        self.supervisor = None;
+        let status = status.map_err(io::Error::other).and_then(|status| status);
+        status.map(Some).map_err(ExecError::Spawn)
+    }
+
     /// Takes in what the supervisor says.
     async fn listen(&mut self) -> Result<(), ExecError> {
         self.control.readable().await.map_err(ExecError::Spawn)?;
@@ -211,8 +260,9 @@ impl Process {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Ok(count) if count > 0 => self.line.extend_from_slice(&buffer[..count]),
             _ => {
-                let status = self.supervisor.wait().await.map_err(ExecError::Spawn)?;
-                return Err(ExecError::SupervisorLost(status.to_string()));
+                let status = self.reap().await?;
+                let status = status.map_or_else(|| "ended".to_owned(), |s| s.to_string());
+                return Err(ExecError::SupervisorLost(status));
             }
         }
         while let Some(end) = self.line.iter().position(|b| *b == b'\n') {
@@ -259,7 +309,7 @@ impl InitProgram {
     }
 
     /// A supervisor whose standard input is `control`.
-    fn spawn(&self, control: OwnedFd) -> io::Result<tokio::process::Child> {
+    fn spawn(&self, control: OwnedFd) -> io::Result<Reaped> {
         // Nothing is set here that would make the standard library fork instead of `posix_spawn`.
         let mut command =
             std::process::Command::new(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
@@ -270,12 +320,14 @@ impl InitProgram {
             .stdin(ChildStdio::from(control))
             .stdout(ChildStdio::null())
             .stderr(ChildStdio::inherit());
-        tokio::process::Command::from(command).spawn()
+        let mut process = tokio::process::Command::from(command).spawn()?;
+        // It ends when its socket does; so the task is not left behind for long.
+        Ok(tokio::spawn(async move { process.wait().await }))
     }
 }
 
 impl Inner {
-    fn spawn(&self, id: &str, spec: ProcessSpec, io: ProcessIo) -> Result<Process, ExecError> {
+    fn spawn(&self, spec: ProcessSpec, io: ProcessIo) -> Result<Process, ExecError> {
         let terminal = match &io {
             ProcessIo::Terminal(terminal) => Some(terminal.size.unwrap_or_default()),
             ProcessIo::Stdio(_) => None,
@@ -285,32 +337,75 @@ impl Inner {
             ProcessIo::Stdio(stdio) => (stdio.stdin, vec![stdio.stdout, stdio.stderr]),
         };
         let mut files: Vec<&[u8]> = Vec::new();
-        let mut launch = self.launch(id, &spec, &mut files)?;
+        let mut launch = self.launch(&spec, &mut files)?;
         launch.terminal = terminal;
         launch.has_stdin = stdin.is_some();
-        let specification = write_launch(&launch, &files).map_err(ExecError::Spawn)?;
-        let (ours, theirs) = control::pair().map_err(ExecError::Spawn)?;
-        let supervisor = self.init.spawn(theirs).map_err(ExecError::Spawn)?;
+        let specification = write_message(&launch, &files).map_err(ExecError::Spawn)?;
         let streams = stdin.iter().chain(&others).map(AsFd::as_fd);
         let fds: Vec<BorrowedFd<'_>> = std::iter::once(specification.as_fd())
             .chain(streams)
             .collect();
-        control::send_fds(&ours, b's', &fds).map_err(ExecError::Spawn)?;
-        let control = std::os::unix::net::UnixStream::from(ours);
+        let supervisor = self.hand_over(&spec, &fds).map_err(ExecError::Spawn)?;
+        let control = std::os::unix::net::UnixStream::from(supervisor.control);
         control.set_nonblocking(true).map_err(ExecError::Spawn)?;
         Ok(Process {
             control: UnixStream::from_std(control).map_err(ExecError::Spawn)?,
-            supervisor,
+            supervisor: Some(supervisor.ended),
             line: Vec::new(),
             pid: None,
             ended: None,
         })
     }
 
+    /// Gives the step to a spare, or to a new supervisor when there is none or it needs one of its
+    /// own kind.
+    fn hand_over(&self, spec: &ProcessSpec, fds: &[BorrowedFd<'_>]) -> io::Result<Supervisor> {
+        if !spec.insecure && spec.cgroup_parent.is_empty() {
+            // The last one is the most likely to be still there.
+            loop {
+                let Some(spare) = self.spares.lock().pop() else {
+                    break;
+                };
+                if control::send_fds(&spare.control, b'l', fds).is_ok() {
+                    return Ok(spare);
+                }
+            }
+        }
+        let supervisor = self.supervisor(&spec.cgroup_parent, !spec.insecure)?;
+        control::send_fds(&supervisor.control, b'l', fds)?;
+        Ok(supervisor)
+    }
+
+    /// Starts a supervisor that prepares for a step.
+    fn supervisor(&self, cgroup_parent: &str, guard_devices: bool) -> io::Result<Supervisor> {
+        let number = self.step_number.fetch_add(1, Ordering::Relaxed);
+        let prepare = Prepare {
+            cgroup: self.cgroups.plan(&format!("step-{number}"), cgroup_parent),
+            guard_devices,
+        };
+        let message = write_message(&prepare, &[])?;
+        let (control, theirs) = control::pair()?;
+        let ended = self.init.spawn(theirs)?;
+        control::send_fds(&control, b'p', &[message.as_fd()])?;
+        Ok(Supervisor { control, ended })
+    }
+
+    fn make_spares(&self) {
+        while self.spares.lock().len() < self.spares_max {
+            match self.supervisor("", true) {
+                Ok(supervisor) => self.spares.lock().push(supervisor),
+                Err(error) => {
+                    tracing::debug!(%error, "cannot make a spare supervisor");
+                    break;
+                }
+            }
+        }
+        self.making_spares.store(false, Ordering::Release);
+    }
+
     /// The specification as the supervisor wants it; contents of files are collected in `files`.
     fn launch<'a>(
         &self,
-        id: &str,
         spec: &'a ProcessSpec,
         files: &mut Vec<&'a [u8]>,
     ) -> Result<Launch, ExecError> {
@@ -344,7 +439,6 @@ impl Inner {
             ),
             hosts: network::hosts(hostname, &spec.extra_hosts, network::default_gateway)?,
             scratch: self.scratch.clone(),
-            cgroup: self.cgroups.plan(id, &spec.cgroup_parent),
             terminal: None,
             has_stdin: false,
         })

@@ -1,23 +1,33 @@
 //! The words between the server and the supervisor it spawned.
 //!
-//! One socket carries, first, one byte with the descriptors (the specification in a memory file,
-//! then the process's streams); then lines: [`Command`]s to the supervisor, JSON [`Report`]s from
-//! it. Both ends are always the same executable, so the format has no versions.
+//! One socket carries, first, a byte with a memory file that holds a [`Prepare`]; then, when there
+//! is a step to run, a byte with descriptors: the [`Launch`] in a memory file, then the process's
+//! streams. After that lines: [`Command`]s to the supervisor, JSON [`Report`]s from it. Both ends
+//! are always the same executable, so the format has no versions.
 //!
-//! The memory file: the length of the JSON (8 bytes, little endian), the JSON of [`Launch`], then
-//! the content of files in memory, which [`LaunchSource::File`] refers to by place. So a secret is
-//! never escaped, logged or formatted.
+//! A memory file: the length of the JSON (8 bytes, little endian), the JSON, then the content of
+//! files in memory, which [`LaunchSource::File`] refers to by place. So a secret is never escaped,
+//! logged or formatted.
 
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::StepPlan;
 use crate::spec::{MountFlags, UserIds, WindowSize};
 
-/// Everything the supervisor has to know.
+/// What can be done before it is known which step it is for.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Prepare {
+    pub(crate) cgroup: StepPlan,
+    /// Whether only the usual devices can be opened.
+    pub(crate) guard_devices: bool,
+}
+
+/// Everything there is to know of a step.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Launch {
     pub(crate) rootfs: PathBuf,
@@ -38,7 +48,6 @@ pub(crate) struct Launch {
     pub(crate) hosts: String,
     /// An empty directory that the step may mount over in its own namespace.
     pub(crate) scratch: PathBuf,
-    pub(crate) cgroup: StepPlan,
     /// A terminal of that size instead of streams.
     pub(crate) terminal: Option<WindowSize>,
     /// Whether a descriptor for the input came along.
@@ -193,10 +202,10 @@ pub(crate) fn reason(error: &io::Error) -> String {
     }
 }
 
-/// Puts the specification and the files in memory into a memory file, read from its start.
-pub(crate) fn write_launch(launch: &Launch, files: &[&[u8]]) -> io::Result<OwnedFd> {
+/// Puts a message and the content of files into a memory file.
+pub(crate) fn write_message(message: &impl Serialize, files: &[&[u8]]) -> io::Result<OwnedFd> {
     use rustix::fs::{MemfdFlags, memfd_create};
-    let json = serde_json::to_vec(launch)?;
+    let json = serde_json::to_vec(message)?;
     let fd = memfd_create("cooperage-launch", MemfdFlags::CLOEXEC)?;
     let mut file = std::fs::File::from(fd);
     let mut all = Vec::with_capacity(8 + json.len());
@@ -206,22 +215,23 @@ pub(crate) fn write_launch(launch: &Launch, files: &[&[u8]]) -> io::Result<Owned
     for content in files {
         file.write_all(content)?;
     }
-    file.rewind()?;
     Ok(file.into())
 }
 
-/// The reverse: the specification and the bytes that file sources refer to.
-pub(crate) fn read_launch(fd: OwnedFd) -> io::Result<(Launch, Vec<u8>)> {
-    let mut file = std::fs::File::from(fd);
-    let mut all = Vec::new();
-    file.read_to_end(&mut all)?;
-    let truncated = || io::Error::new(io::ErrorKind::UnexpectedEof, "launch file is cut short");
+/// The reverse: the message and the bytes that file sources refer to. The supervisor and its child
+/// read the same open file at the same time, so its position is not used.
+pub(crate) fn read_message<T: DeserializeOwned>(fd: &OwnedFd) -> io::Result<(T, Vec<u8>)> {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::from(fd.try_clone()?);
+    let mut all = vec![0; file.metadata()?.len() as usize];
+    file.read_exact_at(&mut all, 0)?;
+    let truncated = || io::Error::new(io::ErrorKind::UnexpectedEof, "message is cut short");
     let (length, rest) = all.split_first_chunk::<8>().ok_or_else(truncated)?;
     let length = u64::from_le_bytes(*length) as usize;
     let json = rest.get(..length).ok_or_else(truncated)?;
-    let launch = serde_json::from_slice(json)?;
+    let message = serde_json::from_slice(json)?;
     let files = rest[length..].to_vec();
-    Ok((launch, files))
+    Ok((message, files))
 }
 
 #[cfg(test)]

@@ -40,7 +40,9 @@ impl Annotations {
             Some("index") => Place::Index,
             Some("index-descriptor") => Place::IndexDescriptor,
             Some(other) => {
-                return Err(Error::invalid(format!("unrecognized annotation type {other}")));
+                return Err(Error::invalid(format!(
+                    "unrecognized annotation type {other}"
+                )));
             }
         };
         let platform = match found.get(2) {

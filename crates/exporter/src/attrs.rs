@@ -471,7 +471,12 @@ mod tests {
                 "move",
                 "invalid local exporter mode \"move\"",
             ),
-            ("nowhere", "x", "y", "exporter \"nowhere\" could not be found"),
+            (
+                "nowhere",
+                "x",
+                "y",
+                "exporter \"nowhere\" could not be found",
+            ),
         ] {
             let error = parse(kind, &[(key, value)]).unwrap_err();
             assert_eq!(error.to_string(), text);
@@ -487,7 +492,11 @@ mod tests {
     fn files_have_their_own_attributes() {
         let (spec, unknown) = parse(
             "local",
-            &[("platform-split", "false"), ("mode", "Delete"), ("dest", "x")],
+            &[
+                ("platform-split", "false"),
+                ("mode", "Delete"),
+                ("dest", "x"),
+            ],
         )
         .unwrap();
         let expected = FilesAttrs {

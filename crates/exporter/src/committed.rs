@@ -81,7 +81,10 @@ impl CommittedImage {
             ("containerimage.descriptor".to_owned(), encoded),
         ]);
         if let Some(digest) = self.config_digest() {
-            response.insert("containerimage.config.digest".to_owned(), digest.to_string());
+            response.insert(
+                "containerimage.config.digest".to_owned(),
+                digest.to_string(),
+            );
         }
         Ok(response)
     }

@@ -365,7 +365,12 @@ mod tests {
         }
     }
 
-    fn assemble(config: &str, epoch: Option<i64>, base: Option<&str>, layers: &[ImageLayer]) -> String {
+    fn assemble(
+        config: &str,
+        epoch: Option<i64>,
+        base: Option<&str>,
+        layers: &[ImageLayer],
+    ) -> String {
         let input = ConfigInput {
             config: Some(config.as_bytes()),
             base_config: base.map(str::as_bytes),

@@ -77,13 +77,18 @@ impl Push<'_> {
     async fn run(&self) -> std::result::Result<(), RegistryError> {
         let layers = Line::start(self.statuses, "pushing layers");
         let blobs = self.blobs();
-        try_join_all(blobs.into_iter().map(|(blob, sources)| async move {
-            self.blob(&blob, &sources).await
-        }))
+        try_join_all(
+            blobs
+                .into_iter()
+                .map(|(blob, sources)| async move { self.blob(&blob, &sources).await }),
+        )
         .await?;
         layers.finish();
         let whole = match self.target.tag() {
-            Some(_) => self.target.clone().with_digest(self.image.descriptor.digest),
+            Some(_) => self
+                .target
+                .clone()
+                .with_digest(self.image.descriptor.digest),
             None => self.target.clone(),
         };
         let manifests = Line::start(self.statuses, format!("pushing manifest for {whole}"));

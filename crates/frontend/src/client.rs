@@ -154,8 +154,10 @@ impl<'a> Client<'a> {
         let data = data.context("failed to read dockerfile")?;
         let ignore = format!("{}{IGNORE_FILE}", self.filename);
         if let Ok(found) = self.host.read_file(&solved, &ignore).await {
-            *self.ignore_file.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some((ignore, found));
+            *self
+                .ignore_file
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some((ignore, found));
         }
         Ok(Entrypoint {
             file: SourceFile {
@@ -175,8 +177,12 @@ impl<'a> Client<'a> {
         ];
         files.extend(self.lower_case_name());
         let mut source = self.local_source(name, name);
-        source.attrs.insert("local.followpaths".to_owned(), json_list(&files));
-        source.attrs.insert("local.differ".to_owned(), "none".to_owned());
+        source
+            .attrs
+            .insert("local.followpaths".to_owned(), json_list(&files));
+        source
+            .attrs
+            .insert("local.differ".to_owned(), "none".to_owned());
         let shown = format!("[internal] load build definition from {}", self.filename);
         source_graph(source, named(shown))
     }
@@ -249,14 +255,25 @@ impl<'a> Client<'a> {
         let mut source = self.local_source(local, shared_key);
         let follow = json_list(&[IGNORE_FILE.to_owned()]);
         source.attrs.insert("local.followpaths".to_owned(), follow);
-        source.attrs.insert("local.differ".to_owned(), "none".to_owned());
+        source
+            .attrs
+            .insert("local.differ".to_owned(), "none".to_owned());
         let solved = self.host.solve(source_graph(source, named(shown))).await?;
         // A context without an ignore file is the usual case.
-        Ok(self.host.read_file(&solved, IGNORE_FILE).await.unwrap_or_default())
+        Ok(self
+            .host
+            .read_file(&solved, IGNORE_FILE)
+            .await
+            .unwrap_or_default())
     }
 
     /// The build context in a plan, restricted to a set of paths if it is a local directory.
-    pub(crate) fn main_context(&self, plan: &mut Plan, excludes: &[String], paths: usize) -> Output {
+    pub(crate) fn main_context(
+        &self,
+        plan: &mut Plan,
+        excludes: &[String],
+        paths: usize,
+    ) -> Output {
         if let Some(graph) = &self.remote {
             return plan.add_graph(graph);
         }
@@ -297,7 +314,9 @@ impl<'a> Client<'a> {
 pub(crate) fn set_excludes(source: &mut SourceOp, patterns: &[String]) {
     if !patterns.is_empty() {
         let list = json_list(patterns);
-        source.attrs.insert("local.excludepatterns".to_owned(), list);
+        source
+            .attrs
+            .insert("local.excludepatterns".to_owned(), list);
     }
 }
 
@@ -310,32 +329,41 @@ fn source_graph(source: SourceOp, meta: VertexMeta) -> Graph {
 
 /// The graph with an archive in it unpacked to the root.
 fn unpacked(graph: &Graph, name: &str) -> Graph {
-    copied(graph, CopyAction {
-        src: format!("/{name}"),
-        dest: "/".to_owned(),
-        attempt_unpack: true,
-        ..CopyAction::default()
-    })
+    copied(
+        graph,
+        CopyAction {
+            src: format!("/{name}"),
+            dest: "/".to_owned(),
+            attempt_unpack: true,
+            ..CopyAction::default()
+        },
+    )
 }
 
 /// One directory of the graph as a root.
 fn subdirectory(graph: &Graph, dir: &str) -> Graph {
-    copied(graph, CopyAction {
-        src: ignore::clean_path(&format!("/{dir}")),
-        dest: "/".to_owned(),
-        dir_copy_contents: true,
-        ..CopyAction::default()
-    })
+    copied(
+        graph,
+        CopyAction {
+            src: ignore::clean_path(&format!("/{dir}")),
+            dest: "/".to_owned(),
+            dir_copy_contents: true,
+            ..CopyAction::default()
+        },
+    )
 }
 
 fn copied(graph: &Graph, copy: CopyAction) -> Graph {
     let mut plan = Plan::default();
     let source = plan.add_graph(graph);
     let root = plan.add(Node {
-        op: NodeOp::File(Output::Scratch, vec![Change {
-            kind: FileActionKind::Copy(Box::new(copy)),
-            source: Some(source),
-        }]),
+        op: NodeOp::File(
+            Output::Scratch,
+            vec![Change {
+                kind: FileActionKind::Copy(Box::new(copy)),
+                source: Some(source),
+            }],
+        ),
         platform: None,
         meta: VertexMeta::default(),
         lines: None,
@@ -345,14 +373,17 @@ fn copied(graph: &Graph, copy: CopyAction) -> Graph {
 
 fn finish(plan: &Plan, root: Output) -> Graph {
     let nothing: [BTreeSet<String>; 0] = [];
-    plan.finish(root, &Sources {
-        paths: &nothing,
-        file: &SourceFile {
-            name: String::new(),
-            data: Arc::from([]),
+    plan.finish(
+        root,
+        &Sources {
+            paths: &nothing,
+            file: &SourceFile {
+                name: String::new(),
+                data: Arc::from([]),
+            },
+            platform: &Platform::host(),
         },
-        platform: &Platform::host(),
-    })
+    )
 }
 
 /// Whether a file that starts so is a tar archive, plain or compressed.
@@ -373,7 +404,13 @@ fn is_tar(start: &[u8]) -> bool {
     let sum: u64 = block
         .iter()
         .enumerate()
-        .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u64::from(*byte) })
+        .map(|(at, byte)| {
+            if (148..156).contains(&at) {
+                32
+            } else {
+                u64::from(*byte)
+            }
+        })
         .sum();
     sum == expected
 }

@@ -85,12 +85,20 @@ impl GitRef {
     fn read_query(&mut self, query: &BTreeMap<String, Vec<String>>) -> Result<()> {
         let (mut tag, mut branch) = (None, None);
         for (key, values) in query {
-            let flag = matches!(key.as_str(), "submodules" | "keep-git-dir" | "fetch-by-commit");
+            let flag = matches!(
+                key.as_str(),
+                "submodules" | "keep-git-dir" | "fetch-by-commit"
+            );
             let value = match values.as_slice() {
                 [value] if !value.is_empty() => Some(value.as_str()),
                 [_] | [] if flag => None,
                 [_] | [] => return Err(fail(format!("query {} has no value", quote::quoted(key)))),
-                _ => return Err(fail(format!("query {} has multiple values", quote::quoted(key)))),
+                _ => {
+                    return Err(fail(format!(
+                        "query {} has multiple values",
+                        quote::quoted(key)
+                    )));
+                }
             };
             let boolean = || match value {
                 None => Ok(true),
@@ -124,14 +132,22 @@ impl GitRef {
             if tag.is_some() {
                 return Err(fail("branch conflicts with tag"));
             }
-            set_once(&mut self.reference, &in_namespace("refs/heads/", branch), "ref")?;
+            set_once(
+                &mut self.reference,
+                &in_namespace("refs/heads/", branch),
+                "ref",
+            )?;
         }
         Ok(())
     }
 
     /// The source of the repository's files.
     pub(crate) fn source(&self, keep_git_dir: bool) -> SourceOp {
-        let mut identifier = format!("git://{}{}", self.host, clean_path(&format!("/{}", self.path)));
+        let mut identifier = format!(
+            "git://{}{}",
+            self.host,
+            clean_path(&format!("/{}", self.path))
+        );
         if !self.reference.is_empty() || !self.subdir.is_empty() {
             identifier.push('#');
             identifier.push_str(&self.reference);
@@ -147,8 +163,14 @@ impl GitRef {
         };
         let mut attrs = BTreeMap::from([
             ("git.fullurl".to_owned(), full),
-            ("git.authtokensecret".to_owned(), "GIT_AUTH_TOKEN".to_owned()),
-            ("git.authheadersecret".to_owned(), "GIT_AUTH_HEADER".to_owned()),
+            (
+                "git.authtokensecret".to_owned(),
+                "GIT_AUTH_TOKEN".to_owned(),
+            ),
+            (
+                "git.authheadersecret".to_owned(),
+                "GIT_AUTH_HEADER".to_owned(),
+            ),
         ]);
         let mut set = |key: &str, value: &str| {
             attrs.insert(key.to_owned(), value.to_owned());
@@ -227,7 +249,9 @@ impl GitUrl {
             Some(at) => rest.split_at(at),
             None => (rest, ""),
         };
-        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        let host = authority
+            .rsplit_once('@')
+            .map_or(authority, |(_, host)| host);
         let invalid = |text: &str| text.chars().any(|c| c.is_whitespace() || c.is_control());
         if invalid(authority) || invalid(path) {
             return None;
@@ -248,7 +272,9 @@ impl GitUrl {
         let (host, rest) = rest.split_once(':')?;
         let word = |text: &str, also: &[u8]| {
             !text.is_empty()
-                && text.bytes().all(|b| b.is_ascii_alphanumeric() || also.contains(&b))
+                && text
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || also.contains(&b))
         };
         if !word(user, b"-_") || !word(host, b"-.") {
             return None;
@@ -310,7 +336,12 @@ pub(crate) fn http_file_name(address: &str) -> String {
     let path = address.split_once("://").map_or(address, |(_, rest)| rest);
     let path = path.split(['?', '#']).next().unwrap_or_default();
     let path = path.find('/').map_or("", |at| &path[at..]);
-    let name = percent_decoded(path.trim_end_matches('/').rsplit('/').next().unwrap_or_default());
+    let name = percent_decoded(
+        path.trim_end_matches('/')
+            .rsplit('/')
+            .next()
+            .unwrap_or_default(),
+    );
     if name.is_empty() {
         "__unnamed__".to_owned()
     } else {
@@ -345,7 +376,10 @@ pub(crate) fn parse_checksum(text: &str) -> Result<String> {
     if digits.len() != length {
         return Err(wrong("invalid checksum digest length"));
     }
-    if !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+    if !digits
+        .bytes()
+        .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    {
         return Err(wrong("invalid checksum digest format"));
     }
     Ok(text.to_owned())
@@ -358,19 +392,70 @@ mod tests {
     #[test]
     fn addresses_of_repositories() {
         for (text, remote, reference, subdir, identifier) in [
-            ("https://h/a/b.git", "https://h/a/b.git", "", "", "git://h/a/b.git"),
-            ("http://h:1/b.git#v1:src", "http://h:1/b.git", "v1", "src", "git://h:1/b.git#v1:src"),
-            ("https://h/b.git#:/x/../y", "https://h/b.git", "", "y", "git://h/b.git#:y"),
-            ("git@h:a/b.git#main", "git@h:a/b.git", "main", "", "git://h/a/b.git#main"),
-            ("https://h/b.git?tag=v1", "https://h/b.git", "refs/tags/v1", "", "git://h/b.git#refs/tags/v1"),
-            ("github.com/a/b", "github.com/a/b", "", "", "git://github.com/a/b"),
+            (
+                "https://h/a/b.git",
+                "https://h/a/b.git",
+                "",
+                "",
+                "git://h/a/b.git",
+            ),
+            (
+                "http://h:1/b.git#v1:src",
+                "http://h:1/b.git",
+                "v1",
+                "src",
+                "git://h:1/b.git#v1:src",
+            ),
+            (
+                "https://h/b.git#:/x/../y",
+                "https://h/b.git",
+                "",
+                "y",
+                "git://h/b.git#:y",
+            ),
+            (
+                "git@h:a/b.git#main",
+                "git@h:a/b.git",
+                "main",
+                "",
+                "git://h/a/b.git#main",
+            ),
+            (
+                "https://h/b.git?tag=v1",
+                "https://h/b.git",
+                "refs/tags/v1",
+                "",
+                "git://h/b.git#refs/tags/v1",
+            ),
+            (
+                "github.com/a/b",
+                "github.com/a/b",
+                "",
+                "",
+                "git://github.com/a/b",
+            ),
             ("ssh://u@h/b#x", "ssh://u@h/b", "x", "", "git://h/b#x"),
         ] {
             let found = GitRef::parse(text).unwrap().unwrap();
-            assert_eq!((found.remote.as_str(), found.reference.as_str(), found.subdir.as_str()), (remote, reference, subdir), "{text}");
+            assert_eq!(
+                (
+                    found.remote.as_str(),
+                    found.reference.as_str(),
+                    found.subdir.as_str()
+                ),
+                (remote, reference, subdir),
+                "{text}"
+            );
             assert_eq!(found.source(false).identifier, identifier);
         }
-        for text in ["./a.git", "a/b.git", "https://h/file.txt", "file.txt", "ftp://h/a.git", "a b@c:d"] {
+        for text in [
+            "./a.git",
+            "a/b.git",
+            "https://h/file.txt",
+            "file.txt",
+            "ftp://h/a.git",
+            "a b@c:d",
+        ] {
             assert_eq!(GitRef::parse(text).unwrap(), None, "{text}");
         }
     }
@@ -383,7 +468,10 @@ mod tests {
             ("x=1", "unexpected query \"x\""),
             ("tag=a&branch=b", "branch conflicts with tag"),
             ("keep-git-dir=x", "invalid keep-git-dir value: \"x\""),
-            ("mtime=x", "invalid mtime value: \"x\" (must be \"checkout\" or \"commit\")"),
+            (
+                "mtime=x",
+                "invalid mtime value: \"x\" (must be \"checkout\" or \"commit\")",
+            ),
         ] {
             let text = format!("https://h/b.git?{query}");
             assert_eq!(GitRef::parse(&text).unwrap_err().to_string(), message);

@@ -61,7 +61,10 @@ impl NamedContext {
             .with_context(|| format!("invalid context name {name}"))?;
         let familiar = reference.familiar();
         let name = familiar.strip_suffix(":latest").unwrap_or(&familiar);
-        let wanted = platform.cloned().unwrap_or_else(Platform::host).normalized();
+        let wanted = platform
+            .cloned()
+            .unwrap_or_else(Platform::host)
+            .normalized();
         let options = &client.options.context;
         for key in [format!("{name}::{wanted}"), name.to_owned()] {
             if let Some(input) = options.named.get(&key) {
@@ -85,10 +88,17 @@ impl NamedContext {
                 self.input, self.name_with_platform
             )));
         };
-        let scheme = if scheme.starts_with("git@") { "git" } else { scheme };
+        let scheme = if scheme.starts_with("git@") {
+            "git"
+        } else {
+            scheme
+        };
         match scheme {
             "docker-image" => self.load_image(client, rest.trim_start_matches("//")).await,
-            "oci-layout" => self.load_oci_layout(client, rest.trim_start_matches("//")).await,
+            "oci-layout" => {
+                self.load_oci_layout(client, rest.trim_start_matches("//"))
+                    .await
+            }
             "git" => match GitRef::parse(&self.input)? {
                 Some(git) => Ok(self.load_git(&git)),
                 None => Err(fail(format!("invalid git context {}", self.input))),
@@ -124,23 +134,33 @@ impl NamedContext {
     }
 
     fn load_git(&self, git: &GitRef) -> LoadedContext {
-        let shown = format!("[internal] load git source {}", diag::redact_url(&self.input));
-        self.loaded(Files::Source(git.source(git.keep_git_dir == Some(true))), shown)
+        let shown = format!(
+            "[internal] load git source {}",
+            diag::redact_url(&self.input)
+        );
+        self.loaded(
+            Files::Source(git.source(git.keep_git_dir == Some(true))),
+            shown,
+        )
     }
 
     async fn load_image(&self, client: &Client<'_>, name: &str) -> Result<LoadedContext> {
         if name == "scratch" {
             return Ok(self.loaded(Files::Scratch, String::new()));
         }
-        let reference: Reference =
-            name.parse().map_err(|e: oci::ReferenceError| fail(e.to_string()))?;
+        let reference: Reference = name
+            .parse()
+            .map_err(|e: oci::ReferenceError| fail(e.to_string()))?;
         let reference = reference.with_default_tag();
         let log_name = self.shown(&format!("load metadata for {name}"));
         let image = client
             .resolve_image(&reference, self.platform.as_ref(), &log_name)
             .await?;
         let source = SourceOp {
-            identifier: format!("docker-image://{}", image.reference.clone().with_default_tag()),
+            identifier: format!(
+                "docker-image://{}",
+                image.reference.clone().with_default_tag()
+            ),
             ..SourceOp::default()
         };
         Ok(LoadedContext {
@@ -152,11 +172,16 @@ impl NamedContext {
 
     async fn load_oci_layout(&self, client: &Client<'_>, spec: &str) -> Result<LoadedContext> {
         let Some((store, digest)) = spec.split_once('@') else {
-            return Err(fail(format!("oci-layout reference {} has no digest", quoted(spec))));
+            return Err(fail(format!(
+                "oci-layout reference {} has no digest",
+                quoted(spec)
+            )));
         };
         let digest: Digest = digest.parse().map_err(|e: oci::DigestError| {
-            fail(e.to_string())
-                .context(format!("could not parse oci-layout reference {}", quoted(spec)))
+            fail(e.to_string()).context(format!(
+                "could not parse oci-layout reference {}",
+                quoted(spec)
+            ))
         })?;
         let tag_at = store.rfind(':').filter(|at| !store[*at..].contains('/'));
         let store = OciStore {
@@ -164,8 +189,10 @@ impl NamedContext {
             store_id: store[..tag_at.unwrap_or(store.len())].to_owned(),
         };
         // The name is only for show: the store's own name may say nothing to people.
-        let reference: Reference =
-            self.name.parse().map_err(|e: oci::ReferenceError| fail(e.to_string()))?;
+        let reference: Reference = self
+            .name
+            .parse()
+            .map_err(|e: oci::ReferenceError| fail(e.to_string()))?;
         let reference = reference.with_digest(digest);
         let log_name = self.shown(&format!("load metadata for {reference}"));
         let image = client
@@ -226,9 +253,12 @@ impl LoadedContext {
     pub(crate) fn add_to(&self, plan: &mut Plan, paths: usize) -> FsState {
         let output = match &self.files {
             Files::Scratch => Output::Scratch,
-            Files::Source(source) => {
-                plan.add_source(source.clone(), self.platform.clone(), named(&self.shown), None)
-            }
+            Files::Source(source) => plan.add_source(
+                source.clone(),
+                self.platform.clone(),
+                named(&self.shown),
+                None,
+            ),
             Files::Local(source) => plan.add_deferred(DeferredLocal {
                 source: source.clone(),
                 meta: named(&self.shown),
@@ -266,9 +296,8 @@ pub(crate) fn image_platform(image: &ImageConfig) -> Platform {
 
 /// The image configuration in the metadata that came with an input: a JSON object of base64 texts.
 fn input_config(metadata: &str) -> Result<Option<ImageConfig>> {
-    let wrong = |reason: String| {
-        fail(reason).context(format!("failed to parse input metadata {metadata}"))
-    };
+    let wrong =
+        |reason: String| fail(reason).context(format!("failed to parse input metadata {metadata}"));
     let values: BTreeMap<String, String> =
         serde_json::from_str(metadata).map_err(|e| wrong(e.to_string()))?;
     let Some(text) = values.get("containerimage.config") else {

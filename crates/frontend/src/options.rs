@@ -47,6 +47,12 @@ pub struct BuildOptions {
     pub lint: Option<LintConfig>,
     /// `cache-imports`, handed on as it is.
     pub cache_imports: String,
+    /// `build-arg:BUILDKIT_SYNTAX`: the frontend to use in place of what the file asks for.
+    pub syntax: Option<String>,
+    /// Whether another frontend handed the request on, so that the file's `syntax` has been obeyed.
+    pub forwarded: bool,
+    /// Whether `attest:sbom` asks for a bill of materials.
+    pub wants_sbom: bool,
     /// `requestid`: something other than a build.
     pub request: Option<String>,
     /// Where the context and the Dockerfile come from.
@@ -137,6 +143,10 @@ impl BuildOptions {
             cgroup_parent: text("cgroup-parent"),
             cache_namespace: text("build-arg:BUILDKIT_CACHE_MOUNT_NS"),
             cache_imports: text("cache-imports"),
+            syntax: attrs.get("build-arg:BUILDKIT_SYNTAX").cloned(),
+            forwarded: attrs.contains_key("cmdline"),
+            wants_sbom: attrs.contains_key("attest:sbom")
+                || attrs.contains_key("build-arg:BUILDKIT_ATTEST_SBOM"),
             request: attrs.get("requestid").cloned(),
             ..BuildOptions::default()
         };
@@ -252,7 +262,10 @@ fn is_known(key: &str) -> bool {
 }
 
 fn refuse_what_is_gone(attrs: &BTreeMap<String, String>) -> Result<()> {
-    if attrs.get("override-copy-image").is_some_and(|v| !v.is_empty()) {
+    if attrs
+        .get("override-copy-image")
+        .is_some_and(|v| !v.is_empty())
+    {
         return Err(fail(
             "support for \"override-copy-image\" was removed in BuildKit 0.11",
         ));
@@ -452,7 +465,10 @@ mod tests {
     use super::*;
 
     fn options(attrs: &[(&str, &str)]) -> Result<BuildOptions> {
-        let attrs = attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let attrs = attrs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
         BuildOptions::from_attrs(&attrs)
     }
 
@@ -487,16 +503,48 @@ mod tests {
     #[test]
     fn wrong_attributes_are_told_as_stock_tells_them() {
         for (key, value, message) in [
-            ("platform", "a/b/c/d", "failed to parse target platform a/b/c/d: \"a/b/c/d\": cannot parse platform specifier: invalid argument"),
-            ("multi-platform", "x", "invalid boolean value for multi-platform: x"),
+            (
+                "platform",
+                "a/b/c/d",
+                "failed to parse target platform a/b/c/d: \"a/b/c/d\": cannot parse platform specifier: invalid argument",
+            ),
+            (
+                "multi-platform",
+                "x",
+                "invalid boolean value for multi-platform: x",
+            ),
             ("image-resolve-mode", "x", "invalid image-resolve-mode: x"),
             ("force-network-mode", "x", "invalid netmode x"),
-            ("add-hosts", "x", "failed to parse additional hosts: invalid key-value pair x"),
-            ("add-hosts", "x=y", "failed to parse additional hosts: failed to parse IP y"),
-            ("shm-size", "x", "failed to parse shm size: strconv.ParseInt: parsing \"x\": invalid syntax"),
-            ("ulimit", "x=1", "failed to parse ulimit: invalid ulimit type: x"),
-            ("ulimit", "core=2:1", "failed to parse ulimit: ulimit soft limit must be less than or equal to hard limit: 2 > 1"),
-            ("memory", "5", "the limit `memory` for build steps is not supported"),
+            (
+                "add-hosts",
+                "x",
+                "failed to parse additional hosts: invalid key-value pair x",
+            ),
+            (
+                "add-hosts",
+                "x=y",
+                "failed to parse additional hosts: failed to parse IP y",
+            ),
+            (
+                "shm-size",
+                "x",
+                "failed to parse shm size: strconv.ParseInt: parsing \"x\": invalid syntax",
+            ),
+            (
+                "ulimit",
+                "x=1",
+                "failed to parse ulimit: invalid ulimit type: x",
+            ),
+            (
+                "ulimit",
+                "core=2:1",
+                "failed to parse ulimit: ulimit soft limit must be less than or equal to hard limit: 2 > 1",
+            ),
+            (
+                "memory",
+                "5",
+                "the limit `memory` for build steps is not supported",
+            ),
             ("frontend.caps", "x+y", "unsupported frontend capability x"),
         ] {
             assert_eq!(options(&[(key, value)]).unwrap_err().to_string(), message);

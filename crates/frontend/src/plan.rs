@@ -112,17 +112,20 @@ impl Plan {
     /// Adds a whole graph; gives what it makes.
     pub(crate) fn add_graph(&mut self, graph: &Graph) -> Output {
         let mut places = BTreeMap::new();
-        let place = |places: &BTreeMap<oci::Digest, usize>, edge: &Edge| match places
-            .get(&edge.vertex)
-        {
-            Some(node) => Output::Node(*node, edge.output),
-            None => Output::Scratch,
-        };
+        let place =
+            |places: &BTreeMap<oci::Digest, usize>, edge: &Edge| match places.get(&edge.vertex) {
+                Some(node) => Output::Node(*node, edge.output),
+                None => Output::Scratch,
+            };
         for digest in &graph.order {
             let Some(vertex) = graph.vertex(digest) else {
                 continue;
             };
-            let inputs = vertex.inputs.iter().map(|edge| place(&places, edge)).collect();
+            let inputs = vertex
+                .inputs
+                .iter()
+                .map(|edge| place(&places, edge))
+                .collect();
             self.nodes.push(Node {
                 op: NodeOp::Given(vertex.op.clone(), inputs),
                 platform: vertex.platform.clone(),
@@ -290,17 +293,31 @@ impl Writer<'_> {
                     .collect(),
             }),
             NodeOp::Given(op, given) => {
-                inputs.0 = given.iter().filter_map(|output| self.edge(*output)).collect();
+                inputs.0 = given
+                    .iter()
+                    .filter_map(|output| self.edge(*output))
+                    .collect();
                 op.clone()
             }
         };
         let platform = match &op {
             Op::File(_) | Op::Merge(_) => None,
             Op::Source(source) => node.platform.clone().filter(|_| has_platform(source)),
-            _ => Some(node.platform.as_ref().unwrap_or(self.sources.platform).clone()),
+            _ => Some(
+                node.platform
+                    .as_ref()
+                    .unwrap_or(self.sources.platform)
+                    .clone(),
+            ),
         };
-        let locations = node.lines.iter().map(|lines| self.sources.file.at(*lines)).collect();
-        let edge = self.builder.add(op, inputs.0, platform, node.meta.clone(), locations);
+        let locations = node
+            .lines
+            .iter()
+            .map(|lines| self.sources.file.at(*lines))
+            .collect();
+        let edge = self
+            .builder
+            .add(op, inputs.0, platform, node.meta.clone(), locations);
         self.edges[index] = Some(edge);
     }
 
@@ -313,16 +330,20 @@ impl Writer<'_> {
             .collect();
         let count = inputs.0.len();
         let last = changes.len().saturating_sub(1);
-        let actions = changes.iter().zip(sources).enumerate().map(|(i, (change, source))| {
-            let mut kind = change.kind.clone();
-            bind_owner(&mut kind, base);
-            FileAction {
-                input: if i == 0 { base } else { Some(count + i - 1) },
-                secondary_input: source,
-                output: (i == last).then_some(0),
-                kind,
-            }
-        });
+        let actions = changes
+            .iter()
+            .zip(sources)
+            .enumerate()
+            .map(|(i, (change, source))| {
+                let mut kind = change.kind.clone();
+                bind_owner(&mut kind, base);
+                FileAction {
+                    input: if i == 0 { base } else { Some(count + i - 1) },
+                    secondary_input: source,
+                    output: (i == last).then_some(0),
+                    kind,
+                }
+            });
         Op::File(FileOp {
             actions: actions.collect(),
         })
@@ -368,9 +389,14 @@ pub(crate) fn set_follow_paths(source: &mut SourceOp, paths: &BTreeSet<String>) 
         .insert("local.followpaths".to_owned(), json_list(&relative));
 }
 
-/// A list of texts as Go writes it in JSON: `<`, `>` and `&` escaped.
+/// A list of texts in JSON, as [`go_json`] writes it.
 pub(crate) fn json_list(items: &[String]) -> String {
-    let text = serde_json::Value::from(items).to_string();
+    go_json(&serde_json::Value::from(items).to_string())
+}
+
+/// JSON with `<`, `>`, `&` and two kinds of line ends escaped, as Go writes it. They can stand in
+/// strings only, so the text need not be understood.
+pub(crate) fn go_json(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

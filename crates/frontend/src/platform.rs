@@ -37,7 +37,8 @@ pub(crate) fn parse_platform(text: &str) -> Result<Platform, String> {
 fn wrong_part(part: &str, text: &str, is_os: bool) -> String {
     let (part, text) = (quoted(part), quoted(text));
     if is_os {
-        let form = quoted(r"^([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.%-]*)((?:\+[A-Za-z0-9_.%-]+)*)\))?$");
+        let form =
+            quoted(r"^([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.%-]*)((?:\+[A-Za-z0-9_.%-]+)*)\))?$");
         return format!(
             "{part} is an invalid OS component of {text}: OSAndVersion specifier component must match {form}: invalid argument"
         );
@@ -54,9 +55,16 @@ mod tests {
 
     #[test]
     fn platforms_are_read_and_refused() {
-        assert_eq!(parse_platform("linux/arm64/v8").map(|p| p.to_string()), Ok("linux/arm64".into()));
+        assert_eq!(
+            parse_platform("linux/arm64/v8").map(|p| p.to_string()),
+            Ok("linux/arm64".into())
+        );
         assert!(parse_platform("linux/").is_err());
         assert!(parse_platform("").is_err());
-        assert!(parse_platform("nothing").unwrap_err().contains("unknown operating system"));
+        assert!(
+            parse_platform("nothing")
+                .unwrap_err()
+                .contains("unknown operating system")
+        );
     }
 }

@@ -29,10 +29,8 @@ impl LayerStore {
     ) -> Result<LayerBlob> {
         let hold = self.try_hold(stack)?;
         let Some(id) = stack.0.get(index).copied() else {
-            let error = io::Error::from(io::ErrorKind::InvalidInput);
-            return Err(crate::LayerError::io("find layer in", &self.empty_path())(
-                error,
-            ));
+            let count = stack.len();
+            return Err(crate::LayerError::Index { index, count });
         };
         let key = blob_key(compression, level);
         let _guard = self.blob_locks().lock(format!("{id} {key}"));

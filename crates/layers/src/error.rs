@@ -33,6 +33,14 @@ pub enum LayerError {
     /// A layer does not exist, or not any more.
     #[error("layer {0} not found")]
     NotFound(LayerId),
+    /// A stack has fewer layers than that.
+    #[error("the stack has {count} layers, none at {index}")]
+    Index {
+        /// The place asked for, counted from 0 at the bottom.
+        index: usize,
+        /// How many layers there are.
+        count: usize,
+    },
     /// A layer cannot be removed while something uses it.
     #[error("layer {0} is in use")]
     Held(LayerId),
@@ -88,6 +96,7 @@ impl From<LayerError> for diag::Error {
             LayerError::Locked(_) => diag::Error::new(Code::FailedPrecondition, text)
                 .hint("stop the other server, or give this one a `--root` of its own"),
             LayerError::Id(_) | LayerError::DiffId { .. } => diag::Error::invalid(text),
+            LayerError::Index { .. } => diag::Error::internal(text),
             LayerError::Database(_) => diag::Error::internal(text),
             LayerError::Archive(error) => error.into(),
             LayerError::Content(error) => error.into(),

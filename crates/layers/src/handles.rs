@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::diff::TreeIndex;
 use crate::store::LayerStore;
-use crate::{LayerError, LayerId, LayerNote, LayerStack, Result, overlay};
+use crate::{LayerId, LayerNote, LayerStack, Result, overlay};
 
 /// Keeps layers from being removed until it and all its clones are dropped.
 #[derive(Clone)]
@@ -259,8 +259,4 @@ impl From<LayerId> for LayerStack {
     fn from(id: LayerId) -> Self {
         LayerStack(vec![id])
     }
-}
-
-pub(crate) fn missing(id: LayerId) -> LayerError {
-    LayerError::NotFound(id)
 }

@@ -215,7 +215,7 @@ fn check_against_a_plain_directory(backend: Backend, steps: &[Vec<Change>]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
     fn overlay_stacks_behave_like_a_plain_directory(

@@ -256,3 +256,44 @@ fn push_escaped(options: &mut Vec<u8>, name: &OsStr, special: &[u8]) {
         options.push(byte);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_of_mounting_passes_the_probe_where_the_kernel_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(probe(&dir.path().join("all")).unwrap(), Api::New);
+        for volatile in [true, false] {
+            let api = Api::Classic { volatile };
+            let scratch = dir.path().join(format!("o,d:d{volatile}"));
+            assert_eq!(probe_with(&scratch, api).unwrap(), api);
+        }
+    }
+
+    #[test]
+    fn the_classic_way_takes_as_many_layers_as_it_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let api = Api::Classic { volatile: true };
+        let count = api.lowers_max(25);
+        assert!(count > 100);
+        let lower = |i: usize| dir.path().join("layers").join(format!("{i:025}"));
+        for i in 0..count {
+            std::fs::create_dir_all(lower(i)).unwrap();
+            std::fs::write(lower(i).join(i.to_string()), "").unwrap();
+        }
+        let target = dir.path().join("target");
+        std::fs::create_dir(&target).unwrap();
+        let request = Request {
+            lowers: (0..count).map(lower).collect(),
+            upper: None,
+            target: &target,
+            base: &dir.path().join("layers"),
+        };
+        api.mount(&request).unwrap();
+        let seen = std::fs::read_dir(&target).unwrap().count();
+        unmount(&target).unwrap();
+        assert_eq!(seen, count);
+    }
+}

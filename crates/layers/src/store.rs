@@ -12,7 +12,7 @@ use rustix::fs::{FileType, FlockOperation};
 
 use crate::db::{Database, Measure};
 use crate::diff::TreeIndex;
-use crate::handles::{Made, missing};
+use crate::handles::Made;
 use crate::locks::KeyedLocks;
 use crate::merged::{Transfer, lstat, materialise, names};
 use crate::overlay::{self, Api, Request};
@@ -146,7 +146,7 @@ impl LayerStore {
     pub fn try_hold(&self, stack: &LayerStack) -> Result<LayerHold> {
         let hold = self.hold(stack);
         match stack.iter().find(|id| !self.layer_path(*id).is_dir()) {
-            Some(id) => Err(missing(id)),
+            Some(id) => Err(LayerError::NotFound(id)),
             None => Ok(hold),
         }
     }
@@ -195,7 +195,7 @@ impl LayerStore {
         }
         self.drop_flats_with(id)?;
         if !self.0.database.delete(id)? {
-            return Err(missing(id));
+            return Err(LayerError::NotFound(id));
         }
         self.0.reaper.discard(&self.layer_path(id))
     }

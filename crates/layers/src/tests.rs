@@ -118,6 +118,8 @@ contract!(
     a_held_layer_is_not_removed,
     stacks_longer_than_a_mount_are_flattened_at_the_bottom,
     an_unchanged_directory_is_not_in_the_blob,
+    a_file_of_equal_size_and_time_is_a_change_when_its_content_differs,
+    a_directory_made_anew_loses_its_attributes,
     what_an_unpacked_archive_shows_is_what_was_packed,
     layers_that_need_what_is_below_are_unpacked_with_it,
 );
@@ -401,6 +403,42 @@ fn an_unchanged_directory_is_not_in_the_blob(backend: Backend) {
     assert!(blob_names(&t, &two, 1).is_empty());
 }
 
+fn a_file_of_equal_size_and_time_is_a_change_when_its_content_differs(backend: Backend) {
+    let t = Fixture::new(backend);
+    let time = |path: &Path| {
+        let file = fs::File::options().write(true).open(path).unwrap();
+        let then = std::time::UNIX_EPOCH + std::time::Duration::new(1000, 77);
+        file.set_modified(then).unwrap();
+    };
+    let one = t.step(&LayerStack::empty(), |root| {
+        for (name, text) in [("a", "one"), ("b", "two"), ("c", "two")] {
+            fs::write(root.join(name), text).unwrap();
+            time(&root.join(name));
+        }
+    });
+    let two = t.step(&one, |root| {
+        fs::rename(root.join("b"), root.join("a")).unwrap();
+        mode(&root.join("c"), 0o600);
+        mode(&root.join("c"), 0o644);
+    });
+    assert_eq!(blob_names(&t, &two, 1), ["a", ".wh.b"]);
+}
+
+fn a_directory_made_anew_loses_its_attributes(backend: Backend) {
+    let t = Fixture::new(backend);
+    let one = t.step(&LayerStack::empty(), |root| {
+        fs::create_dir(root.join("d")).unwrap();
+        archive::xattr::set(&root.join("d"), b"user.k", b"v").unwrap();
+    });
+    let two = t.step(&one, |root| {
+        fs::remove_dir(root.join("d")).unwrap();
+        fs::create_dir(root.join("d")).unwrap();
+    });
+    let mounted = t.store.mount(&two).unwrap();
+    let value = archive::xattr::get(&mounted.path().join("d"), b"user.k").unwrap();
+    assert_eq!(value, None);
+}
+
 type Packed = (ContentStore, PackedLayer);
 
 fn pack(t: &Fixture, kind: Compression, write: impl FnOnce(&mut Writer<Vec<u8>>)) -> Packed {
@@ -542,6 +580,57 @@ fn a_mount_left_by_a_killed_process_is_taken_away() {
     assert!(!after.contains(path.to_str().unwrap()));
     assert_eq!(t.count("mounts"), 0);
     assert_eq!(second.list().unwrap(), one.0);
+}
+
+#[test]
+fn inside_an_overlay_the_store_finds_a_backend_that_works() {
+    let outer = Fixture::new(Backend::Overlay);
+    let base = outer.step(&LayerStack::empty(), |root| {
+        fs::write(root.join("f"), "").unwrap()
+    });
+    let writable = outer.store.writable(&base).unwrap();
+    let store = LayerStore::open(writable.path().join("state"), Backend::Auto).unwrap();
+    let step = |stack: &LayerStack, change: &dyn Fn(&Path)| {
+        let writable = store.writable(stack).unwrap();
+        change(&writable.path());
+        writable.commit(LayerNote::default()).unwrap()
+    };
+    let one = step(&LayerStack::empty(), &|root| {
+        fs::create_dir(root.join("d")).unwrap();
+        fs::write(root.join("d/f"), "1").unwrap();
+    });
+    let two = step(&one, &|root| fs::write(root.join("d/g"), "2").unwrap());
+    let shown = show(store.mount(&two).unwrap().path());
+    assert_eq!(shown.len(), 3, "{:?}", store.backend());
+}
+
+#[test]
+fn names_longer_than_the_kernel_takes_are_no_obstacle() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = dir.path().join("x".repeat(200)).join("y:,\\".repeat(30));
+    let store = LayerStore::open(&long, Backend::Overlay).unwrap();
+    let mut stack = LayerStack::empty();
+    for name in ["a", "b", "c"] {
+        let writable = store.writable(&stack).unwrap();
+        fs::write(writable.path().join(name), name).unwrap();
+        stack = writable.commit(LayerNote::default()).unwrap();
+    }
+    assert_eq!(show(store.mount(&stack).unwrap().path()).len(), 3);
+}
+
+#[test]
+fn five_hundred_layers_and_more_are_one_tree() {
+    let t = Fixture::new(Backend::Overlay);
+    let mut stack = LayerStack::empty();
+    for i in 0..600 {
+        let layer = t.store.new_layer().unwrap();
+        fs::write(layer.path().join(i.to_string()), "").unwrap();
+        stack = stack.with(layer.commit(LayerNote::default()).unwrap());
+    }
+    assert_eq!(t.shown(&stack).len(), 600);
+    assert_eq!(t.shown(&stack.prefix(480)).len(), 480);
+    let more = t.step(&stack, |root| fs::remove_file(root.join("0")).unwrap());
+    assert_eq!(t.shown(&more).len(), 599);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::str::FromStr;
 pub use colors::{Color, Colors};
 pub use number::{bytes_text, seconds_text};
 pub use plain::{PlainOptions, PlainPrinter};
-pub use printer::{Output, Printer, PrinterOptions, Progress};
+pub use printer::{Output, Printer, PrinterOptions, Progress, Statuses};
 pub use rawjson::{go_escapes, status_line};
 pub use tty::{Size, TtyOptions, TtyPrinter};
 pub use warnings::{distinct_warnings, warnings_block, warnings_json};

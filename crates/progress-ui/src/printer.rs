@@ -39,7 +39,30 @@ pub struct PrinterOptions {
 
 /// Where statuses go to be shown; clones go to the same display.
 #[derive(Clone, Debug)]
-pub struct Progress(Sender<SolveStatus>);
+pub struct Progress(Sender<Message>);
+
+/// What the thread is told.
+#[derive(Debug)]
+enum Message {
+    Status(SolveStatus),
+    Close,
+}
+
+/// The other end of [`Progress::channel`].
+#[derive(Debug)]
+pub struct Statuses(Receiver<Message>);
+
+impl Iterator for Statuses {
+    type Item = SolveStatus;
+
+    /// Waits for the next status; `None` when every sender is gone.
+    fn next(&mut self) -> Option<SolveStatus> {
+        match self.0.recv() {
+            Ok(Message::Status(status)) => Some(status),
+            Ok(Message::Close) | Err(_) => None,
+        }
+    }
+}
 
 /// A running display.
 #[derive(Debug)]
@@ -93,13 +116,13 @@ impl Output {
 impl Progress {
     /// Shows a status. After the display is closed it goes nowhere.
     pub fn send(&self, status: SolveStatus) {
-        let _ = self.0.send(status);
+        let _ = self.0.send(Message::Status(status));
     }
 
     /// A handle whose statuses go to the receiver instead of a display.
-    pub fn channel() -> (Self, Receiver<SolveStatus>) {
+    pub fn channel() -> (Self, Statuses) {
         let (sender, receiver) = channel();
-        (Progress(sender), receiver)
+        (Progress(sender), Statuses(receiver))
     }
 }
 
@@ -121,7 +144,7 @@ impl Printer {
         })
     }
 
-    /// A handle to send statuses with. The display ends when all handles are gone.
+    /// A handle to send statuses with.
     pub fn progress(&self) -> Progress {
         self.progress.clone()
     }
@@ -131,10 +154,10 @@ impl Printer {
         self.mode
     }
 
-    /// Closes the display after everything sent was shown; returns what the build warned about,
-    /// each once. Waits for every other handle to be dropped.
+    /// Closes the display after everything sent before was shown; returns what the build warned
+    /// about, each once. Blocks as long as the output does.
     pub fn finish(self) -> Vec<VertexWarning> {
-        drop(self.progress);
+        let _ = self.progress.0.send(Message::Close);
         self.thread.join().unwrap_or_default()
     }
 }
@@ -202,11 +225,11 @@ impl Display {
     }
 }
 
-/// The loop of the thread; ends when every sender is gone.
+/// The loop of the thread; ends when it is told to, or every sender is gone.
 fn show(
     display: &mut Display,
     mut output: Output,
-    receiver: &Receiver<SolveStatus>,
+    receiver: &Receiver<Message>,
     intervals: Intervals,
 ) -> Vec<VertexWarning> {
     let mut warnings = Vec::new();
@@ -215,7 +238,7 @@ fn show(
         let mut out = Vec::new();
         let size = output.size();
         match receiver.recv_timeout(intervals.idle) {
-            Ok(status) => {
+            Ok(Message::Status(status)) => {
                 display.update(&status, size, &mut out);
                 warnings.extend(status.warnings);
                 if drawn.is_none_or(|drawn| drawn.elapsed() >= intervals.draw) {
@@ -224,7 +247,7 @@ fn show(
                 }
             }
             Err(RecvTimeoutError::Timeout) => display.draw(size, &mut out),
-            Err(RecvTimeoutError::Disconnected) => {
+            Ok(Message::Close) | Err(RecvTimeoutError::Disconnected) => {
                 display.finish(size, &mut out);
                 write(&mut output, &out);
                 return distinct_warnings(&warnings);

@@ -7,7 +7,7 @@ use oci::Reference;
 use reqwest::header::{AUTHORIZATION, HeaderMap};
 use reqwest::{Method, Request, Response, StatusCode, Url};
 
-use crate::auth::{Asker, AuthCache};
+use crate::auth::{Asker, AuthCache, Authorization};
 use crate::challenge::challenges;
 use crate::config::{Endpoint, RegistryHosts};
 use crate::credentials::{Anonymous, Credentials};
@@ -164,78 +164,87 @@ impl Client {
         call: &Call,
         last: bool,
     ) -> Result<Response, RegistryError> {
-        let transport = self.transport();
-        let pool = transport.pool(endpoint)?;
         let asker = Asker {
-            transport,
+            transport: self.transport(),
             endpoint,
             credentials: self.credentials.as_ref(),
         };
+        let auth = &self.shared.auth;
         let authorize = match &call.target {
             Target::Repository(_) => true,
             Target::Url { authorize, .. } => *authorize,
         };
         let mut sent = match authorize {
-            true => self.shared.auth.known(asker, &call.scopes).await?,
+            true => auth.known(asker, &call.scopes).await?,
             false => None,
         };
         let mut method = call.method.clone();
         let (mut failures, mut refusals) = (0, 0);
         loop {
+            let attempt = self
+                .attempt(repository, endpoint, call, &method, sent.as_ref())
+                .await;
+            let (asked, fatal) = match &attempt {
+                Ok(response) => match response.status() {
+                    StatusCode::UNAUTHORIZED if authorize && refusals < CHALLENGES_MAX => {
+                        refusals += 1;
+                        let challenges = challenges(response.headers());
+                        let better = auth
+                            .answer(asker, &challenges, sent.as_ref(), &call.scopes)
+                            .await?;
+                        if better.is_none() {
+                            return attempt;
+                        }
+                        sent = better;
+                        continue;
+                    }
+                    // Some registries do not know HEAD for manifests.
+                    StatusCode::METHOD_NOT_ALLOWED if method == Method::HEAD => {
+                        method = Method::GET;
+                        continue;
+                    }
+                    status => (retry_after(response.headers()), !is_busy(status, last)),
+                },
+                Err(error) => (None, !last || !error.is_transient()),
+            };
+            // A broken upload begins with another request than this one.
+            let is_final = fatal || call.payload.is_upload();
+            failures += 1;
+            match self.retry.wait(failures, asked).filter(|_| !is_final) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return attempt,
+            }
+        }
+    }
+
+    /// Makes a request once; twice if the first shows that the host does not speak TLS and need not.
+    async fn attempt(
+        &self,
+        repository: &Repository,
+        endpoint: &Endpoint,
+        call: &Call,
+        method: &Method,
+        sent: Option<&Authorization>,
+    ) -> Result<Response, RegistryError> {
+        let transport = self.transport();
+        let pool = transport.pool(endpoint)?;
+        loop {
             let url = self.url(repository, endpoint, call)?;
             let mut request = Request::new(method.clone(), url.clone());
             *request.headers_mut() = call.headers.clone();
-            if let Some(sent) = &sent {
-                request
-                    .headers_mut()
-                    .insert(AUTHORIZATION, sent.value.clone());
+            if let Some(sent) = sent {
+                let value = sent.value.clone();
+                request.headers_mut().insert(AUTHORIZATION, value);
             }
             let has_body = call.payload.attach(&mut request).await?;
             tracing::debug!(%method, url = %sanitized(&url), "registry request");
-            let response = match transport.send(&pool, request, has_body).await {
-                Ok(response) => response,
-                Err(SendError::Request(error)) if transport.falls_back(endpoint, &url, &error) => {
-                    continue;
-                }
+            match transport.send(&pool, request, has_body).await {
+                Ok(response) => return Ok(response),
+                Err(SendError::Request(error)) if transport.falls_back(endpoint, &url, &error) => {}
                 Err(error) => {
-                    let error = call
-                        .payload
-                        .failure()
-                        .unwrap_or_else(|| error.into_error(method.as_str(), &url));
-                    failures += 1;
-                    let again = last && error.is_transient() && !call.payload.is_upload();
-                    match self.retry.wait(failures, None).filter(|_| again) {
-                        Some(wait) => tokio::time::sleep(wait).await,
-                        None => return Err(error),
-                    }
-                    continue;
+                    let local = call.payload.failure();
+                    return Err(local.unwrap_or_else(|| error.into_error(method.as_str(), &url)));
                 }
-            };
-            match response.status() {
-                StatusCode::UNAUTHORIZED if authorize && refusals < CHALLENGES_MAX => {
-                    refusals += 1;
-                    let challenges = challenges(response.headers());
-                    let auth = &self.shared.auth;
-                    match auth
-                        .answer(asker, &challenges, sent.as_ref(), &call.scopes)
-                        .await?
-                    {
-                        Some(better) => sent = Some(better),
-                        None => return Ok(response),
-                    }
-                }
-                // Some registries do not know HEAD for manifests.
-                StatusCode::METHOD_NOT_ALLOWED if method == Method::HEAD => {
-                    method = Method::GET;
-                }
-                status if !call.payload.is_upload() && is_busy(status, last) => {
-                    failures += 1;
-                    match self.retry.wait(failures, retry_after(response.headers())) {
-                        Some(wait) => tokio::time::sleep(wait).await,
-                        None => return Ok(response),
-                    }
-                }
-                _ => return Ok(response),
             }
         }
     }

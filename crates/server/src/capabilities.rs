@@ -77,7 +77,6 @@ const LLB: &[&str] = &[
     "source.local.excludepatterns",
     "source.local.followpaths",
     "source.local.includepatterns",
-    "source.local.metadatatransfer",
     "source.local.sessionid",
     "source.local.sharedkeyhint",
     "source.local.unique",

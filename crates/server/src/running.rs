@@ -9,9 +9,9 @@ use diag::{Error, Result};
 use jiff::Timestamp;
 use llb::Graph;
 use oci::Digest;
-use ops::work::{Event, Outside};
+use ops::work::{Event, Outside, to_vertex_status};
 use parking_lot::Mutex;
-use progress::{SolveStatus, Vertex, VertexStatus};
+use progress::{SolveStatus, Vertex};
 use session::{Session, SessionManager};
 use solver::Outcome;
 use status::{Status, StatusSink};
@@ -40,6 +40,7 @@ pub struct Running {
     id: String,
     session_id: String,
     sessions: SessionManager,
+    registry: registry::Client,
     progress: ProgressLog,
     state: Mutex<State>,
 }
@@ -58,11 +59,15 @@ impl Running {
         id: impl Into<String>,
         session_id: impl Into<String>,
         sessions: SessionManager,
+        registry: &registry::Client,
     ) -> Arc<Self> {
+        let session_id = session_id.into();
+        let credentials = SessionCredentials::new(sessions.clone(), session_id.clone());
         Arc::new(Running {
             id: id.into(),
-            session_id: session_id.into(),
+            session_id,
             sessions,
+            registry: registry.with_credentials(Arc::new(credentials)),
             progress: ProgressLog::new(),
             state: Mutex::new(State::default()),
         })
@@ -229,20 +234,6 @@ impl StatusSink for VertexSink {
     }
 }
 
-/// A line of work as it stands below a vertex.
-pub fn to_vertex_status(status: &Status, vertex: Digest) -> VertexStatus {
-    VertexStatus {
-        id: status.id.clone(),
-        vertex,
-        name: String::new(),
-        current: status.current as i64,
-        total: status.total as i64,
-        timestamp: Timestamp::now(),
-        started: Some(status.started),
-        completed: status.completed,
-    }
-}
-
 #[async_trait]
 impl Outside for Running {
     fn started(&self, vertex: &Digest) {
@@ -303,10 +294,7 @@ impl Outside for Running {
         Ok(self.sessions.get(id, SESSION_TIMEOUT).await?)
     }
 
-    fn credentials(&self) -> Arc<dyn registry::Credentials> {
-        Arc::new(SessionCredentials::new(
-            self.sessions.clone(),
-            self.session_id.clone(),
-        ))
+    fn registry(&self) -> registry::Client {
+        self.registry.clone()
     }
 }

@@ -36,3 +36,6 @@ pub use manager::{Session, SessionManager, SessionStream};
 
 /// What sessions give or fail with.
 pub type Result<T, E = SessionError> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,7 @@ pub mod image;
 pub mod local;
 pub mod oci_layout;
 
+mod flatten;
 mod flights;
 mod pull;
 mod resolve;

@@ -1,1 +1,479 @@
-//! x
+//! A client's folder as a layer stack.
+//!
+//! What a client sent is kept, by a key that names folder and client, as a stack of layers. The next
+//! time the stack is mounted writable and synchronised with the client: only what differs travels, and
+//! becomes one more layer. If nothing differs, nothing is made at all. Nothing is ever changed in
+//! place, so builds that use an earlier state are not disturbed.
+//!
+//! ```text
+//! <dir>/superblock
+//! <dir>/<sha256 of the key>.json   the stack and its digest
+//! <dir>/<sha256 of the key>.sums   digests of its entries, to compute the next digest from changes
+//! ```
+//!
+//! **Invariant**: a state is written only after its layers were committed. A state whose layers are
+//! gone counts as none: the client then sends everything again.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use diag::{Context, Error, Result};
+use layers::{LayerHold, LayerNote, LayerStack, LayerStore, RecordType};
+use oci::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::flatten::flatten;
+use crate::flights::Flights;
+use crate::resolve::blocking;
+use crate::tree_digest::TreeSums;
+
+/// Version of the directory's format.
+const FORMAT: u32 = 1;
+
+/// Changes are stacked up to this height; then a single layer is made of them, because every layer
+/// makes the mounted folder slower to walk.
+const LAYERS_MAX: usize = 8;
+
+/// The client's side of a synchronisation: mostly its session.
+#[async_trait]
+pub trait DirSync: Send + Sync {
+    /// Makes `dest`, which has what the client had the last time, the same as the client's folder.
+    /// Existing files must be replaced, never written to.
+    async fn sync(&self, dest: &Path) -> Result<DirChanges>;
+}
+
+/// What a synchronisation did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DirChanges {
+    /// Entries made, changed or removed.
+    pub count: u64,
+    /// Which, relative to the folder; `None` if that was not noted down.
+    pub paths: Option<Vec<PathChange>>,
+}
+
+/// An entry that changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathChange {
+    /// The path in bytes, relative to the folder.
+    pub path: Vec<u8>,
+    /// True if it is there no more, with everything below.
+    pub removed: bool,
+}
+
+/// Which folder of which client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalRequest {
+    /// The name of the folder, such as `context` or `dockerfile`.
+    pub name: String,
+    /// Names folder and client: equal keys are synchronised with each other's last state, one at a
+    /// time. It has no influence on the result.
+    pub shared_key: String,
+}
+
+/// A client's folder as it was.
+#[derive(Clone)]
+pub struct LocalSnapshot {
+    /// The files.
+    pub stack: LayerStack,
+    /// Digest of names, kinds, modes, owners, attributes and contents; times do not count.
+    pub digest: Digest,
+    /// Entries that differed from the last time.
+    pub changed: u64,
+    /// Keeps the layers.
+    pub hold: LayerHold,
+}
+
+/// Takes folders of clients; clones share what is under way.
+#[derive(Clone)]
+pub struct LocalSource {
+    dir: PathBuf,
+    layers: LayerStore,
+    flights: Arc<Flights<Digest>>,
+}
+
+/// What is known of a key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct State {
+    name: String,
+    stack: LayerStack,
+    digest: Digest,
+}
+
+impl LocalSource {
+    /// Opens the directory of states, making it if needed; states without layers are removed.
+    pub fn open(dir: impl Into<PathBuf>, layers: LayerStore) -> Result<Self> {
+        let dir = dir.into();
+        std::fs::create_dir_all(&dir)?;
+        content::check_superblock(&dir, FORMAT)?;
+        let source = LocalSource {
+            dir,
+            layers,
+            flights: Arc::default(),
+        };
+        source.sweep()?;
+        Ok(source)
+    }
+
+    /// The client's folder as it is now.
+    ///
+    /// # Errors
+    /// Those of the client and of the stores. What came before an error is lost.
+    pub async fn snapshot(
+        &self,
+        request: &LocalRequest,
+        client: &dyn DirSync,
+    ) -> Result<LocalSnapshot> {
+        let key = Digest::of(&request.shared_key);
+        let _alone = self.flights.enter(key).await;
+        let (layers, path) = (self.layers.clone(), self.state_path(key));
+        let (state, writable) = blocking(move || {
+            let state = read_state(&path).filter(|state| layers.contains(&state.stack));
+            let base = state.as_ref().map(|state| state.stack.clone());
+            let writable = layers.writable(&base.unwrap_or_default())?;
+            Ok((state, writable))
+        })
+        .await?;
+        let changes = client.sync(&writable.path()).await?;
+        let (own, request) = (self.clone(), request.clone());
+        blocking(move || own.finish(key, &request, state, writable, changes)).await
+    }
+
+    fn finish(
+        &self,
+        key: Digest,
+        request: &LocalRequest,
+        state: Option<State>,
+        writable: layers::WritableStack,
+        changes: DirChanges,
+    ) -> Result<LocalSnapshot> {
+        if let Some(state) = &state
+            && changes.count == 0
+        {
+            let hold = writable.hold();
+            self.layers.touch(&state.stack)?;
+            return Ok(LocalSnapshot {
+                stack: state.stack.clone(),
+                digest: state.digest,
+                changed: 0,
+                hold,
+            });
+        }
+        let sums = self.sums(key, state.as_ref(), &writable.path(), &changes)?;
+        let note = LayerNote::new(format!("local source for {}", request.name))
+            .of_type(RecordType::SourceLocal);
+        let (mut stack, mut hold) = writable.commit_held(note.clone())?;
+        if stack.len() > LAYERS_MAX {
+            (stack, hold) = flatten(&self.layers, &stack, note)?;
+        }
+        let state = State {
+            name: request.name.clone(),
+            digest: sums.digest(),
+            stack,
+        };
+        // Sums that belong to no state are found out, so their order does not matter.
+        sums.write(&self.sums_path(key), &state.stack)?;
+        write_state(&self.state_path(key), &state)?;
+        Ok(LocalSnapshot {
+            stack: state.stack,
+            digest: state.digest,
+            changed: changes.count,
+            hold,
+        })
+    }
+
+    /// The digests of all entries: the last ones with the changes made to them, or all anew.
+    fn sums(
+        &self,
+        key: Digest,
+        state: Option<&State>,
+        root: &Path,
+        changes: &DirChanges,
+    ) -> Result<TreeSums> {
+        let known = state.and_then(|state| TreeSums::read(&self.sums_path(key), &state.stack));
+        match (known, &changes.paths) {
+            (Some(mut sums), Some(paths)) => {
+                sums.apply(root, paths)?;
+                Ok(sums)
+            }
+            _ => TreeSums::of(root),
+        }
+    }
+
+    fn state_path(&self, key: Digest) -> PathBuf {
+        self.dir.join(format!("{}.json", key.hex()))
+    }
+
+    fn sums_path(&self, key: Digest) -> PathBuf {
+        self.dir.join(format!("{}.sums", key.hex()))
+    }
+
+    fn sweep(&self) -> Result<()> {
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            paths.push(entry?.path());
+        }
+        // States come before their sums, `json` before `sums`.
+        paths.sort();
+        for path in paths {
+            let kept = match path.extension().and_then(|extension| extension.to_str()) {
+                Some("json") => {
+                    read_state(&path).is_some_and(|state| self.layers.contains(&state.stack))
+                }
+                Some("sums") => path.with_extension("json").exists(),
+                Some("new") => false,
+                _ => true,
+            };
+            if !kept {
+                std::fs::remove_file(&path)
+                    .with_context(|| format!("remove {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A state that cannot be read is none.
+fn read_state(path: &Path) -> Option<State> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+fn write_state(path: &Path, state: &State) -> Result<()> {
+    let bytes = serde_json::to_vec(state).map_err(|error| Error::internal(error.to_string()))?;
+    let temporary = path.with_extension("json.new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use layers::Backend;
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    /// A client whose folder is a map; it notes down how often it was asked for contents.
+    #[derive(Default)]
+    struct Folder {
+        files: Mutex<BTreeMap<String, String>>,
+        sent: Mutex<Vec<String>>,
+        silent_about_paths: bool,
+    }
+
+    impl Folder {
+        fn put(&self, name: &str, text: &str) {
+            self.files.lock().insert(name.into(), text.into());
+        }
+    }
+
+    #[async_trait]
+    impl DirSync for Folder {
+        async fn sync(&self, dest: &Path) -> Result<DirChanges> {
+            let files = self.files.lock().clone();
+            let mut paths = Vec::new();
+            let mut note = |name: &str, removed| {
+                let path = name.as_bytes().to_vec();
+                paths.push(PathChange { path, removed });
+            };
+            for (name, text) in &files {
+                let path = dest.join(name);
+                if std::fs::read_to_string(&path).is_ok_and(|known| known == *text) {
+                    continue;
+                }
+                if let Some((dir, _)) = name.split_once('/') {
+                    std::fs::create_dir_all(dest.join(dir))?;
+                    note(dir, false);
+                }
+                let temporary = dest.join(".tmp");
+                std::fs::write(&temporary, text)?;
+                std::fs::rename(&temporary, &path)?;
+                self.sent.lock().push(name.clone());
+                note(name, false);
+            }
+            for entry in std::fs::read_dir(dest)? {
+                let name = entry?.file_name().into_string().unwrap();
+                let wanted =
+                    |known: &String| *known == name || known.starts_with(&format!("{name}/"));
+                if !files.keys().any(wanted) {
+                    let path = dest.join(&name);
+                    match path.is_dir() {
+                        true => std::fs::remove_dir_all(path)?,
+                        false => std::fs::remove_file(path)?,
+                    }
+                    note(&name, true);
+                }
+            }
+            Ok(DirChanges {
+                count: paths.len() as u64,
+                paths: (!self.silent_about_paths).then_some(paths),
+            })
+        }
+    }
+
+    struct Site {
+        _dir: tempfile::TempDir,
+        layers: LayerStore,
+        source: LocalSource,
+        states: PathBuf,
+    }
+
+    fn site() -> Site {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = LayerStore::open(dir.path().join("layers"), Backend::Auto).unwrap();
+        let states = dir.path().join("local");
+        let source = LocalSource::open(&states, layers.clone()).unwrap();
+        Site {
+            _dir: dir,
+            layers,
+            source,
+            states,
+        }
+    }
+
+    fn request() -> LocalRequest {
+        LocalRequest {
+            name: "context".into(),
+            shared_key: "context::me".into(),
+        }
+    }
+
+    fn read(site: &Site, snapshot: &LocalSnapshot, name: &str) -> Option<String> {
+        let mounted = site.layers.mount(&snapshot.stack).unwrap();
+        std::fs::read_to_string(mounted.path().join(name)).ok()
+    }
+
+    #[tokio::test]
+    async fn an_unchanged_folder_is_the_very_same_stack() {
+        let (site, folder) = (site(), Folder::default());
+        folder.put("a", "1");
+        folder.put("d/b", "2");
+        let first = site.source.snapshot(&request(), &folder).await.unwrap();
+        let second = site.source.snapshot(&request(), &folder).await.unwrap();
+        assert_eq!((&second.stack, second.digest), (&first.stack, first.digest));
+        assert_eq!(second.changed, 0);
+        assert_eq!(site.layers.list().unwrap().len(), 1);
+        assert_eq!(*folder.sent.lock(), ["a", "d/b"]);
+        assert_eq!(read(&site, &second, "d/b").as_deref(), Some("2"));
+    }
+
+    #[tokio::test]
+    async fn a_change_travels_alone_and_earlier_states_stay_as_they_were() {
+        let (site, folder) = (site(), Folder::default());
+        folder.put("a", "1");
+        folder.put("d/b", "2");
+        let first = site.source.snapshot(&request(), &folder).await.unwrap();
+        folder.put("a", "changed");
+        folder.files.lock().remove("d/b");
+        let second = site.source.snapshot(&request(), &folder).await.unwrap();
+        assert_ne!(second.digest, first.digest);
+        assert_eq!(folder.sent.lock().last().unwrap(), "a");
+        assert_eq!(read(&site, &second, "a").as_deref(), Some("changed"));
+        assert_eq!(read(&site, &second, "d/b"), None);
+        assert_eq!(read(&site, &first, "a").as_deref(), Some("1"));
+        folder.put("a", "1");
+        folder.put("d/b", "2");
+        let third = site.source.snapshot(&request(), &folder).await.unwrap();
+        assert_eq!(third.digest, first.digest);
+        // The same folder of somebody else, computed as a whole, has the same digest.
+        let other = Folder {
+            silent_about_paths: true,
+            ..Folder::default()
+        };
+        other.put("d/b", "2");
+        other.put("a", "1");
+        let elsewhere = LocalRequest {
+            shared_key: "context::you".into(),
+            ..request()
+        };
+        let fourth = site.source.snapshot(&elsewhere, &other).await.unwrap();
+        assert_eq!(fourth.digest, first.digest);
+    }
+
+    #[tokio::test]
+    async fn many_changes_do_not_make_a_high_stack() {
+        let (site, folder) = (site(), Folder::default());
+        folder.put("kept", "k");
+        folder.put("d/kept", "k");
+        let mut last = None;
+        for round in 0..2 * LAYERS_MAX + 3 {
+            folder.put("a", &round.to_string());
+            folder.put(&format!("file{round}"), "x");
+            if round > 0 {
+                folder.files.lock().remove(&format!("file{}", round - 1));
+            }
+            let snapshot = site.source.snapshot(&request(), &folder).await.unwrap();
+            assert!(snapshot.stack.len() <= LAYERS_MAX);
+            assert_eq!(read(&site, &snapshot, "a"), Some(round.to_string()));
+            assert_eq!(read(&site, &snapshot, "file0").is_some(), round == 0);
+            assert_eq!(read(&site, &snapshot, "d/kept").as_deref(), Some("k"));
+            last = Some(snapshot);
+        }
+        let mounted = site.layers.mount(&last.unwrap().stack).unwrap();
+        assert_eq!(std::fs::read_dir(mounted.path()).unwrap().count(), 4);
+        let kept = folder
+            .sent
+            .lock()
+            .iter()
+            .filter(|name| *name == "kept")
+            .count();
+        assert_eq!(kept, 1, "what did not change was sent once");
+    }
+
+    #[tokio::test]
+    async fn states_outlive_a_restart_and_lost_layers_are_sent_again() {
+        let (site, folder) = (site(), Folder::default());
+        folder.put("a", "1");
+        let first = site.source.snapshot(&request(), &folder).await.unwrap();
+        let again = LocalSource::open(&site.states, site.layers.clone()).unwrap();
+        let second = again.snapshot(&request(), &folder).await.unwrap();
+        assert_eq!(second.stack, first.stack);
+        let id = first.stack.top().unwrap();
+        drop((first, second));
+        site.layers.remove(id).unwrap();
+        let third = again.snapshot(&request(), &folder).await.unwrap();
+        assert_eq!(read(&site, &third, "a").as_deref(), Some("1"));
+        drop(again);
+        let id = third.stack.top().unwrap();
+        drop(third);
+        site.layers.remove(id).unwrap();
+        LocalSource::open(&site.states, site.layers.clone()).unwrap();
+        let names: Vec<_> = std::fs::read_dir(&site.states)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names, ["superblock"]);
+    }
+
+    #[tokio::test]
+    async fn damaged_sums_are_computed_anew() {
+        let (site, folder) = (site(), Folder::default());
+        folder.put("a", "1");
+        site.source.snapshot(&request(), &folder).await.unwrap();
+        for entry in std::fs::read_dir(&site.states).unwrap() {
+            let path = entry.unwrap().path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "sums")
+            {
+                let mut bytes = std::fs::read(&path).unwrap();
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                std::fs::write(&path, bytes).unwrap();
+            }
+        }
+        folder.put("b", "2");
+        let changed = site.source.snapshot(&request(), &folder).await.unwrap();
+        let mounted = site.layers.mount(&changed.stack).unwrap();
+        assert_eq!(
+            TreeSums::of(mounted.path()).unwrap().digest(),
+            changed.digest
+        );
+    }
+}

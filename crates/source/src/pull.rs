@@ -5,7 +5,6 @@ use std::sync::Arc;
 use diag::{Error, Result};
 use futures::future::try_join_all;
 use layers::{LayerHold, LayerId, LayerNote, LayerStack, PackedLayer, Unpacked};
-use oci::Reference;
 use status::{Line, StatusSink};
 
 use crate::image::{ContentProvider, ImageSource, PulledImage, ResolvedImage, ResolvedLayer};
@@ -50,7 +49,9 @@ impl ImageSource {
                     match done {
                         Unpacked::Layer(id, hold) => (id, hold),
                         Unpacked::NeedsLowers => {
-                            return Err(Error::internal("a layer needs more than what is below it"));
+                            return Err(Error::internal(
+                                "a layer needs more than what is below it",
+                            ));
                         }
                     }
                 }
@@ -135,13 +136,8 @@ impl Job<'_> {
         PackedLayer {
             descriptor,
             diff_id: Some(layer.diff_id),
-            note: LayerNote::new(format!("pulled from {}", shown(&self.image.reference)))
+            note: LayerNote::new(format!("pulled from {}", self.image.reference))
                 .of_type(self.image.record_type),
         }
     }
-}
-
-/// The name as people wrote it: a digest that was added by pinning is left out if there is a tag.
-fn shown(reference: &Reference) -> Reference {
-    reference.clone()
 }

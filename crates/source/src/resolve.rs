@@ -68,9 +68,10 @@ impl ImageSource {
             return Ok(None);
         }
         let bytes = self.read(digest).await?;
-        Ok(detect(&bytes).map(|media_type| {
-            Descriptor::new(media_type, digest, bytes.len() as u64)
-        }))
+        Ok(
+            detect(&bytes)
+                .map(|media_type| Descriptor::new(media_type, digest, bytes.len() as u64)),
+        )
     }
 
     async fn read(&self, digest: Digest) -> Result<Bytes> {
@@ -267,7 +268,10 @@ mod tests {
             detected(r#"{"mediaType":"x","manifests":[]}"#).unwrap(),
             "x"
         );
-        assert_eq!(detected(r#"{"manifests":[],"config":{},"layers":[]}"#), None);
+        assert_eq!(
+            detected(r#"{"manifests":[],"config":{},"layers":[]}"#),
+            None
+        );
         assert_eq!(detected("{}"), None);
         assert_eq!(detected("no"), None);
     }

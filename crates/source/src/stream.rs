@@ -218,12 +218,11 @@ fn decompress(packed: PackedReader, plain: &SyncSender<io::Result<Bytes>>) {
             }
             Err(error) => (Err(error), true),
         };
+        // Nobody takes it any more: nor do we take more of the blob.
         if plain.send(result).is_err() || last {
-            break;
+            return;
         }
     }
-    // What follows the compressed data belongs to the blob and must be taken from the queue.
-    let _ = source.drain();
 }
 
 /// The blob as it comes from the thread that stores it.

@@ -27,8 +27,8 @@ pub use stdin::{is_archive, spool};
 /// A file the server fetches over the session.
 #[derive(Clone, Debug)]
 pub struct Upload {
-    /// The last part of its URL.
-    pub id: String,
+    /// The frontend's attribute that gets its URL.
+    pub attribute: String,
     /// Its bytes, in a file without a name.
     pub file: Arc<fs::File>,
 }
@@ -148,13 +148,10 @@ impl Loader<'_> {
         }
         let stdin = io::Cursor::new(head.clone()).chain(stdin);
         if is_archive(&head) {
-            let upload = Upload {
-                id: new_id(),
+            self.inputs.uploads.push(Upload {
+                attribute: "context".to_owned(),
                 file: Arc::new(spool(stdin)?),
-            };
-            let url = format!("http://buildkit-session/{}", upload.id);
-            self.attribute("context", &url);
-            self.inputs.uploads.push(upload);
+            });
             return Ok(());
         }
         if !dockerfile.is_empty() {

@@ -91,8 +91,7 @@ fn standard_input_is_a_dockerfile_or_an_archive() {
     let mut sent = Vec::new();
     (&*inputs.uploads[0].file).read_to_end(&mut sent).unwrap();
     assert_eq!(sent, archive);
-    let url = format!("http://buildkit-session/{}", inputs.uploads[0].id);
-    assert_eq!(inputs.attributes["context"], url);
+    assert_eq!(inputs.uploads[0].attribute, "context");
     assert_eq!(inputs.attributes["filename"], "sub/Dockerfile");
 
     let place = Place::new();

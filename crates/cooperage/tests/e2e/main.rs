@@ -6,6 +6,7 @@
 mod bad_input;
 mod driver_page;
 mod faults;
+mod flow;
 mod options;
 mod stock;
 mod workshop;

@@ -65,10 +65,16 @@ impl StepCgroup {
         self.dirs.iter().any(|dir| dir.v2)
     }
 
-    /// Puts the calling process into it.
-    pub(crate) fn enter(&self) {
-        for dir in &self.dirs {
-            let _ = fs::write(dir.dir.join("cgroup.procs"), "0");
+    /// The version 2 directory, into which a process can be cloned without being moved there.
+    pub(crate) fn v2_directory(&self) -> Option<OwnedFd> {
+        let dir = self.dirs.iter().find(|dir| dir.v2)?;
+        open_dir(&dir.dir).ok()
+    }
+
+    /// Moves a process into it. The kernel may take some milliseconds for that, asleep.
+    pub(crate) fn add(&self, pid: i32, already_in_v2: bool) {
+        for dir in self.dirs.iter().filter(|dir| !(dir.v2 && already_in_v2)) {
+            let _ = fs::write(dir.dir.join("cgroup.procs"), pid.to_string());
         }
     }
 

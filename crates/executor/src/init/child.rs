@@ -11,9 +11,10 @@ use rustix::thread::UnshareFlags;
 
 use super::command::{Program, environment};
 use super::mounts::Root;
+use super::supervisor::{GO, LAUNCH};
 use super::terminal::winsize;
-use super::{Streams, credentials, devices};
-use crate::cgroup::StepCgroup;
+use super::{Streams, credentials, devices, open_launch};
+use crate::cgroup::{StepCgroup, StepPlan};
 use crate::control;
 use crate::launch::{Doing, Failure, Launch};
 use crate::rootpath::{self, Creation, Kind};
@@ -22,16 +23,10 @@ use crate::spec::WindowSize;
 /// The descriptor that the status socket has while the program is being executed.
 const STATUS_FD: i32 = 3;
 
-/// Becomes the step's program, or tells the supervisor why not and ends.
-pub(super) fn become_step(
-    launch: &Launch,
-    files: &[u8],
-    streams: Streams,
-    cgroup: &StepCgroup,
-    status: OwnedFd,
-) -> ! {
+/// Waits to be told what to become and becomes it, or tells the supervisor why not and ends.
+pub(super) fn become_step(plan: &StepPlan, cgroup: &StepCgroup, status: OwnedFd) -> ! {
     let mut status = Some(status);
-    let failure = match prepare(launch, files, streams, cgroup, &mut status) {
+    let failure = match prepare(plan, cgroup, &mut status) {
         Ok(program) => program.execute(),
         Err(failure) => failure,
     };
@@ -44,25 +39,30 @@ pub(super) fn become_step(
 
 /// Everything up to the exec.
 fn prepare(
-    launch: &Launch,
-    files: &[u8],
-    streams: Streams,
+    plan: &StepPlan,
     cgroup: &StepCgroup,
     status: &mut Option<OwnedFd>,
 ) -> Result<Program, Failure> {
     die_with_supervisor(status).doing(|| "setting PDEATHSIG")?;
     let _ = rustix::process::setsid();
+    let (launch, files, streams) = hear(status, LAUNCH)
+        .and_then(open_launch)
+        .doing(|| "waiting for the launch")?;
     if let Some(adjustment) = launch.oom_score_adj {
         adjust_oom_score(adjustment).doing(|| "setting oom_score_adj")?;
     }
-    cgroup.enter();
-    make_namespaces(launch, cgroup).doing(|| "making namespaces")?;
+    let own_cgroup = cgroup.is_v2();
+    if own_cgroup {
+        // The new cgroup namespace starts where the process is.
+        hear(status, GO).doing(|| "waiting for the cgroup")?;
+    }
+    make_namespaces(&launch, own_cgroup).doing(|| "making namespaces")?;
     rustix::system::sethostname(launch.hostname.as_bytes()).doing(|| "setting the host name")?;
     if launch.private_network {
         loopback_up().doing(|| "setting up the loopback")?;
     }
-    let root = Root::open(launch, files, cgroup)?;
-    make_working_directory(&root, launch)?;
+    let root = Root::open(&launch, &files, plan, cgroup)?;
+    make_working_directory(&root, &launch)?;
     root.furnish()?;
     let streams = match (launch.terminal, status.as_ref()) {
         (Some(size), Some(status)) => {
@@ -73,13 +73,28 @@ fn prepare(
         _ => streams,
     };
     root.enter()?;
-    take_streams(streams, launch).doing(|| "setting standard streams")?;
-    let env = environment(launch);
+    take_streams(streams, &launch).doing(|| "setting standard streams")?;
+    let env = environment(&launch);
+    if !own_cgroup {
+        // Only now: the move, which takes a while, went on beside all the above.
+        hear(status, GO).doing(|| "waiting for the cgroup")?;
+    }
     only_status_stays(status).doing(|| "closing descriptors")?;
     change_directory(&launch.cwd)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    credentials::assume(launch)?;
+    credentials::assume(&launch)?;
     Program::find(&launch.args, &env)
+}
+
+/// Waits for that byte from the supervisor; the descriptors that came with it.
+fn hear(status: &Option<OwnedFd>, expected: u8) -> io::Result<Vec<OwnedFd>> {
+    let gone = || io::Error::other("the supervisor is gone");
+    let mut byte = [0; 1];
+    let (count, fds) = control::recv_fds(status.as_ref().ok_or_else(gone)?, &mut byte)?;
+    if count == 0 || byte[0] != expected {
+        return Err(gone());
+    }
+    Ok(fds)
 }
 
 fn die_with_supervisor(status: &Option<OwnedFd>) -> io::Result<()> {
@@ -106,13 +121,13 @@ fn adjust_oom_score(adjustment: i32) -> io::Result<()> {
     }
 }
 
-fn make_namespaces(launch: &Launch, cgroup: &StepCgroup) -> io::Result<()> {
+fn make_namespaces(launch: &Launch, own_cgroup: bool) -> io::Result<()> {
     let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     if launch.private_network {
         flags |= UnshareFlags::NEWNET;
     }
     // A cgroup namespace over version 1 hierarchies that others set up can fail: not there.
-    if cgroup.is_v2() {
+    if own_cgroup {
         flags |= UnshareFlags::NEWCGROUP;
     }
     // SAFETY: this process has one thread and no descriptor of it depends on these namespaces.

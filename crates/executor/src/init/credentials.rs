@@ -96,18 +96,16 @@ fn become_user(launch: &Launch, capabilities: u64) -> io::Result<()> {
         set_capabilities(capabilities, capabilities)?;
         for capability in (0..CAPABILITY_MAX).filter(|c| capabilities & 1 << c != 0) {
             // SAFETY: numbers only.
-            check(
-                unsafe {
-                    libc::prctl(
-                        libc::PR_CAP_AMBIENT,
-                        libc::PR_CAP_AMBIENT_RAISE,
-                        capability,
-                        0,
-                        0,
-                    )
-                }
-                .into(),
-            )?;
+            let raised = unsafe {
+                libc::prctl(
+                    libc::PR_CAP_AMBIENT,
+                    libc::PR_CAP_AMBIENT_RAISE,
+                    capability,
+                    0,
+                    0,
+                )
+            };
+            check(raised.into())?;
         }
         return Ok(());
     }

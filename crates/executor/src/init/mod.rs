@@ -2,8 +2,12 @@
 //!
 //! ```text
 //! server ──spawn──► supervisor ──fork──► child ──exec──► the step's program, pid 1 of its namespaces
-//!        ◄─socket──►           ◄─status──       (closes on exec)
+//!        ◄─socket──►           ◄─status─►       (closes on exec)
 //! ```
+//!
+//! The supervisor and its child can be there before it is known what they are for: a spare, which
+//! has its cgroup already (moving a process into one takes Linux 10 ms when it has not been done
+//! lately). A spare that nobody needs for a while ends by itself.
 //!
 //! The supervisor stays outside of all the step's namespaces and of its cgroup, so it sees how the
 //! step ended whatever happened inside. The step dies with its supervisor (`PDEATHSIG`), and the
@@ -22,7 +26,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::control;
-use crate::launch::{Report, read_launch};
+use crate::launch::{Launch, Report, read_message};
 
 /// The standard streams that came with the specification.
 #[derive(Debug)]
@@ -53,14 +57,26 @@ fn run() -> io::Result<()> {
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::empty());
     let control = take_control_socket()?;
-    let mut byte = [0; 1];
-    let (count, fds) = control::recv_fds(&control, &mut byte)?;
-    if count == 0 {
+    let Some(step) = supervisor::Prepared::receive(&control)? else {
         return Ok(());
-    }
+    };
+    let Some(fds) = step.await_launch()? else {
+        return Ok(());
+    };
+    let report = match step.supervise(fds) {
+        Ok(exited) => Report::Exited(exited),
+        Err(failure) => Report::Failed(failure),
+    };
+    // A server that is gone does not want to know.
+    let _ = send_report(&control, &report);
+    Ok(())
+}
+
+/// Takes a launch apart: the specification, the content of its files, the streams.
+fn open_launch(fds: Vec<OwnedFd>) -> io::Result<(Launch, Vec<u8>, Streams)> {
     let mut fds = fds.into_iter();
     let missing = || io::Error::other("a descriptor is missing");
-    let (launch, files) = read_launch(fds.next().ok_or_else(missing)?)?;
+    let (launch, files): (Launch, _) = read_message(&fds.next().ok_or_else(missing)?)?;
     let stdin = match launch.has_stdin {
         true => Some(fds.next().ok_or_else(missing)?),
         false => None,
@@ -70,13 +86,7 @@ fn run() -> io::Result<()> {
         stdout: fds.next().ok_or_else(missing)?,
         stderr: fds.next(),
     };
-    let report = match supervisor::supervise(&launch, &files, streams, &control) {
-        Ok(exited) => Report::Exited(exited),
-        Err(failure) => Report::Failed(failure),
-    };
-    // A server that is gone does not want to know.
-    let _ = send_report(&control, &report);
-    Ok(())
+    Ok((launch, files, streams))
 }
 
 fn send_report(control: &OwnedFd, report: &Report) -> io::Result<()> {

@@ -15,7 +15,7 @@ use rustix::mount::{
 };
 
 use super::devices;
-use crate::cgroup::StepCgroup;
+use crate::cgroup::{StepCgroup, StepPlan};
 use crate::launch::{Doing, Failure, Launch, LaunchMount, LaunchSource};
 use crate::rootpath::{self, Creation, Kind};
 use crate::sys::{attr, mount_setattr};
@@ -52,6 +52,7 @@ const NO_EXEC_DEV_SUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
 pub(super) struct Root<'a> {
     launch: &'a Launch,
     files: &'a [u8],
+    plan: &'a StepPlan,
     cgroup: &'a StepCgroup,
     /// The root mount.
     pub(super) fd: OwnedFd,
@@ -79,6 +80,7 @@ impl<'a> Root<'a> {
     pub(super) fn open(
         launch: &'a Launch,
         files: &'a [u8],
+        plan: &'a StepPlan,
         cgroup: &'a StepCgroup,
     ) -> Result<Self, Failure> {
         rustix::mount::mount_change(
@@ -98,6 +100,7 @@ impl<'a> Root<'a> {
         let root = Root {
             launch,
             files,
+            plan,
             cgroup,
             fd,
             scratch,
@@ -292,7 +295,7 @@ impl<'a> Root<'a> {
             }
             return Ok(());
         }
-        let shown = &self.launch.cgroup.shown;
+        let shown = &self.plan.shown;
         if shown.is_empty() || rootpath::open_in_root(&self.fd, dest, OFlags::PATH).is_err() {
             return Ok(());
         }

@@ -1,54 +1,163 @@
 //! The supervisor's life: prepare, fork, watch, clear up.
 
+use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::stubs::Stubs;
 use super::terminal::Pump;
-use super::{Streams, child, send_report};
+use super::{child, open_launch, send_report};
 use crate::cgroup::StepCgroup;
 use crate::control;
-use crate::launch::{Command, Doing, Exited, Failure, Launch, Report};
+use crate::launch::{Command, Doing, Exited, Failure, Prepare, Report, read_message};
 
-/// Runs the step to its end. When this returns, nothing of it is left.
-pub(super) fn supervise(
-    launch: &Launch,
-    files: &[u8],
-    streams: Streams,
-    control: &OwnedFd,
-) -> Result<Exited, Failure> {
-    let stubs = Stubs::survey(launch)?;
-    let cgroup = StepCgroup::create(&launch.cgroup, !launch.insecure);
-    let (status, child_status) = control::pair().doing(|| "making a socket")?;
-    rustix::process::set_parent_process_death_signal(None).doing(|| "clearing PDEATHSIG")?;
-    // SAFETY: this process has one thread; the namespace is for its children only.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }
-        .doing(|| "making a pid namespace")?;
-    // SAFETY: this process has one thread, so the child may allocate and lock as it likes.
-    let pid = unsafe { libc::fork() };
-    if pid == 0 {
-        child::become_step(launch, files, streams, &cgroup, child_status);
+/// How long a spare waits for a step.
+const IDLE_MAX: Timespec = Timespec {
+    tv_sec: 30,
+    tv_nsec: 0,
+};
+/// The kernel's flag of `clone3`.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+/// What the child is told, a byte each.
+pub(super) const LAUNCH: u8 = b'l';
+/// It is in its cgroup and may go on.
+pub(super) const GO: u8 = b'g';
+
+/// A cgroup, and a child in new namespaces that waits to be told what to become.
+pub(super) struct Prepared<'a> {
+    control: &'a OwnedFd,
+    cgroup: StepCgroup,
+    child: Pid,
+    status: OwnedFd,
+    /// Whether the child is in all of its cgroup.
+    moved: Cell<bool>,
+    /// Whether it was born in the version 2 part.
+    born_in_v2: bool,
+    ended: bool,
+}
+
+impl<'a> Prepared<'a> {
+    /// Prepares what the server asks for; `None` when it has gone.
+    pub(super) fn receive(control: &'a OwnedFd) -> io::Result<Option<Self>> {
+        let mut byte = [0; 1];
+        let (count, fds) = control::recv_fds(control, &mut byte)?;
+        let (1, Some(fd)) = (count, fds.first()) else {
+            return Ok(None);
+        };
+        let (prepare, _): (Prepare, _) = read_message(fd)?;
+        drop(fds);
+        let cgroup = StepCgroup::create(&prepare.cgroup, prepare.guard_devices);
+        let (status, child_status) = control::pair()?;
+        // SAFETY: this process has one thread; the namespace is for its children only.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?;
+        let (pid, born_in_v2) = fork(&cgroup)?;
+        let Some(child) = pid else {
+            drop(status);
+            child::become_step(&prepare.cgroup, &cgroup, child_status);
+        };
+        Ok(Some(Prepared {
+            control,
+            cgroup,
+            child,
+            status,
+            moved: Cell::new(false),
+            born_in_v2,
+            ended: false,
+        }))
     }
-    let pid = match Pid::from_raw(pid) {
-        Some(pid) if pid.as_raw_nonzero().get() > 0 => pid,
-        _ => return Err(io::Error::last_os_error()).doing(|| "fork"),
-    };
-    drop(child_status);
-    let pump = launch.terminal.map(|_| Pump::new(streams));
-    let watched = Watch::new(pid, control, status, pump).and_then(Watch::to_the_end);
-    let outcome = watched.doing(|| "watching the process").and_then(|o| o);
-    let usage = cgroup.usage();
-    drop(cgroup);
-    stubs.clean();
-    outcome.map(|mut exited| {
-        exited.oom_kills = usage.oom_kills;
-        exited.memory_peak = usage.memory_peak;
-        exited.memory_limit = usage.memory_limit;
-        exited
-    })
+
+    /// Waits for a step; the descriptors of its launch, or `None` when none came.
+    pub(super) fn await_launch(&self) -> io::Result<Option<Vec<OwnedFd>>> {
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // What is waited for already goes on beside the move; else there is time for it.
+        if !readable(self.control, &now)? {
+            self.move_child();
+            if !readable(self.control, &IDLE_MAX)? {
+                // From here on the server cannot send; what it just sent is still read.
+                rustix::net::shutdown(self.control, rustix::net::Shutdown::Read)?;
+            }
+        }
+        let mut byte = [0; 1];
+        let (count, fds) = control::recv_fds(self.control, &mut byte)?;
+        Ok((count > 0).then_some(fds))
+    }
+
+    /// Runs the step to its end. When this returns, nothing of it is left.
+    pub(super) fn supervise(mut self, fds: Vec<OwnedFd>) -> Result<Exited, Failure> {
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        control::send_fds(&self.status, LAUNCH, &borrowed).doing(|| "telling the child")?;
+        let (launch, _, streams) = open_launch(fds).doing(|| "reading the launch")?;
+        let stubs = Stubs::survey(&launch)?;
+        let pump = launch.terminal.map(|_| Pump::new(streams));
+        self.move_child();
+        // A child that has failed already does not wait for this; why it failed is heard next.
+        let _ = control::send_all(&self.status, &[GO]);
+        let status = self.status.try_clone().doing(|| "watching the process")?;
+        let watched = Watch::new(self.child, self.control, status, pump)
+            .and_then(|watch| watch.until_it_ends());
+        self.ended = watched.is_ok();
+        let outcome = watched.doing(|| "watching the process").and_then(|o| o);
+        let usage = self.cgroup.usage();
+        drop(self);
+        stubs.clean();
+        outcome.map(|mut exited| {
+            exited.oom_kills = usage.oom_kills;
+            exited.memory_peak = usage.memory_peak;
+            exited.memory_limit = usage.memory_limit;
+            exited
+        })
+    }
+
+    fn move_child(&self) {
+        if !self.moved.replace(true) {
+            let pid = self.child.as_raw_nonzero().get();
+            self.cgroup.add(pid, self.born_in_v2);
+        }
+    }
+}
+
+impl Drop for Prepared<'_> {
+    /// A child that was not watched to its end is ended; then the cgroup can go.
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = rustix::process::kill_process(self.child, Signal::KILL);
+            let _ = wait(self.child);
+        }
+    }
+}
+
+/// Forks, in version 2 of cgroups right into the step's; answers the child, in the child `None`,
+/// and whether the child is there.
+fn fork(cgroup: &StepCgroup) -> io::Result<(Option<Pid>, bool)> {
+    if let Some(dir) = cgroup.v2_directory() {
+        // SAFETY: all zeroes is valid; what is set are numbers.
+        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+        arguments.flags = CLONE_INTO_CGROUP;
+        arguments.exit_signal = libc::SIGCHLD as u64;
+        arguments.cgroup = dir.as_raw_fd() as u64;
+        // SAFETY: like a fork, with one thread, so the child may allocate and lock as it likes.
+        let pid =
+            unsafe { libc::syscall(libc::SYS_clone3, &arguments, size_of::<libc::clone_args>()) };
+        if pid >= 0 {
+            return Ok((Pid::from_raw(pid as i32), true));
+        }
+    }
+    // SAFETY: this process has one thread, so the child may allocate and lock as it likes.
+    let pid = crate::sys::check(unsafe { libc::fork() }.into())?;
+    Ok((Pid::from_raw(pid as i32), false))
+}
+
+/// Whether there is something to read within that time.
+fn readable(fd: &OwnedFd, limit: &Timespec) -> io::Result<bool> {
+    let mut polled = [PollFd::new(fd, PollFlags::IN)];
+    let count = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(limit)))?;
+    Ok(count > 0)
 }
 
 /// A running step and what is heard of it.
@@ -86,7 +195,7 @@ impl<'a> Watch<'a> {
         })
     }
 
-    fn to_the_end(mut self) -> io::Result<Result<Exited, Failure>> {
+    fn until_it_ends(mut self) -> io::Result<Result<Exited, Failure>> {
         let exited = loop {
             if self.turn()? {
                 break wait(self.pid)?;
@@ -139,7 +248,11 @@ impl<'a> Watch<'a> {
             return Ok(());
         };
         let mut buffer = [0; 4096];
-        let (count, mut fds) = control::recv_fds(status, &mut buffer)?;
+        let (count, mut fds) = match control::recv_fds(status, &mut buffer) {
+            // It ended without having read all that it was told.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (0, Vec::new()),
+            other => other?,
+        };
         if let (Some(master), Some(pump)) = (fds.pop(), &mut self.pump) {
             // The byte that carries the descriptor says nothing itself.
             pump.set_master(master);

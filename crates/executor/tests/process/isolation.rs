@@ -161,7 +161,7 @@ fn the_step_has_a_cgroup_and_it_goes_away() {
     if let Some(own) = own.filter(|l| l.contains(":memory:")) {
         let path = own.split(':').nth(2).unwrap();
         assert!(
-            path.contains("/cooperage/") && path.ends_with("/step"),
+            path.contains("/cooperage/") && path.contains("/step-"),
             "{own}"
         );
         assert!(!std::path::Path::new(&format!("/sys/fs/cgroup/memory{path}")).exists());

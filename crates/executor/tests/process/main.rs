@@ -3,6 +3,8 @@
 //! The test binary is its own init program, so it has its own `main`; names and `--list` are as
 //! the usual harness has them.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
+
 mod basics;
 mod files;
 mod harness;

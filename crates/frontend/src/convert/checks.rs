@@ -39,11 +39,16 @@ pub(super) fn keyword_casing(stages: &[Stage], lint: &Linter) {
     let keywords = || {
         stages.iter().flat_map(|stage| {
             let own = [(stage.keyword.as_str(), stage.lines)];
-            let others = stage.instructions.iter().map(|i| (i.keyword.as_str(), i.lines));
+            let others = stage
+                .instructions
+                .iter()
+                .map(|i| (i.keyword.as_str(), i.lines));
             own.into_iter().chain(others)
         })
     };
-    let lower = keywords().filter(|(word, _)| *word == word.to_lowercase()).count();
+    let lower = keywords()
+        .filter(|(word, _)| *word == word.to_lowercase())
+        .count();
     let upper = keywords()
         .filter(|(word, _)| *word == word.to_uppercase() && *word != word.to_lowercase())
         .count();
@@ -66,7 +71,11 @@ pub(super) fn keyword_casing(stages: &[Stage], lint: &Linter) {
 pub(super) fn default_base_images(converter: &Converter<'_>, read: &Dockerfile) {
     let lexer = &converter.lexer;
     let mut args = converter.global_args.clone();
-    for arg in read.global_args.iter().flat_map(|instruction| &instruction.args) {
+    for arg in read
+        .global_args
+        .iter()
+        .flat_map(|instruction| &instruction.args)
+    {
         if let Some(default) = &arg.value {
             let Ok(outcome) = lexer.expand(default, &args) else {
                 return;
@@ -97,10 +106,12 @@ pub(super) fn undefined_from_args(
     lines: Lines,
     lint: &Linter,
 ) {
-    let mut known: BTreeSet<&str> =
-        converter.declared_args.iter().map(String::as_str).collect();
+    let mut known: BTreeSet<&str> = converter.declared_args.iter().map(String::as_str).collect();
     known.extend(converter.global_args.names());
-    for name in unmatched.iter().filter(|name| !known.contains(name.as_str())) {
+    for name in unmatched
+        .iter()
+        .filter(|name| !known.contains(name.as_str()))
+    {
         let mut message = format!("FROM argument '{name}' is not declared");
         if let Some(found) = nearest(name, known.iter().copied(), true) {
             message.push_str(&format!(" (did you mean {found}?)"));

@@ -35,8 +35,7 @@ impl Mode {
 fn is_symbolic(text: &str) -> bool {
     text.split(',').all(|clause| {
         let changes = clause.trim_start_matches(['u', 'g', 'o', 'a']);
-        changes.starts_with(['+', '-', '='])
-            && changes.chars().all(|c| "+-=rstwXxugo".contains(c))
+        changes.starts_with(['+', '-', '=']) && changes.chars().all(|c| "+-=rstwXxugo".contains(c))
     })
 }
 
@@ -52,8 +51,14 @@ mod tests {
             assert_eq!(Mode::parse(text).unwrap(), Mode::Symbolic(text.to_owned()));
         }
         for (text, message) in [
-            ("17777", "invalid chmod parameter: '17777'. it should be octal string and between 0 and 07777"),
-            ("8", "invalid chmod parameter: '8'. it should be octal string and between 0 and 07777"),
+            (
+                "17777",
+                "invalid chmod parameter: '17777'. it should be octal string and between 0 and 07777",
+            ),
+            (
+                "8",
+                "invalid chmod parameter: '8'. it should be octal string and between 0 and 07777",
+            ),
             ("u", "invalid syntax"),
             ("u+z", "invalid syntax"),
             ("rwx", "invalid syntax"),

@@ -4,9 +4,7 @@ use diag::Result;
 use dockerfile::ignore::clean_path;
 use dockerfile::quote::quoted;
 use dockerfile::{AddInstruction, CopyInstruction, SourcesAndDest};
-use llb::{
-    ChownOpt, CopyAction, FileActionKind, MkFileAction, ProgressGroup, UserOpt, VertexMeta,
-};
+use llb::{ChownOpt, CopyAction, FileActionKind, MkFileAction, ProgressGroup, UserOpt, VertexMeta};
 use oci::Digest;
 
 use crate::convert::chmod::Mode;
@@ -165,7 +163,11 @@ impl Converter<'_> {
         // Both steps count as one.
         self.stages[id].step = step;
         let merge_name = self.step_name(id, &format!("LINK {shown}"), Some(platform), true);
-        let group_name = meta.description.get("llb.customname").cloned().unwrap_or_default();
+        let group_name = meta
+            .description
+            .get("llb.customname")
+            .cloned()
+            .unwrap_or_default();
         let group_id = Digest::of(format!("{id} {step} {group_name}")).hex()[..25].to_owned();
         let group = |weak| ProgressGroup {
             id: group_id.clone(),
@@ -251,7 +253,9 @@ impl Converter<'_> {
             git.checksum.clone_from(&copying.checksum);
         }
         let keep = git.keep_git_dir.or(copying.keep_git_dir) == Some(true);
-        let source = self.plan.add_source(git.source(keep), None, named(name), None);
+        let source = self
+            .plan
+            .add_source(git.source(keep), None, named(name), None);
         Ok(Change {
             kind: FileActionKind::Copy(Box::new(CopyAction {
                 src: "/".to_owned(),
@@ -307,16 +311,19 @@ impl Converter<'_> {
     ) -> Output {
         let platform = self.platform_of(id).clone();
         self.plan.add(Node {
-            op: NodeOp::File(Output::Scratch, vec![Change {
-                kind: FileActionKind::MkFile(MkFileAction {
-                    path: path.to_owned(),
-                    mode,
-                    data,
-                    owner: None,
-                    timestamp: None,
-                }),
-                source: None,
-            }]),
+            op: NodeOp::File(
+                Output::Scratch,
+                vec![Change {
+                    kind: FileActionKind::MkFile(MkFileAction {
+                        path: path.to_owned(),
+                        mode,
+                        data,
+                        owner: None,
+                        timestamp: None,
+                    }),
+                    source: None,
+                }],
+            ),
             platform: Some(platform),
             meta: named("[internal] preparing inline document"),
             lines: None,

@@ -216,7 +216,9 @@ impl Converter<'_> {
                 .lint
                 .report(Rule::WorkdirRelativePath, place.lines, message);
         }
-        let epoch = self.epoch.map(|seconds| seconds.saturating_mul(1_000_000_000));
+        let epoch = self
+            .epoch
+            .map(|seconds| seconds.saturating_mul(1_000_000_000));
         let stage = &mut self.stages[id];
         stage.workdir_set = true;
         let dir = absolute(&path, &stage.image.config.working_dir);
@@ -233,14 +235,16 @@ impl Converter<'_> {
                 timestamp: epoch,
             });
             let platform = self.platform_of(id).clone();
-            let shown =
-                self.shown_text(&self.lexer, place.code, &self.stages[id].fs.env);
+            let shown = self.shown_text(&self.lexer, place.code, &self.stages[id].fs.env);
             let name = self.step_name(id, &shown, Some(&platform), true);
             let node = Node {
-                op: NodeOp::File(self.stages[id].fs.output, vec![Change {
-                    kind: mkdir,
-                    source: None,
-                }]),
+                op: NodeOp::File(
+                    self.stages[id].fs.output,
+                    vec![Change {
+                        kind: mkdir,
+                        source: None,
+                    }],
+                ),
                 platform: Some(platform),
                 meta: named(name),
                 lines: Some(place.lines),

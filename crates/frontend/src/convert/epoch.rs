@@ -53,15 +53,19 @@ impl Converter<'_> {
             let Some(source) = loaded.remote_source() else {
                 return Ok(None);
             };
-            return self.ask(source, &format!("{NAME} named context {value}")).await;
+            return self
+                .ask(source, &format!("{NAME} named context {value}"))
+                .await;
         }
         let wanted = value.to_lowercase();
         let Some(stage) = stages.iter().find(|stage| stage.name == wanted) else {
             return Err(fail(format!("invalid {NAME}: {value}")));
         };
-        let source =
-            self.source_of_stage(stage).map_err(|error| self.at(error, stage.lines))?;
-        self.ask(&source, &format!("{NAME} source stage {}", stage.name)).await
+        let source = self
+            .source_of_stage(stage)
+            .map_err(|error| self.at(error, stage.lines))?;
+        self.ask(&source, &format!("{NAME} source stage {}", stage.name))
+            .await
     }
 
     async fn ask(&self, source: &SourceOp, what: &str) -> Result<Option<i64>> {
@@ -126,7 +130,11 @@ impl Converter<'_> {
                 "" => None,
                 text => Some(parse_checksum(text)?),
             };
-            return Ok(http_source(&path, &http_file_name(&path), checksum.as_deref()));
+            return Ok(http_source(
+                &path,
+                &http_file_name(&path),
+                checksum.as_deref(),
+            ));
         }
         match GitRef::parse(&path)?.filter(|git| !git.may_be_local) {
             Some(mut git) => {
@@ -143,7 +151,10 @@ impl Converter<'_> {
     }
 
     fn expand_in(&self, text: &str, env: &EnvList) -> Result<String> {
-        let outcome = self.lexer.expand(text, env).map_err(|e| fail(e.to_string()))?;
+        let outcome = self
+            .lexer
+            .expand(text, env)
+            .map_err(|e| fail(e.to_string()))?;
         Ok(outcome.text)
     }
 }

@@ -21,7 +21,8 @@ pub(super) fn ports(word: &str, lines: Lines, lint: &Linter) -> Result<Vec<Strin
     let (container, protocol) = split_protocol(container)
         .map_err(|reason| fail(reason).context(format!("invalid port: {}", quoted(word))))?;
     if protocol != protocol.to_lowercase() {
-        let message = format!("Defined protocol '{word}' in EXPOSE instruction should be lowercase");
+        let message =
+            format!("Defined protocol '{word}' in EXPOSE instruction should be lowercase");
         lint.report(Rule::ExposeProtoCasing, lines, message);
     }
     if !address.is_empty() || !host_port.is_empty() {
@@ -31,8 +32,8 @@ pub(super) fn ports(word: &str, lines: Lines, lint: &Linter) -> Result<Vec<Strin
         lint.report(Rule::ExposeInvalidFormat, lines, message);
     }
     check_address(&address)?;
-    let (first, last) = range(container)
-        .ok_or_else(|| fail(format!("invalid containerPort: {container}")))?;
+    let (first, last) =
+        range(container).ok_or_else(|| fail(format!("invalid containerPort: {container}")))?;
     if !host_port.is_empty() {
         let (host_first, host_last) =
             range(host_port).ok_or_else(|| fail(format!("invalid hostPort: {host_port}")))?;
@@ -43,7 +44,9 @@ pub(super) fn ports(word: &str, lines: Lines, lint: &Linter) -> Result<Vec<Strin
         }
     }
     let protocol = protocol.to_lowercase();
-    Ok((first..=last).map(|port| format!("{port}/{protocol}")).collect())
+    Ok((first..=last)
+        .map(|port| format!("{port}/{protocol}"))
+        .collect())
 }
 
 fn split_protocol(port: &str) -> Result<(&str, &str), String> {
@@ -61,7 +64,9 @@ fn split_protocol(port: &str) -> Result<(&str, &str), String> {
 fn check_address(address: &str) -> Result<()> {
     let bare = match address.strip_prefix('[') {
         Some(rest) => rest.strip_suffix(']').ok_or_else(|| {
-            fail(format!("invalid IP address {address}: address {address}:: missing ']' in address"))
+            fail(format!(
+                "invalid IP address {address}: address {address}:: missing ']' in address"
+            ))
         })?,
         None => address,
     };
@@ -88,12 +93,19 @@ mod tests {
         for (word, expected) in [
             ("80", vec!["80/tcp"]),
             ("53/UDP", vec!["53/udp"]),
-            ("8000-8002/sctp", vec!["8000/sctp", "8001/sctp", "8002/sctp"]),
+            (
+                "8000-8002/sctp",
+                vec!["8000/sctp", "8001/sctp", "8002/sctp"],
+            ),
             ("81:81", vec!["81/tcp"]),
             ("1.2.3.4:80:81", vec!["81/tcp"]),
             ("[::1]:80:81", vec!["81/tcp"]),
         ] {
-            assert_eq!(ports(word, lines, &Linter::off()).unwrap(), expected, "{word}");
+            assert_eq!(
+                ports(word, lines, &Linter::off()).unwrap(),
+                expected,
+                "{word}"
+            );
         }
         for (word, message) in [
             ("x", "invalid containerPort: x"),
@@ -101,10 +113,16 @@ mod tests {
             ("/tcp", "invalid port: \"/tcp\": no port specified"),
             ("70000", "invalid containerPort: 70000"),
             ("3-1", "invalid containerPort: 3-1"),
-            ("1-2:3-5", "invalid ranges specified for container and host Ports: 3-5 and 1-2"),
+            (
+                "1-2:3-5",
+                "invalid ranges specified for container and host Ports: 3-5 and 1-2",
+            ),
             ("a:1:2", "invalid IP address: a"),
         ] {
-            assert_eq!(ports(word, lines, &Linter::off()).unwrap_err().to_string(), message);
+            assert_eq!(
+                ports(word, lines, &Linter::off()).unwrap_err().to_string(),
+                message
+            );
         }
     }
 }

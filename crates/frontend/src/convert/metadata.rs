@@ -30,7 +30,9 @@ impl Converter<'_> {
                 stage.fs.env.set(&arg.key, value);
             }
             let from_global = inherited && value.is_some();
-            stage.outline.declare(arg, value.as_deref(), place.lines, from_global);
+            stage
+                .outline
+                .declare(arg, value.as_deref(), place.lines, from_global);
             shown.push(match &value {
                 Some(value) => format!("{}={value}", arg.key),
                 None => arg.key.clone(),

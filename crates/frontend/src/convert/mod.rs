@@ -127,8 +127,8 @@ impl<'a> Converter<'a> {
             return Err(fail("the Dockerfile cannot be empty"));
         }
         let options = client.options;
-        let read = Dockerfile::read(&file.data, lint)
-            .map_err(|e| fail(e.message).at(file.at(e.lines)))?;
+        let read =
+            Dockerfile::read(&file.data, lint).map_err(|e| fail(e.message).at(file.at(e.lines)))?;
         let Some(last) = read.stages.last() else {
             return Err(fail("dockerfile contains no stages to build"));
         };
@@ -180,7 +180,11 @@ impl<'a> Converter<'a> {
     /// The predefined arguments, unless the build gives others.
     fn platform_args(&self, target_name: &str) -> EnvList {
         let (build, target) = (&self.build_platforms[0], &self.target);
-        let stage = if target_name.is_empty() { "default" } else { target_name };
+        let stage = if target_name.is_empty() {
+            "default"
+        } else {
+            target_name
+        };
         let mut args = EnvList::default();
         for (name, value) in [
             ("BUILDPLATFORM", build.to_string()),
@@ -220,7 +224,8 @@ impl<'a> Converter<'a> {
                     self.global_args.set(&arg.key, value);
                 }
                 self.declared_args.insert(arg.key.clone());
-                self.outline_args.declare(arg, value, used, instruction.lines);
+                self.outline_args
+                    .declare(arg, value, used, instruction.lines);
             }
         }
         Ok(())

@@ -75,7 +75,9 @@ impl Converter<'_> {
         let answers = {
             let this = &*self;
             futures::future::join_all(
-                asked.iter().map(|(id, needed)| this.find_start(*id, *needed)),
+                asked
+                    .iter()
+                    .map(|(id, needed)| this.find_start(*id, *needed)),
             )
             .await
         };
@@ -136,8 +138,7 @@ impl Converter<'_> {
     }
 
     fn not_resolved(&self, error: &diag::Error, name: &str) -> diag::Error {
-        let mut options: Vec<String> =
-            self.stage_names().into_iter().map(str::to_owned).collect();
+        let mut options: Vec<String> = self.stage_names().into_iter().map(str::to_owned).collect();
         for image in COMMON_IMAGES {
             // The forms with the registry lack a slash in stock too.
             options.extend([
@@ -164,7 +165,10 @@ impl Converter<'_> {
                 fs.platform = Some(platform.clone());
                 let stage = &mut self.stages[id];
                 stage.fs = fs;
-                stage.image = context.image.clone().unwrap_or_else(|| empty_image(&platform));
+                stage.image = context
+                    .image
+                    .clone()
+                    .unwrap_or_else(|| empty_image(&platform));
                 stage.base_image = Some(stage.image.clone());
             }
             Start::Unneeded { reference } => {
@@ -240,7 +244,9 @@ impl Converter<'_> {
                 .insert("com.docker.dockerfile.v1.command".to_owned(), code);
         }
         let lines = (lines.first > 0).then_some(lines);
-        let output = self.plan.add_source(source, Some(platform.clone()), meta, lines);
+        let output = self
+            .plan
+            .add_source(source, Some(platform.clone()), meta, lines);
         self.stages[id].fs = FsState::new(output, Some(platform.clone()));
     }
 
@@ -273,8 +279,7 @@ impl Converter<'_> {
         let mut new_needs = false;
         let mut commands = Vec::with_capacity(triggers.len());
         for text in triggers {
-            let mut instruction =
-                read_trigger(&text).map_err(|e| self.at_start(fail(e), lines))?;
+            let mut instruction = read_trigger(&text).map_err(|e| self.at_start(fail(e), lines))?;
             instruction.lines = lines;
             let mut command = Command {
                 instruction,
@@ -300,5 +305,9 @@ fn detected_platform(image: &ImageConfig, wanted: &Platform, supported: &[Platfo
     if is_it(wanted) {
         return wanted.clone();
     }
-    supported.iter().find(|p| is_it(p)).unwrap_or(wanted).clone()
+    supported
+        .iter()
+        .find(|p| is_it(p))
+        .unwrap_or(wanted)
+        .clone()
 }

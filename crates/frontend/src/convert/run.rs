@@ -102,7 +102,6 @@ impl Converter<'_> {
         shown: &mut String,
     ) -> Result<Vec<String>> {
         let mut words = command.words.clone();
-        let mut shell_form = command.shell_form;
         if let Some(first) = command.files.first() {
             let [text] = words.as_slice() else {
                 return Err(fail(format!(
@@ -118,7 +117,6 @@ impl Converter<'_> {
                 shown.push_str(&format!(" ({})", summary(&first.data)));
                 if data.starts_with("#!") && self.stages[id].image.os != "windows" {
                     words = vec![self.inline_script(id, &first.name, data, made)];
-                    shell_form = shell_form && !words.is_empty();
                 } else {
                     words = vec![data];
                 }
@@ -132,20 +130,14 @@ impl Converter<'_> {
                 words = vec![script];
             }
         }
-        if shell_form {
+        if command.shell_form {
             words = with_shell(&self.stages[id].image, &words);
         }
         Ok(words)
     }
 
     /// Mounts a script where the step can run it; gives its path.
-    fn inline_script(
-        &mut self,
-        id: usize,
-        name: &str,
-        data: String,
-        made: &mut Mounts,
-    ) -> String {
+    fn inline_script(&mut self, id: usize, name: &str, data: String, made: &mut Mounts) -> String {
         let path = clean_path(&format!("/{name}"));
         let source = self.inline_document(id, &path, 0o755, data.into_bytes());
         made.files.push(ExecMount {
@@ -324,19 +316,22 @@ impl Converter<'_> {
     /// A directory with the owner and mode that a new cache is to start with.
     fn cache_directory(&mut self, mount: &Mount, base: Output) -> Output {
         self.plan.add(Node {
-            op: NodeOp::File(base, vec![Change {
-                kind: FileActionKind::MkDir(MkDirAction {
-                    path: "/cache".to_owned(),
-                    mode: mount.mode.unwrap_or(0o755) & 0o777,
-                    make_parents: false,
-                    owner: Some(ChownOpt {
-                        user: Some(UserOpt::ById(mount.uid.unwrap_or(0))),
-                        group: Some(UserOpt::ById(mount.gid.unwrap_or(0))),
+            op: NodeOp::File(
+                base,
+                vec![Change {
+                    kind: FileActionKind::MkDir(MkDirAction {
+                        path: "/cache".to_owned(),
+                        mode: mount.mode.unwrap_or(0o755) & 0o777,
+                        make_parents: false,
+                        owner: Some(ChownOpt {
+                            user: Some(UserOpt::ById(mount.uid.unwrap_or(0))),
+                            group: Some(UserOpt::ById(mount.gid.unwrap_or(0))),
+                        }),
+                        timestamp: None,
                     }),
-                    timestamp: None,
-                }),
-                source: None,
-            }]),
+                    source: None,
+                }],
+            ),
             platform: None,
             meta: named("[internal] setting cache mount permissions"),
             lines: None,
@@ -344,7 +339,13 @@ impl Converter<'_> {
     }
 
     fn add_secret(&mut self, place: Place<'_>, mount: &Mount, made: &mut Mounts) -> Result<()> {
-        let last = |path: &str| clean_path(path).rsplit('/').next().unwrap_or_default().to_owned();
+        let last = |path: &str| {
+            clean_path(path)
+                .rsplit('/')
+                .next()
+                .unwrap_or_default()
+                .to_owned()
+        };
         let id = match (mount.source.as_str(), mount.id.as_str()) {
             ("", "") if mount.target.is_empty() => {
                 return Err(fail("one of source, target required"));
@@ -386,7 +387,11 @@ impl Converter<'_> {
         if !mount.source.is_empty() {
             return Err(fail("ssh does not support source"));
         }
-        let shown = if mount.id.is_empty() { "default" } else { &mount.id };
+        let shown = if mount.id.is_empty() {
+            "default"
+        } else {
+            &mount.id
+        };
         let outline = &mut self.stages[place.id].outline;
         outline.add_ssh(shown, mount.required, place.lines);
         made.ssh.push(llb::Mount {

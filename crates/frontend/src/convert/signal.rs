@@ -31,7 +31,15 @@ mod tests {
         for text in ["SIGTERM", "term", "9", "RTMIN+3", "SIGRTMAX-14", "-1"] {
             assert!(is_signal(text), "{text}");
         }
-        for text in ["", "0", "SIGNOPE", "RTMIN+16", "RTMIN+0", "RTMIN+", "SIGSIGTERM"] {
+        for text in [
+            "",
+            "0",
+            "SIGNOPE",
+            "RTMIN+16",
+            "RTMIN+0",
+            "RTMIN+",
+            "SIGSIGTERM",
+        ] {
             assert!(!is_signal(text), "{text}");
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use diag::Result;
 use dockerfile::quote::quoted;
-use dockerfile::shell::{NoVariables, Variables};
+use dockerfile::shell::NoVariables;
 use dockerfile::suggest::{nearest, with_suggestion};
 use dockerfile::{Instruction, Kind, Lines, Stage};
 use oci::{ImageConfig, Platform};
@@ -123,8 +123,11 @@ impl Converter<'_> {
         let mut state = StageState::new(stage, paths);
         state.platform = platform;
         if !state.stage.name.is_empty() {
-            let found =
-                NamedContext::find(self.client, &state.stage.name, state.platform.as_ref().or(self.asked_platform()))?;
+            let found = NamedContext::find(
+                self.client,
+                &state.stage.name,
+                state.platform.as_ref().or(self.asked_platform()),
+            )?;
             if let Some(found) = found {
                 state.replaced_by = Some(found);
                 state.base = None;
@@ -175,7 +178,10 @@ impl Converter<'_> {
         checks::stage_platform(self, stage, &outcome, lint);
         let suggest = |message: String| {
             let known = || self.global_args.names();
-            let found = outcome.unmatched.iter().find_map(|name| nearest(name, known(), true));
+            let found = outcome
+                .unmatched
+                .iter()
+                .find_map(|name| nearest(name, known(), true));
             match found {
                 Some(found) => format!("{message} (did you mean {found}?)"),
                 None => message,
@@ -186,8 +192,7 @@ impl Converter<'_> {
             return Err(self.at(fail(suggest(message)), stage.lines));
         }
         let platform = parse_platform(&outcome.text).map_err(|message| {
-            let error =
-                fail(suggest(message)).context(format!("failed to parse platform {text}"));
+            let error = fail(suggest(message)).context(format!("failed to parse platform {text}"));
             self.at(error, stage.lines)
         })?;
         used.extend(outcome.matched);
@@ -267,7 +272,9 @@ impl Converter<'_> {
                 Ok(index) if is_copy => index,
                 _ => match self.stage_by_name(&name) {
                     Some(source) => source,
-                    None => self.add_unregistered(name, if is_copy { lines } else { Lines::default() }),
+                    None => {
+                        self.add_unregistered(name, if is_copy { lines } else { Lines::default() })
+                    }
                 },
             };
             command.sources.push(source);
@@ -281,8 +288,10 @@ impl Converter<'_> {
     }
 
     fn check_copy_from(&self, from: &str) -> Result<()> {
-        let outcome =
-            self.lexer.expand(from, &NoVariables).map_err(|e| fail(e.to_string()))?;
+        let outcome = self
+            .lexer
+            .expand(from, &NoVariables)
+            .map_err(|e| fail(e.to_string()))?;
         if outcome.text != from {
             return Err(fail(
                 "variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround",
@@ -317,8 +326,7 @@ impl Converter<'_> {
         for start in 0..self.stages.len() {
             if let Some(path) = self.circle_from(start, &mut finished) {
                 let name = &self.stages[start].name;
-                let mut error =
-                    fail(format!("circular dependency detected on stage: {name}"));
+                let mut error = fail(format!("circular dependency detected on stage: {name}"));
                 for lines in path {
                     error = self.at(error, lines);
                 }
@@ -402,11 +410,6 @@ impl Converter<'_> {
     /// The stage's own description, for those who need it without its instructions.
     pub(super) fn header(&self, id: usize) -> Stage {
         header_of(&self.stages[id].stage)
-    }
-
-    /// The value of a variable in a stage.
-    pub(super) fn variable(&self, id: usize, name: &str) -> Option<&str> {
-        self.stages[id].fs.env.get(name)
     }
 }
 

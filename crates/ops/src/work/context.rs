@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use diag::Result;
 use oci::Digest;
 use progress::{VertexLog, VertexStatus, VertexWarning};
-use solver::Outcome;
+use solver::{Outcome, RunContext};
+use status::{Status, StatusSink};
 
 /// Something that happened in a vertex. The vertex named in it does not count: each build that
 /// watches fills in its own.
@@ -33,8 +34,8 @@ pub trait Outside: Send + Sync + 'static {
     async fn session(&self) -> Result<session::Session>;
     /// The client's session of that id, for sources that name one.
     async fn session_of(&self, id: &str) -> Result<session::Session>;
-    /// Who is asked for registry credentials.
-    fn credentials(&self) -> Arc<dyn registry::Credentials>;
+    /// Registries, with the client's credentials.
+    fn registry(&self) -> registry::Client;
 }
 
 /// A build as the solver passes it around.
@@ -69,5 +70,42 @@ impl solver::Context for BuildContext {
 
     fn completed(&self, vertex: &Digest, outcome: Outcome<'_>) {
         self.0.completed(vertex, outcome);
+    }
+}
+
+/// Passes states of work on to everybody who watches a run.
+pub struct RunSink {
+    context: RunContext<BuildContext>,
+    vertex: Digest,
+}
+
+impl RunSink {
+    /// A sink for the work of a vertex.
+    pub fn new(context: &RunContext<BuildContext>, vertex: Digest) -> Arc<dyn StatusSink> {
+        Arc::new(RunSink {
+            context: context.clone(),
+            vertex,
+        })
+    }
+}
+
+impl StatusSink for RunSink {
+    fn status(&self, status: Status) {
+        let status = to_vertex_status(&status, self.vertex);
+        self.context.emit(Event::Status(status));
+    }
+}
+
+/// A line of work as it stands below a vertex.
+pub fn to_vertex_status(status: &Status, vertex: Digest) -> VertexStatus {
+    VertexStatus {
+        id: status.id.clone(),
+        vertex,
+        name: String::new(),
+        current: status.current as i64,
+        total: status.total as i64,
+        timestamp: jiff::Timestamp::now(),
+        started: Some(status.started),
+        completed: status.completed,
     }
 }

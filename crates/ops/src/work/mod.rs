@@ -9,9 +9,11 @@ mod context;
 mod exec;
 mod file;
 mod keys;
+mod local;
 mod logs;
 mod output;
 mod parts;
+mod provider;
 mod source_op;
 mod ssh;
 
@@ -26,11 +28,13 @@ use solver::{Identity, InputKey, RunContext, Work};
 use tokio::sync::OnceCell;
 
 pub use cache_mounts::{CacheMountInfo, CacheMounts};
-pub use context::{BuildContext, Event, Outside};
+pub use context::{BuildContext, Event, Outside, RunSink, to_vertex_status};
 pub use keys::InputSelection;
 pub use logs::LogLimits;
 pub use output::Output;
 pub use parts::{Parts, ReadOnly, blocking};
+pub use provider::{layout_provider, registry_provider};
+pub use source_op::{image_reference, oci_layout_store};
 
 /// One vertex of a build.
 pub struct OpWork {

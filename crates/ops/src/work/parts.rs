@@ -19,8 +19,10 @@ pub struct Parts {
     pub layers: LayerStore,
     /// What runs processes.
     pub executor: Executor,
-    /// Where sources come from.
-    // pub sources: source::Sources,
+    /// Images.
+    pub images: source::image::ImageSource,
+    /// Clients' folders.
+    pub locals: source::local::LocalSource,
     /// Persistent cache mounts.
     pub cache_mounts: CacheMounts,
     /// Digests of files seen.

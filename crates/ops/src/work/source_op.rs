@@ -1,18 +1,168 @@
-//! Sources: placeholder while the source crate is being written.
+//! Sources as work: pinned when they are keyed, fetched when they are run.
+
 use std::sync::Arc;
-use diag::Result;
+
+use diag::{Error, Result};
+use layers::RecordType;
 use llb::{SourceOp, Vertex};
-use solver::{Identity, RunContext, KeyPart};
-use super::{BuildContext, Output, Parts};
+use oci::{Platform, Reference};
+use solver::{Identity, KeyPart, RunContext};
+use source::image::{ContentProvider, ImageRequest, ResolvedImage};
+use source::local::LocalSnapshot;
 
-pub struct Pinned;
+use super::context::{BuildContext, RunSink};
+use super::output::Output;
+use super::parts::Parts;
+use super::provider::{layout_provider, registry_provider};
 
-pub async fn pin(_parts: &Arc<Parts>, _vertex: &Vertex, source: &SourceOp, _context: &RunContext<BuildContext>) -> Result<Pinned> {
-    Err(diag::Error::unimplemented(format!("source {}", source.identifier)))
+/// What a source stands for.
+pub enum Pinned {
+    /// An image whose manifest and configuration are here.
+    Image {
+        /// What it is.
+        image: Box<ResolvedImage>,
+        /// Who has its layers.
+        provider: Arc<dyn ContentProvider>,
+    },
+    /// A folder of the client, brought already.
+    Local(Box<LocalSnapshot>),
+}
+
+/// Finds out what a source stands for now.
+pub async fn pin(
+    parts: &Arc<Parts>,
+    vertex: &Vertex,
+    source: &SourceOp,
+    context: &RunContext<BuildContext>,
+) -> Result<Pinned> {
+    let (scheme, _) = source
+        .identifier
+        .split_once("://")
+        .ok_or_else(|| Error::invalid(format!("invalid source {}", source.identifier)))?;
+    match scheme {
+        "docker-image" => {
+            let provider = registry_provider(context.first()?.registry());
+            pin_image(parts, vertex, source, provider, context).await
+        }
+        "oci-layout" => {
+            let (session, store) = oci_layout_store(source);
+            let build = context.first()?;
+            let session = match session {
+                "" => build.session().await?,
+                id => build.session_of(id).await?,
+            };
+            let provider = layout_provider(&session, store)?;
+            pin_image(parts, vertex, source, provider, context).await
+        }
+        "local" => super::local::pin_local(parts, vertex, source, context)
+            .await
+            .map(|snapshot| Pinned::Local(Box::new(snapshot))),
+        _ => Err(Error::unimplemented(format!(
+            "sources of the kind {scheme}:// are not supported by this server"
+        ))),
+    }
 }
 
 impl Pinned {
-    pub fn identity(&self) -> Identity { Identity::of(vec![KeyPart::new("op", "source")]) }
-    pub fn keep(&self) -> bool { true }
-    pub async fn fetch(&self, _parts: &Arc<Parts>, _vertex: &Vertex, _context: &RunContext<BuildContext>) -> Result<Output> { Ok(Output::empty()) }
+    /// Equal for equal files.
+    pub fn identity(&self) -> Identity {
+        match self {
+            Pinned::Image { image, .. } => {
+                let files = image.chain_id().unwrap_or_else(|| image.digest());
+                Identity::of(vec![
+                    KeyPart::new("op", "source"),
+                    KeyPart::new("image", files.to_string()),
+                ])
+            }
+            Pinned::Local(snapshot) => Identity::of(vec![
+                KeyPart::new("op", "source"),
+                KeyPart::new("local", snapshot.digest.to_string()),
+            ]),
+        }
+    }
+
+    /// Whether what is fetched is kept for later builds.
+    pub fn keep(&self) -> bool {
+        true
+    }
+
+    /// Brings the files.
+    pub async fn fetch(
+        &self,
+        parts: &Arc<Parts>,
+        vertex: &Vertex,
+        context: &RunContext<BuildContext>,
+    ) -> Result<Output> {
+        match self {
+            Pinned::Image { image, provider } => {
+                let statuses = RunSink::new(context, vertex.digest);
+                let pull = parts.images.pull(&**provider, image, &statuses);
+                let pulled = tokio::select! {
+                    pulled = pull => pulled?,
+                    () = context.cancel.cancelled() => return Err(Error::canceled()),
+                };
+                Ok(Output::held(pulled.stack, pulled.hold))
+            }
+            Pinned::Local(snapshot) => Ok(Output::held(
+                snapshot.stack.clone(),
+                snapshot.hold.clone(),
+            )),
+        }
+    }
+}
+
+async fn pin_image(
+    parts: &Arc<Parts>,
+    vertex: &Vertex,
+    source: &SourceOp,
+    provider: Arc<dyn ContentProvider>,
+    context: &RunContext<BuildContext>,
+) -> Result<Pinned> {
+    let platform = vertex.platform.clone().unwrap_or_else(Platform::host);
+    let mut request = ImageRequest::new(image_reference(source)?, platform);
+    for (name, value) in &source.attrs {
+        match name.as_str() {
+            "image.layerlimit" | "oci.layerlimit" => {
+                let limit = value.parse().ok().filter(|limit| *limit > 0);
+                request.layer_limit = Some(limit.ok_or_else(|| {
+                    Error::invalid(format!("invalid layer limit {value}"))
+                })?);
+            }
+            "image.checksum" => {
+                let digest = value.parse();
+                let digest = digest.map_err(|error: oci::DigestError| {
+                    Error::invalid(format!("invalid image checksum {value}: {error}"))
+                })?;
+                request.checksum = Some(digest);
+            }
+            "image.recordtype" => {
+                request.record_type = RecordType::from_name(value).ok_or_else(|| {
+                    Error::invalid(format!("unknown record type {value}"))
+                })?;
+            }
+            _ => {}
+        }
+    }
+    let statuses = RunSink::new(context, vertex.digest);
+    let image = parts.images.resolve(&*provider, &request, &statuses).await?;
+    Ok(Pinned::Image {
+        image: Box::new(image),
+        provider,
+    })
+}
+
+/// The name of the image that a source means.
+pub fn image_reference(source: &SourceOp) -> Result<Reference> {
+    let name = source
+        .identifier
+        .split_once("://")
+        .map_or("", |(_, name)| name);
+    name.parse()
+        .map_err(|error: oci::ReferenceError| Error::invalid(error.to_string()))
+}
+
+/// Session (empty for the build's own) and name of the layout that a source means.
+pub fn oci_layout_store(source: &SourceOp) -> (&str, &str) {
+    let attr = |name: &str| source.attrs.get(name).map_or("", String::as_str);
+    (attr("oci.session"), attr("oci.store"))
 }

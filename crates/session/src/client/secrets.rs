@@ -85,7 +85,11 @@ impl Secrets for SecretsService {
             .sources
             .get(&id)
             .ok_or_else(|| Status::not_found("not found"))?;
-        let data = source.read().await?;
+        // A source that cannot be read is not the same as a secret that is not there.
+        let data = source
+            .read()
+            .await
+            .map_err(|error| Status::unknown(error.to_string()))?;
         if data.len() as u64 > SECRET_BYTES_MAX {
             return Err(Status::unknown(format!(
                 "invalid secret size {}",

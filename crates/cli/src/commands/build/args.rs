@@ -1,0 +1,482 @@
+//! The flags of `build`, with the names, defaults and help of stock's.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use clap::{ArgAction, Args};
+use client::{BuildFlags, Environment};
+use diag::Error;
+use progress_ui::Mode;
+
+/// Start a build
+#[derive(Args, Clone, Debug, Default)]
+#[command(args_override_self = true)]
+pub struct BuildArgs {
+    /// Where the files are
+    #[arg(value_name = "PATH | URL | -")]
+    pub contexts: Vec<String>,
+
+    /// Add a custom host-to-IP mapping (format: "host:ip")
+    #[arg(long = "add-host", value_name = "strings")]
+    pub add_hosts: Vec<String>,
+
+    /// Allow extra privileged entitlement (e.g., "network.host", "security.insecure", "device", "buildx.local.delete")
+    #[arg(long, value_name = "stringArray")]
+    pub allow: Vec<String>,
+
+    /// Add annotation to the image
+    #[arg(long = "annotation", value_name = "stringArray")]
+    pub annotations: Vec<String>,
+
+    /// Attestation parameters (format: "type=sbom,generator=image")
+    #[arg(long = "attest", value_name = "stringArray")]
+    pub attests: Vec<String>,
+
+    /// Set build-time variables
+    #[arg(long = "build-arg", value_name = "stringArray")]
+    pub build_args: Vec<String>,
+
+    /// Additional build contexts (e.g., name=path)
+    #[arg(long = "build-context", value_name = "stringArray")]
+    pub build_contexts: Vec<String>,
+
+    /// External cache sources (e.g., "user/app:cache", "type=local,src=path/to/dir")
+    #[arg(long, value_name = "stringArray")]
+    pub cache_from: Vec<String>,
+
+    /// Cache export destinations (e.g., "user/app:cache", "type=local,dest=path/to/dir")
+    #[arg(long, value_name = "stringArray")]
+    pub cache_to: Vec<String>,
+
+    /// Set method for evaluating build ("check", "outline", "targets")
+    #[arg(
+        long,
+        value_name = "string",
+        default_value = "build",
+        hide_default_value = true
+    )]
+    pub call: String,
+
+    /// Set the parent cgroup for the "RUN" instructions during build
+    #[arg(
+        long,
+        value_name = "string",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub cgroup_parent: String,
+
+    /// Shorthand for "--call=check"
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, value_parser = go_bool(), action = ArgAction::Set, hide_possible_values = true)]
+    pub check: bool,
+
+    /// Name of the Dockerfile (default: "PATH/Dockerfile")
+    #[arg(
+        short,
+        long,
+        value_name = "string",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub file: String,
+
+    /// Write the image ID to a file
+    #[arg(long, value_name = "string")]
+    pub iidfile: Option<PathBuf>,
+
+    /// Set metadata for an image
+    #[arg(long = "label", value_name = "stringArray")]
+    pub labels: Vec<String>,
+
+    /// Shorthand for "--output=type=docker"
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, value_parser = go_bool(), action = ArgAction::Set, hide_possible_values = true)]
+    pub load: bool,
+
+    /// Write build result metadata to a file
+    #[arg(long, value_name = "string")]
+    pub metadata_file: Option<PathBuf>,
+
+    /// Set the networking mode for the "RUN" instructions during build
+    #[arg(long, value_name = "string", default_value = "default")]
+    pub network: String,
+
+    /// Do not use cache when building the image
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, value_parser = go_bool(), action = ArgAction::Set, hide_possible_values = true)]
+    pub no_cache: bool,
+
+    /// Do not cache specified stages
+    #[arg(long, value_name = "stringArray")]
+    pub no_cache_filter: Vec<String>,
+
+    /// Output destination (format: "type=local,dest=path")
+    #[arg(short, long = "output", value_name = "stringArray")]
+    pub outputs: Vec<String>,
+
+    /// Set target platform for build
+    #[arg(long = "platform", value_name = "stringArray")]
+    pub platforms: Vec<String>,
+
+    /// Policy configuration (format: "filename=path[,filename=path][,reset=true|false][,disabled=true|false][,strict=true|false][,log-level=level]")
+    #[arg(long, value_name = "stringArray")]
+    pub policy: Vec<String>,
+
+    /// Set type of progress output ("auto", "none", "plain", "quiet", "rawjson", "tty"). Use plain to show container output
+    #[arg(long, value_name = "string", default_value = "auto")]
+    pub progress: String,
+
+    /// Shorthand for "--attest=type=provenance"
+    #[arg(
+        long,
+        value_name = "string",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub provenance: String,
+
+    /// Always attempt to pull all referenced images
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, value_parser = go_bool(), action = ArgAction::Set, hide_possible_values = true)]
+    pub pull: bool,
+
+    /// Shorthand for "--output=type=registry,unpack=false"
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, value_parser = go_bool(), action = ArgAction::Set, hide_possible_values = true)]
+    pub push: bool,
+
+    /// Suppress the build output and print image ID on success
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, value_parser = go_bool(), action = ArgAction::Set, hide_possible_values = true)]
+    pub quiet: bool,
+
+    /// Resource limits for build containers (format: "memory=2g", "cpu-quota=50000")
+    #[arg(long = "resource", value_name = "stringArray")]
+    pub resources: Vec<String>,
+
+    /// Shorthand for "--attest=type=sbom"
+    #[arg(
+        long,
+        value_name = "string",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub sbom: String,
+
+    /// Secret to expose to the build (format: "id=mysecret[,src=/local/secret]")
+    #[arg(long = "secret", value_name = "stringArray")]
+    pub secrets: Vec<String>,
+
+    /// Shared memory size for build containers
+    #[arg(
+        long,
+        value_name = "bytes",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub shm_size: String,
+
+    /// SSH agent socket or keys to expose to the build (format: "default|<id>[=<socket>|<key>[,<key>]]")
+    #[arg(long, value_name = "stringArray")]
+    pub ssh: Vec<String>,
+
+    /// Image identifier (format: "[registry/]repository[:tag]")
+    #[arg(short, long = "tag", value_name = "stringArray")]
+    pub tags: Vec<String>,
+
+    /// Set the target build stage to build
+    #[arg(
+        long,
+        value_name = "string",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub target: String,
+
+    /// Ulimit options
+    #[arg(long = "ulimit", value_name = "ulimit")]
+    pub ulimits: Vec<String>,
+
+    #[command(flatten)]
+    pub(super) legacy: LegacyArgs,
+}
+
+/// Flags of the builder before BuildKit: accepted, some with a warning.
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct LegacyArgs {
+    #[arg(long, hide = true)]
+    print: Option<String>,
+    #[arg(short, long, hide = true)]
+    memory: Vec<String>,
+    #[arg(long, hide = true, allow_hyphen_values = true)]
+    memory_swap: Vec<String>,
+    #[arg(short, long, hide = true)]
+    cpu_shares: Vec<String>,
+    #[arg(long, hide = true)]
+    cpu_period: Vec<String>,
+    #[arg(long, hide = true)]
+    cpu_quota: Vec<String>,
+    #[arg(long, hide = true)]
+    cpuset_cpus: Vec<String>,
+    #[arg(long, hide = true)]
+    cpuset_mems: Vec<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool())]
+    compress: Option<bool>,
+    #[arg(long, hide = true)]
+    isolation: Option<String>,
+    #[arg(long, hide = true)]
+    security_opt: Vec<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool())]
+    squash: Option<bool>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool())]
+    rm: Option<bool>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool())]
+    force_rm: Option<bool>,
+}
+
+/// How progress is shown, from `--progress` and `--quiet`.
+pub(super) struct Display {
+    pub(super) mode: Mode,
+    /// Whether the image ID is printed at the end.
+    pub(super) quiet: bool,
+}
+
+impl BuildArgs {
+    /// What was typed, for the client.
+    pub(super) fn to_flags(&self, env: &Environment) -> Result<BuildFlags, Error> {
+        let [context] = &self.contexts[..] else {
+            return Err(Error::invalid(
+                "docker: 'docker buildx build' requires 1 argument\n\nUsage:  docker buildx build [OPTIONS] PATH | URL | -\n\nRun 'docker buildx build --help' for more information",
+            ));
+        };
+        if self.policy.iter().any(|policy| policy != "disabled=true") {
+            return Err(Error::unimplemented(
+                "build policies (--policy) are not supported",
+            ));
+        }
+        let mut platforms = self.platforms.clone();
+        if platforms.is_empty()
+            && let Some(default) = env.get("DOCKER_DEFAULT_PLATFORM").filter(|p| !p.is_empty())
+        {
+            platforms.push(default.to_owned());
+        }
+        let call = match (&self.legacy.print, self.check) {
+            (_, true) => "check",
+            (Some(print), false) => print,
+            (None, false) => &self.call,
+        };
+        let mut resources = self.legacy.resources();
+        resources.extend(self.resources.iter().cloned());
+        Ok(BuildFlags {
+            context: context.clone(),
+            file: self.file.clone(),
+            tags: self.tags.clone(),
+            target: self.target.clone(),
+            build_args: self.build_args.clone(),
+            labels: self.labels.clone(),
+            platforms,
+            no_cache: self.no_cache,
+            no_cache_filter: self.no_cache_filter.clone(),
+            pull: self.pull,
+            push: self.push,
+            load: self.load,
+            outputs: self.outputs.clone(),
+            secrets: self.secrets.clone(),
+            ssh: self.ssh.clone(),
+            build_contexts: self.build_contexts.clone(),
+            add_hosts: self.add_hosts.clone(),
+            network: self.network.clone(),
+            shm_size: self.shm_size.clone(),
+            ulimits: self.ulimits.clone(),
+            resources,
+            allow: self.allow.clone(),
+            cgroup_parent: self.cgroup_parent.clone(),
+            cache_from: self.cache_from.clone(),
+            cache_to: self.cache_to.clone(),
+            attests: self.attests.clone(),
+            provenance: self.provenance.clone(),
+            sbom: self.sbom.clone(),
+            annotations: self.annotations.clone(),
+            call: call.to_owned(),
+            wants_image_id_file: self.iidfile.is_some(),
+        })
+    }
+
+    /// How progress is to be shown. `none` shows nothing; `quiet` shows nothing but the image ID.
+    pub(super) fn display(&self) -> Result<Display, Error> {
+        let quiet = self.quiet || self.progress == "quiet";
+        let mode: Mode = match self.progress.as_str() {
+            "none" => Mode::Quiet,
+            word => word.parse()?,
+        };
+        match (quiet, mode) {
+            (true, Mode::Auto | Mode::Quiet) => Ok(Display {
+                mode: Mode::Quiet,
+                quiet,
+            }),
+            (true, _) => Err(Error::invalid(format!(
+                "progress={} and quiet cannot be used together",
+                self.progress
+            ))),
+            (false, mode) => Ok(Display { mode, quiet }),
+        }
+    }
+
+    /// What is to be said of flags that do nothing any more.
+    pub(super) fn warnings(&self) -> Vec<&'static str> {
+        let legacy = &self.legacy;
+        let mut warnings = Vec::new();
+        if legacy.isolation.is_some() {
+            warnings.push("isolation flag is deprecated with BuildKit.");
+        }
+        if !legacy.security_opt.is_empty() {
+            warnings.push(
+                "security-opt flag is deprecated. \"RUN --security=insecure\" should be used with BuildKit.",
+            );
+        }
+        if legacy.squash.is_some() {
+            warnings.push(
+                "experimental flag squash is removed with BuildKit. You should squash inside build using a multi-stage Dockerfile for efficiency.",
+            );
+        }
+        warnings
+    }
+}
+
+impl LegacyArgs {
+    /// The limits, as `--resource` takes them.
+    fn resources(&self) -> Vec<String> {
+        let limits = [
+            ("memory", &self.memory),
+            ("memory-swap", &self.memory_swap),
+            ("cpu-shares", &self.cpu_shares),
+            ("cpu-period", &self.cpu_period),
+            ("cpu-quota", &self.cpu_quota),
+            ("cpuset-cpus", &self.cpuset_cpus),
+            ("cpuset-mems", &self.cpuset_mems),
+        ];
+        let pairs = limits
+            .into_iter()
+            .flat_map(|(key, values)| values.iter().map(move |value| format!("{key}={value}")));
+        pairs.collect()
+    }
+}
+
+/// Booleans as Go reads them.
+fn go_bool() -> impl clap::builder::TypedValueParser<Value = bool> {
+    const WORDS: [&str; 12] = [
+        "1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False",
+    ];
+    PossibleValuesParser::new(WORDS)
+        .map(|word| matches!(word.as_str(), "1" | "t" | "T" | "TRUE" | "true" | "True"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: BuildArgs,
+    }
+
+    fn parse(words: &[&str]) -> BuildArgs {
+        let words = ["build"].iter().chain(words);
+        Command::try_parse_from(words).unwrap().args
+    }
+
+    #[test]
+    fn flags_are_written_as_for_stock() {
+        let args = parse(&[
+            "--pull",
+            "--no-cache=false",
+            "-t",
+            "a",
+            "-t=b",
+            "--tag=c",
+            "-o",
+            "-",
+            "-qf",
+            "-",
+            "--push=1",
+            ".",
+            "--target",
+            "x",
+            "--target",
+            "y",
+            "--build-arg",
+            "A=-O2",
+            "--memory-swap",
+            "-1",
+            "-c",
+            "5",
+        ]);
+        assert!(args.pull && !args.no_cache && args.push && args.quiet && !args.load);
+        assert_eq!(args.tags, ["a", "b", "c"]);
+        assert_eq!(args.outputs, ["-"]);
+        let flags = args.to_flags(&Environment::default()).unwrap();
+        assert_eq!(
+            (&*flags.context, &*flags.file, &*flags.target),
+            (".", "-", "y")
+        );
+        assert_eq!(flags.resources, ["memory-swap=-1", "cpu-shares=5"]);
+        assert_eq!(flags.call, "build");
+    }
+
+    #[test]
+    fn one_context_is_needed() {
+        for words in [&[][..], &["a", "b"]] {
+            let error = parse(words).to_flags(&Environment::default()).unwrap_err();
+            assert!(error.to_string().contains("requires 1 argument"), "{error}");
+        }
+    }
+
+    #[test]
+    fn check_and_print_are_calls() {
+        let call = |words: &[&str]| parse(words).to_flags(&Environment::default()).unwrap().call;
+        assert_eq!(call(&[".", "--check"]), "check");
+        assert_eq!(call(&[".", "--check=false"]), "build");
+        assert_eq!(call(&[".", "--print", "outline"]), "outline");
+        assert_eq!(
+            call(&[".", "--call=targets,format=json"]),
+            "targets,format=json"
+        );
+    }
+
+    #[test]
+    fn quiet_and_progress_must_agree() {
+        let display = |words: &[&str]| parse(words).display().map(|d| (d.mode, d.quiet));
+        assert_eq!(display(&["."]).unwrap(), (Mode::Auto, false));
+        assert_eq!(display(&[".", "-q"]).unwrap(), (Mode::Quiet, true));
+        assert_eq!(
+            display(&[".", "--progress=quiet"]).unwrap(),
+            (Mode::Quiet, true)
+        );
+        assert_eq!(
+            display(&[".", "--progress=none"]).unwrap(),
+            (Mode::Quiet, false)
+        );
+        let error = display(&[".", "-q", "--progress=plain"]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "progress=plain and quiet cannot be used together"
+        );
+        let error = display(&[".", "--progress=bogus"]).unwrap_err();
+        assert_eq!(error.to_string(), "invalid progress mode bogus");
+    }
+
+    #[test]
+    fn flags_of_old_are_accepted_with_their_warnings() {
+        let args = parse(&[
+            ".",
+            "--squash",
+            "--isolation",
+            "process",
+            "--security-opt",
+            "x",
+            "--rm=false",
+            "--force-rm",
+            "--compress",
+        ]);
+        assert_eq!(args.warnings().len(), 3);
+        assert!(parse(&["."]).warnings().is_empty());
+    }
+}

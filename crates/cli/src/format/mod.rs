@@ -1,0 +1,13 @@
+//! How values are written for people and scripts, in the forms Go programs use.
+
+mod duration;
+mod size;
+mod table;
+mod template;
+mod time;
+
+pub(crate) use duration::{go_duration, human_duration, parse_duration};
+pub(crate) use size::{binary_size, buildctl_size, decimal_size};
+pub(crate) use table::TabWriter;
+pub(crate) use template::{Template, TemplateError};
+pub(crate) use time::{go_time, timestamp};

@@ -1,0 +1,194 @@
+//! One request from beginning to end.
+
+use std::collections::BTreeMap;
+
+use diag::{Error, Result};
+use dockerfile::lint::{LintWarning, Linter};
+use llb::Graph;
+use oci::{ImageConfig, Platform, Reference};
+
+use crate::client::{Client, Entrypoint};
+use crate::convert::{Converted, convert, lint_config};
+use crate::failure::fail;
+use crate::host::{Host, Warning};
+use crate::options::BuildOptions;
+use crate::plan::go_json;
+use crate::request;
+
+/// What a request came to.
+#[derive(Clone, Debug, Default)]
+pub struct FrontendResult {
+    /// What is to be built, by platform, in the order asked for. Empty when the request was for
+    /// something other than a build.
+    pub refs: Vec<PlatformRef>,
+    /// Whether the outcome is one image and not a set by platform.
+    pub single: bool,
+    /// What goes along with the outcome, under the names exporters know: `containerimage.config`
+    /// (`containerimage.config/linux/arm64` in a set), `containerimage.base.config`,
+    /// `source.date.epoch`, `refs.platforms`.
+    pub metadata: BTreeMap<String, Vec<u8>>,
+}
+
+/// What is to be built for a platform.
+#[derive(Clone, Debug)]
+pub struct PlatformRef {
+    /// The platform's name, such as `linux/arm64`.
+    pub id: String,
+    /// The platform.
+    pub platform: Platform,
+    /// The build.
+    pub graph: Graph,
+    /// The image's configuration; its layers and times are for the exporter to add.
+    pub config: ImageConfig,
+}
+
+/// Answers a request: reads the Dockerfile and lowers it for every platform, or does what
+/// `requestid` asks for.
+pub async fn build(host: &dyn Host, options: BuildOptions) -> Result<FrontendResult> {
+    refuse_unsupported(&options)?;
+    let client = Client::new(host, &options).await?;
+    let entrypoint = client.read_entrypoint().await?;
+    check_syntax(&options, &entrypoint)?;
+    if let Some(name) = &options.request {
+        let metadata = request::answer(&client, &entrypoint, name).await?;
+        return Ok(FrontendResult {
+            single: true,
+            metadata,
+            ..FrontendResult::default()
+        });
+    }
+    let lint = Linter::new(lint_config(&options, &entrypoint.file.data)?);
+    let wanted: Vec<Option<&Platform>> = match options.platforms.as_slice() {
+        [] => vec![None],
+        platforms => platforms.iter().map(Some).collect(),
+    };
+    // Warnings are the same for every platform, so only the first one gives any.
+    let off = Linter::off();
+    let linters = std::iter::once(&lint).chain(std::iter::repeat(&off));
+    let conversions = wanted
+        .iter()
+        .zip(linters)
+        .map(|(platform, lint)| convert(&client, &entrypoint.file, *platform, lint, false));
+    let outcomes = futures::future::join_all(conversions).await;
+    warn(&client, &entrypoint, lint.warnings()).await;
+    let mut result = FrontendResult {
+        single: !options.multi_platform,
+        ..FrontendResult::default()
+    };
+    for (platform, outcome) in wanted.into_iter().zip(outcomes) {
+        result.add(platform, outcome?)?;
+    }
+    result.finish()
+}
+
+/// Shows violations of lint rules.
+pub(crate) async fn warn(client: &Client<'_>, entrypoint: &Entrypoint, warnings: Vec<LintWarning>) {
+    for warning in warnings {
+        let location = entrypoint.file.at(warning.lines);
+        client
+            .host
+            .warn(Warning {
+                vertex: entrypoint.vertex,
+                level: 1,
+                short: warning.short(),
+                detail: vec![warning.rule.description().to_owned()],
+                url: warning.rule.url(),
+                location: Some(location),
+            })
+            .await;
+    }
+}
+
+impl FrontendResult {
+    fn add(&mut self, platform: Option<&Platform>, converted: Converted) -> Result<()> {
+        let platform = platform
+            .cloned()
+            .unwrap_or_else(Platform::host)
+            .normalized();
+        let id = platform.to_string();
+        let suffix = if self.single {
+            String::new()
+        } else {
+            format!("/{id}")
+        };
+        let mut put = |name: &str, value: Vec<u8>| {
+            self.metadata.insert(format!("{name}{suffix}"), value);
+        };
+        put("containerimage.config", to_json(&converted.image)?);
+        if let Some(base) = &converted.base_image {
+            put("containerimage.base.config", to_json(base)?);
+        }
+        if let Some(epoch) = converted.epoch {
+            put("source.date.epoch", epoch.to_string().into_bytes());
+        }
+        self.refs.push(PlatformRef {
+            id,
+            platform,
+            graph: converted.graph,
+            config: converted.image,
+        });
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<FrontendResult> {
+        let platforms: Vec<serde_json::Value> = self
+            .refs
+            .iter()
+            .map(|built| serde_json::json!({"ID": built.id, "Platform": built.platform}))
+            .collect();
+        let platforms = to_json(&serde_json::json!({ "Platforms": platforms }))?;
+        self.metadata.insert("refs.platforms".to_owned(), platforms);
+        Ok(self)
+    }
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>> {
+    let text = serde_json::to_string(value).map_err(|e| Error::internal(e.to_string()))?;
+    Ok(go_json(&text).into_bytes())
+}
+
+fn refuse_unsupported(options: &BuildOptions) -> Result<()> {
+    if options.wants_sbom {
+        return Err(Error::unimplemented(
+            "SBOM attestations are not supported; build without `--sbom` or `--attest type=sbom`",
+        ));
+    }
+    Ok(())
+}
+
+/// The frontend that the file asks for must be this one.
+fn check_syntax(options: &BuildOptions, entrypoint: &Entrypoint) -> Result<()> {
+    if options.forwarded {
+        return Ok(());
+    }
+    let unsupported = |image: &str| {
+        fail(format!("frontend image {image} is not supported"))
+            .with_code(diag::Code::Unimplemented)
+            .hint("`docker/dockerfile` is built in; files for other frontends cannot be built")
+    };
+    if let Some(command) = &options.syntax {
+        let image = command.split_whitespace().next().unwrap_or_default();
+        if !is_this_frontend(image) {
+            let context = format!("failed with build-arg:BUILDKIT_SYNTAX = {command}");
+            return Err(unsupported(image).context(context));
+        }
+        return Ok(());
+    }
+    match dockerfile::detect_syntax(&entrypoint.file.data) {
+        Some(syntax) if !is_this_frontend(&syntax.image) => {
+            let location = entrypoint.file.at_ranges(vec![syntax.range]);
+            Err(unsupported(&syntax.image).at(location))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_this_frontend(image: &str) -> bool {
+    let Ok(reference) = image.parse::<Reference>() else {
+        return false;
+    };
+    matches!(
+        reference.name().as_str(),
+        "docker.io/docker/dockerfile" | "docker.io/docker/dockerfile-upstream"
+    )
+}

@@ -1,0 +1,97 @@
+//! What a build may do that could harm the machine: asked for by the client, granted by the server.
+
+use std::collections::BTreeSet;
+
+use diag::{Code, Error, Result};
+use llb::{Graph, NetMode, Op, SecurityMode};
+
+/// Every entitlement there is.
+const KNOWN: &[&str] = &["network.host", "security.insecure", "device"];
+
+/// Entitlements granted to a build.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entitlements(BTreeSet<String>);
+
+impl Entitlements {
+    /// Those of the server's configuration; unknown ones are an error.
+    pub fn configured(names: &[String]) -> Result<Self> {
+        for name in names {
+            if !KNOWN.contains(&kind(name)) {
+                return Err(Error::invalid(format!("invalid entitlement {name:?}")));
+            }
+        }
+        Ok(Entitlements(names.iter().cloned().collect()))
+    }
+
+    /// What a client asks for, if the server allows all of it.
+    pub fn grant(&self, asked: &[String]) -> Result<Self> {
+        for name in asked {
+            if !KNOWN.contains(&kind(name)) {
+                return Err(Error::invalid(format!("invalid entitlement {name:?}")));
+            }
+            if !self.allows(kind(name)) {
+                return Err(Error::new(
+                    Code::PermissionDenied,
+                    format!("granting entitlement {} is not allowed by build daemon configuration", kind(name)),
+                )
+                .hint(format!(
+                    "start the server with `--allow-insecure-entitlement={}`",
+                    kind(name)
+                )));
+            }
+        }
+        Ok(Entitlements(asked.iter().cloned().collect()))
+    }
+
+    /// Fails for a graph that does what was not granted.
+    pub fn check(&self, graph: &Graph) -> Result<()> {
+        for vertex in graph.order.iter().filter_map(|digest| graph.vertex(digest)) {
+            let Op::Exec(exec) = &vertex.op else { continue };
+            let needed = [
+                (exec.network == NetMode::Host, "network.host"),
+                (exec.security == SecurityMode::Insecure, "security.insecure"),
+                (!exec.cdi_devices.is_empty(), "device"),
+            ];
+            for (needs, name) in needed {
+                if needs && !self.allows(name) {
+                    return Err(Error::new(
+                        Code::PermissionDenied,
+                        format!("{name} is not allowed"),
+                    )
+                    .hint(format!("give the build `--allow {name}`"))
+                    .context("failed to load LLB")
+                    .vertex(vertex.digest.to_string()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn allows(&self, name: &str) -> bool {
+        self.0.iter().any(|granted| kind(granted) == name)
+    }
+}
+
+/// An entitlement without its parameters.
+fn kind(name: &str) -> &str {
+    name.split('=').next().unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_must_be_allowed() {
+        let server = Entitlements::configured(&["network.host".into()]).unwrap();
+        let granted = server.grant(&["network.host".into()]).unwrap();
+        assert!(granted.allows("network.host"));
+        let error = server.grant(&["security.insecure".into()]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "granting entitlement security.insecure is not allowed by build daemon configuration"
+        );
+        assert!(server.grant(&["x".into()]).is_err());
+        assert!(Entitlements::configured(&["x".into()]).is_err());
+    }
+}

@@ -1,0 +1,203 @@
+//! One build: graphs in, solved states out.
+//!
+//! A [`Job`] lives as long as its request. Graphs of frontends and gateway clients are solved in it
+//! and share vertices; dropping it gives up what only it wanted.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use diag::{Error, Result};
+use llb::Graph;
+use ops::work::{BuildContext, OpWork, Output, ReadOnly, blocking};
+use parking_lot::Mutex;
+use proto::pb;
+use tokio::sync::OnceCell;
+
+use crate::entitlements::Entitlements;
+use crate::parts::ServerParts;
+use crate::running::Running;
+
+/// One build.
+pub struct Job {
+    parts: Arc<ServerParts>,
+    running: Arc<Running>,
+    entitlements: Entitlements,
+    build: solver::Build<OpWork>,
+    refs: Mutex<HashMap<String, Arc<SolvedRef>>>,
+}
+
+/// A graph whose outcome can be asked for.
+pub struct SolvedRef {
+    graph: Arc<Graph>,
+    definition: Option<pb::Definition>,
+    output: OnceCell<Output>,
+    view: OnceCell<Arc<ReadOnly>>,
+}
+
+/// What a frontend or gateway client made of a build.
+#[derive(Default)]
+pub struct BuildResult {
+    /// Solved graphs by platform; `None` is an empty file system.
+    pub refs: Vec<(String, Option<Arc<SolvedRef>>)>,
+    /// The name of a build with one result that is no map by platforms.
+    pub single: bool,
+    /// Configurations and the like, under the names frontends give them.
+    pub metadata: BTreeMap<String, Vec<u8>>,
+}
+
+impl BuildResult {
+    /// The result without files.
+    pub fn empty() -> Self {
+        Self::of(None)
+    }
+
+    /// A result that is no map.
+    pub fn of(reference: Option<Arc<SolvedRef>>) -> Self {
+        BuildResult {
+            refs: vec![(String::new(), reference)],
+            single: true,
+            metadata: BTreeMap::new(),
+        }
+    }
+}
+
+impl SolvedRef {
+    /// The graph.
+    pub fn graph(&self) -> &Arc<Graph> {
+        &self.graph
+    }
+
+    /// The graph as the wire has it: as it came, or made from ours.
+    pub fn definition(&self) -> pb::Definition {
+        match &self.definition {
+            Some(definition) => definition.clone(),
+            None => llb::to_proto(&self.graph),
+        }
+    }
+}
+
+impl Job {
+    /// A build for the client behind `running`.
+    pub fn new(
+        parts: Arc<ServerParts>,
+        running: Arc<Running>,
+        entitlements: Entitlements,
+    ) -> Arc<Self> {
+        let context = BuildContext::new(running.clone());
+        let build = parts.solver.build(context);
+        Arc::new(Job {
+            parts,
+            running,
+            entitlements,
+            build,
+            refs: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// What the server's builds share.
+    pub fn parts(&self) -> &Arc<ServerParts> {
+        &self.parts
+    }
+
+    /// The build as others see it.
+    pub fn running(&self) -> &Arc<Running> {
+        &self.running
+    }
+
+    /// Gives everything up.
+    pub fn cancel(&self) {
+        self.build.cancel();
+    }
+
+    /// Takes a graph into the build. Nothing runs yet.
+    pub fn load(
+        &self,
+        graph: Graph,
+        definition: Option<pb::Definition>,
+    ) -> Result<Arc<SolvedRef>> {
+        self.running.announce(&graph);
+        self.entitlements
+            .check(&graph)
+            .map_err(|error| self.running.locate(error))?;
+        for digest in &graph.order {
+            let Some(vertex) = graph.vertex(digest) else {
+                continue;
+            };
+            let inputs: Vec<_> = vertex
+                .inputs
+                .iter()
+                .map(|edge| (edge.vertex, edge.output as usize))
+                .collect();
+            let work = OpWork::new(vertex.clone(), self.parts.ops.clone());
+            self.build.add(work, &inputs)?;
+        }
+        Ok(Arc::new(SolvedRef {
+            graph: Arc::new(graph),
+            definition,
+            output: OnceCell::new(),
+            view: OnceCell::new(),
+        }))
+    }
+
+    /// Takes a graph as it came over the wire.
+    pub fn load_definition(&self, definition: pb::Definition) -> Result<Option<Arc<SolvedRef>>> {
+        let graph = llb::from_proto(definition.clone())
+            .map_err(|error| Error::from(error).context("failed to load LLB"))?;
+        if graph.root.is_none() {
+            return Ok(None);
+        }
+        self.load(graph, Some(definition)).map(Some)
+    }
+
+    /// The outcome of a graph, made now if it was not before.
+    pub async fn evaluate(&self, reference: &SolvedRef) -> Result<Output> {
+        let make = || async {
+            let Some(root) = reference.graph.root else {
+                return Ok(Output::empty());
+            };
+            let node = self.build.node(&root.vertex).ok_or_else(|| {
+                Error::internal(format!("vertex {} was not loaded", root.vertex))
+            })?;
+            let output = self.build.output(&node, root.output as usize).await?;
+            let (layers, stack) = (self.parts.layers.clone(), output.stack.clone());
+            // How recently something was used decides what GC removes first; it is no reason to
+            // fail.
+            let touched = blocking(move || Ok(layers.touch(&stack)?)).await;
+            if let Err(error) = touched {
+                tracing::warn!("noting the use of layers: {error}");
+            }
+            Ok(output)
+        };
+        let output = reference.output.get_or_try_init(make).await;
+        output.cloned().map_err(|error| self.running.locate(error))
+    }
+
+    /// The outcome of a graph, to be looked into.
+    pub async fn view(&self, reference: &SolvedRef) -> Result<Arc<ReadOnly>> {
+        let output = self.evaluate(reference).await?;
+        let view = reference.view.get_or_try_init(|| async {
+            let parts = self.parts.ops.clone();
+            let view = blocking(move || parts.read_only(&output.stack)).await?;
+            Ok(Arc::new(view))
+        });
+        view.await.cloned()
+    }
+
+    /// Keeps a graph under a new name, by which gateway clients speak of it.
+    pub fn keep(&self, reference: Arc<SolvedRef>) -> String {
+        let id = format!("{:032x}", rand::random::<u128>());
+        self.refs.lock().insert(id.clone(), reference);
+        id
+    }
+
+    /// The graph kept under a name; the empty name is the empty file system.
+    pub fn find(&self, id: &str) -> Result<Option<Arc<SolvedRef>>> {
+        if id.is_empty() {
+            return Ok(None);
+        }
+        match self.refs.lock().get(id) {
+            Some(reference) => Ok(Some(reference.clone())),
+            None => Err(Error::not_found(format!("no such ref: {id}"))),
+        }
+    }
+}

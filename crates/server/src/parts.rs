@@ -1,0 +1,134 @@
+//! What all builds of a server share.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use content::ContentStore;
+use layers::LayerStore;
+use ops::work::OpWork;
+use parking_lot::Mutex;
+use session::SessionManager;
+use solver::Solver;
+use tokio::sync::watch;
+
+use crate::bridge::GatewayBuild;
+use crate::config::Config;
+use crate::entitlements::Entitlements;
+use crate::history::History;
+use crate::running::Running;
+use crate::usage::Cache;
+use crate::worker::Worker;
+
+/// What all builds of a server share.
+pub struct ServerParts {
+    /// The configuration it was started with.
+    pub config: Config,
+    /// Who it says it is.
+    pub worker: Worker,
+    /// Blobs.
+    pub content: ContentStore,
+    /// Layers.
+    pub layers: LayerStore,
+    /// What ops share.
+    pub ops: Arc<ops::work::Parts>,
+    /// The solver.
+    pub solver: Solver<OpWork>,
+    /// Clients.
+    pub sessions: SessionManager,
+    /// Registries, without anybody's credentials.
+    pub registry: registry::Client,
+    /// Exports.
+    pub exporter: exporter::Exporter,
+    /// Builds, running and finished.
+    pub history: Arc<History>,
+    /// Disk usage and pruning.
+    pub cache: Arc<Cache>,
+    /// What clients may be granted.
+    pub entitlements: Entitlements,
+    /// Builds that run now.
+    pub builds: Builds,
+    /// Where exports are put together.
+    pub staging: PathBuf,
+}
+
+/// The builds that run now, by id.
+#[derive(Default)]
+pub struct Builds {
+    state: Mutex<HashMap<String, Entry>>,
+    /// Changes whenever a build is entered, for those who wait for one.
+    entered: watch::Sender<u64>,
+}
+
+/// A build that runs now.
+#[derive(Clone)]
+pub struct Entry {
+    /// The build.
+    pub running: Arc<Running>,
+    /// Its gateway, if a client drives it.
+    pub gateway: Option<Arc<GatewayBuild>>,
+}
+
+/// A build is listed until this is dropped.
+pub struct Listed<'b> {
+    builds: &'b Builds,
+    id: String,
+}
+
+impl Builds {
+    /// Lists a build.
+    ///
+    /// # Errors
+    /// AlreadyExists, when one of that id runs.
+    pub fn enter(&self, entry: Entry) -> diag::Result<Listed<'_>> {
+        let id = entry.running.id().to_owned();
+        let mut state = self.state.lock();
+        if state.contains_key(&id) {
+            return Err(diag::Error::new(
+                diag::Code::AlreadyExists,
+                format!("job ID {id} exists"),
+            ));
+        }
+        state.insert(id.clone(), entry);
+        drop(state);
+        self.entered.send_modify(|count| *count += 1);
+        Ok(Listed { builds: self, id })
+    }
+
+    /// The build of that id, waited for if it is not there yet: clients ask for a build in the
+    /// moment they begin it.
+    pub async fn wait(&self, id: &str, timeout: std::time::Duration) -> Option<Entry> {
+        let mut entered = self.entered.subscribe();
+        let found = async {
+            loop {
+                entered.borrow_and_update();
+                if let Some(entry) = self.get(id) {
+                    return Some(entry);
+                }
+                entered.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(timeout, found).await.ok().flatten()
+    }
+
+    /// The build of that id, if it runs.
+    pub fn get(&self, id: &str) -> Option<Entry> {
+        self.state.lock().get(id).cloned()
+    }
+
+    /// How many builds run.
+    pub fn len(&self) -> usize {
+        self.state.lock().len()
+    }
+
+    /// True when none runs.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.builds.state.lock().remove(&self.id);
+    }
+}
