@@ -118,7 +118,7 @@ fn record(
     let driver = driver_name(request, before.as_ref());
     check_existing(request, &name, &driver, before.as_ref())?;
     let mut group = before.clone().unwrap_or_else(|| NodeGroup {
-        name: name.to_ascii_lowercase(),
+        name: name.clone(),
         driver: driver.clone(),
         ..NodeGroup::default()
     });

@@ -10,7 +10,7 @@ use driver::{Driver, Removal, Status};
 use futures::future::join_all;
 
 use crate::builder::LoadOptions;
-use crate::{Builder, BuilderError, Docker, Node};
+use crate::{Builder, BuilderError, Docker, Node, Transaction};
 
 /// How often a builder that drains is asked.
 const DRAIN_PAUSE: Duration = Duration::from_millis(500);
@@ -70,7 +70,9 @@ impl Builder {
             )));
         }
         if request.keep_daemon {
-            docker.store().transaction().remove(builder.name())?;
+            let txn = docker.store().transaction();
+            builder.note_kept(&txn, true);
+            txn.remove(builder.name())?;
             return Ok(Removed::default());
         }
         builder.load_nodes(LoadOptions::default()).await?;
@@ -118,9 +120,16 @@ impl Builder {
                 Err(error)
             }
             None => {
+                self.note_kept(&txn, request.keep_state);
                 txn.remove(self.name())?;
                 Ok(Removed { remains })
             }
+        }
+    }
+
+    fn note_kept(&self, txn: &Transaction<'_>, kept: bool) {
+        for record in &self.group.nodes {
+            txn.set_kept(&record.name, kept);
         }
     }
 

@@ -8,6 +8,7 @@
 //! defaults/HASH    name of the default builder of the endpoint with that hash
 //! refs/NAME/…      what builds left for `history`
 //! broken/NAME      why the removal of that builder did not finish (ours)
+//! kept/NODE        container or volume of that node were kept when its builder was removed (ours)
 //! ```
 //!
 //! A directory that cannot be written is no obstacle to reading.
@@ -26,6 +27,7 @@ const INSTANCES: &str = "instances";
 const DEFAULTS: &str = "defaults";
 const ACTIVITY: &str = "activity";
 const BROKEN: &str = "broken";
+const KEPT: &str = "kept";
 const REFS: &str = "refs";
 const CURRENT: &str = "current";
 
@@ -200,6 +202,28 @@ impl Transaction<'_> {
     /// Why the builder's removal did not finish, if that was tried.
     pub fn broken(&self, name: &str) -> Option<String> {
         std::fs::read_to_string(self.path(BROKEN, name)).ok()
+    }
+
+    /// Notes that what a node left is kept on purpose, or no longer. Best effort.
+    pub fn set_kept(&self, node: &str, kept: bool) {
+        if validate_name(node).is_err() {
+            return;
+        }
+        if kept {
+            let _ = self.store.config.make_dir(KEPT);
+            let _ = self.store.config.write(&format!("{KEPT}/{node}"), b"");
+        } else {
+            let _ = std::fs::remove_file(self.path(KEPT, node));
+        }
+    }
+
+    /// Names of nodes of which something is kept on purpose.
+    pub fn kept(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.store.config.path().join(KEPT));
+        let names = entries.into_iter().flatten().flatten();
+        names
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
     }
 
     /// The current builder of that endpoint; `None` when that is the endpoint's own.

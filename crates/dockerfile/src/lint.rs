@@ -64,6 +64,7 @@ impl Rule {
         self == Rule::InvalidDefinitionDescription
     }
 
+    /// Name, description and page. A table: its length is the number of rules.
     fn facts(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Rule::StageNameCasing => (

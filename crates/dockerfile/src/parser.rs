@@ -204,7 +204,7 @@ impl<'a> Parser<'a> {
     }
 
     fn read_heredoc(&mut self, mut heredoc: Heredoc) -> Option<Heredoc> {
-        while let Some(line) = self.lines.next() {
+        for line in self.lines.by_ref() {
             self.line += 1;
             let mut candidate = without_line_end(line);
             if heredoc.chomp {

@@ -583,10 +583,7 @@ mod tests {
                 hard,
             })
         };
-        assert_eq!(
-            of("nofile", 10, 20).unwrap().resource,
-            libc::RLIMIT_NOFILE as u32
-        );
+        assert_eq!(of("nofile", 10, 20).unwrap().resource, libc::RLIMIT_NOFILE);
         assert_eq!(of("core", -1, -1).unwrap().hard, u64::MAX);
         assert!(of("nofile", 20, 10).is_err());
         assert!(of("bogus", 1, 1).is_err());

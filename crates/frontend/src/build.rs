@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use diag::{Error, Result};
+use diag::{Code, Error, Result};
 use dockerfile::lint::{LintWarning, Linter};
 use llb::Graph;
 use oci::{ImageConfig, Platform, Reference};
@@ -44,7 +44,24 @@ pub struct PlatformRef {
 
 /// Answers a request: reads the Dockerfile and lowers it for every platform, or does what
 /// `requestid` asks for.
+///
+/// Errors have stock's texts. What is wrong with the user's files has the code `Unknown`, because
+/// clients print any other code in front of the text.
 pub async fn build(host: &dyn Host, options: BuildOptions) -> Result<FrontendResult> {
+    answer(host, options)
+        .await
+        .map_err(|error| match error.code() {
+            Code::AlreadyExists
+            | Code::FailedPrecondition
+            | Code::InvalidArgument
+            | Code::NotFound
+            | Code::OutOfRange
+            | Code::PermissionDenied => error.with_code(Code::Unknown),
+            _ => error,
+        })
+}
+
+async fn answer(host: &dyn Host, options: BuildOptions) -> Result<FrontendResult> {
     refuse_unsupported(&options)?;
     let client = Client::new(host, &options).await?;
     let entrypoint = client.read_entrypoint().await?;
@@ -163,7 +180,7 @@ fn check_syntax(options: &BuildOptions, entrypoint: &Entrypoint) -> Result<()> {
     }
     let unsupported = |image: &str| {
         fail(format!("frontend image {image} is not supported"))
-            .with_code(diag::Code::Unimplemented)
+            .with_code(Code::Unimplemented)
             .hint("`docker/dockerfile` is built in; files for other frontends cannot be built")
     };
     if let Some(command) = &options.syntax {

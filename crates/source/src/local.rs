@@ -41,7 +41,6 @@ const LAYERS_MAX: usize = 8;
 #[async_trait]
 pub trait DirSync: Send + Sync {
     /// Makes `dest`, which has what the client had the last time, the same as the client's folder.
-    /// Existing files must be replaced, never written to.
     async fn sync(&self, dest: &Path) -> Result<DirChanges>;
 }
 

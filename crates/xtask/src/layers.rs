@@ -10,7 +10,7 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
     (
         "words",
         &[
-            &["proto", "diag", "oci", "pathmatch", "docker-config"],
+            &["proto", "diag", "oci", "pathmatch", "docker-config", "status"],
             &["llb", "dockerfile"],
             &["progress"],
         ],

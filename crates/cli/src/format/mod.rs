@@ -9,5 +9,5 @@ mod time;
 pub(crate) use duration::{go_duration, human_duration, parse_duration};
 pub(crate) use size::{binary_size, buildctl_size, decimal_size};
 pub(crate) use table::TabWriter;
-pub(crate) use template::{Template, TemplateError};
+pub(crate) use template::Template;
 pub(crate) use time::{go_time, timestamp};

@@ -26,8 +26,8 @@ pub(crate) fn go_time(time: Timestamp) -> String {
 }
 
 /// A moment of the wire; one out of range is the epoch.
-pub(crate) fn timestamp(time: &proto::prost_types::Timestamp) -> Timestamp {
-    Timestamp::new(time.seconds, time.nanos).unwrap_or_default()
+pub(crate) fn timestamp(seconds: i64, nanos: i32) -> Timestamp {
+    Timestamp::new(seconds, nanos).unwrap_or_default()
 }
 
 #[cfg(test)]

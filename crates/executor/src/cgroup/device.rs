@@ -203,4 +203,34 @@ mod tests {
         assert_eq!(ask(BLOCK, 8, 0, 1), 1);
         assert_eq!(ask(BLOCK, 8, 0, 3), 0);
     }
+
+    #[test]
+    fn the_kernel_takes_the_program_and_obeys_it() {
+        let Some(top) = super::super::detect::hierarchies()
+            .into_iter()
+            .find(|h| h.v2)
+        else {
+            return;
+        };
+        let dir = top
+            .mount
+            .join(format!("cooperage-device-test-{}", std::process::id()));
+        // Where nothing can be made, as in an ordinary container, there is nothing to see.
+        if std::fs::create_dir(&dir).is_err() {
+            return;
+        }
+        let guarded = guard_v2(&dir);
+        let script = format!(
+            "echo 0 > {}/cgroup.procs && true < /dev/null && true < /dev/zero && ! true < /dev/kmsg",
+            dir.display()
+        );
+        let status = std::process::Command::new("sh")
+            .args(["-c", &script])
+            .stderr(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        super::super::destroy(&dir).unwrap();
+        guarded.unwrap();
+        assert!(status.success());
+    }
 }

@@ -10,8 +10,8 @@
 //! directory; one that nobody holds belongs to a server that died, and is swept with what still
 //! runs in it.
 //!
-//! Hierarchies used: version 2 when it has the memory controller; otherwise those of version 1 that
-//! carry memory, devices and pids, and all of them for a parent that was asked for.
+//! Hierarchies used: version 2, unless memory is a matter of version 1 here; then those of version 1
+//! that carry memory, devices and pids, and all of them for a parent that was asked for.
 
 mod detect;
 mod device;
@@ -92,7 +92,8 @@ impl Cgroups {
     pub(crate) fn open(parent: Option<String>) -> Cgroups {
         let all = detect::hierarchies();
         let instance = format!("{:016x}", instance_number());
-        let v2_with_memory = all.iter().any(|h| h.v2 && h.has("memory"));
+        let with_memory = |v2: bool| all.iter().any(|h| h.v2 == v2 && h.has("memory"));
+        let use_v2 = with_memory(true) || !with_memory(false);
         let mut cgroups = Cgroups {
             layout: layout_of(&all),
             hierarchies: Vec::new(),
@@ -101,7 +102,7 @@ impl Cgroups {
             parent,
         };
         for hierarchy in all {
-            let wanted = if v2_with_memory {
+            let wanted = if use_v2 {
                 hierarchy.v2
             } else {
                 !hierarchy.v2

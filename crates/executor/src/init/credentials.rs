@@ -60,12 +60,14 @@ fn install(filter: &[seccomp::Instruction]) -> io::Result<()> {
 
 /// What this process could ever have: an outer container may have been given less than all.
 fn bounding_set() -> u64 {
+    // SAFETY: numbers only.
+    let read = |c: u32| unsafe { libc::prctl(libc::PR_CAPBSET_READ, c, 0, 0, 0) };
     (0..CAPABILITY_MAX)
-        // SAFETY: numbers only; -1 for one that the kernel does not know.
-        .take_while(|c| unsafe { libc::prctl(libc::PR_CAPBSET_READ, *c, 0, 0, 0) } >= 0)
-        // SAFETY: as above.
-        .filter(|c| unsafe { libc::prctl(libc::PR_CAPBSET_READ, *c, 0, 0, 0) } == 1)
-        .fold(0, |set, capability| set | 1 << capability)
+        .map(|capability| (capability, read(capability)))
+        // The kernel answers -1 from the first one on that it does not know.
+        .take_while(|(_, held)| *held >= 0)
+        .filter(|(_, held)| *held == 1)
+        .fold(0, |set, (capability, _)| set | 1 << capability)
 }
 
 fn drop_bounding(set: u64) -> io::Result<()> {

@@ -153,12 +153,13 @@ fn the_step_has_a_cgroup_and_it_goes_away() {
         return;
     }
     let status = outcome.result.as_ref().unwrap();
-    assert!(
-        status.memory_peak.is_some_and(|peak| peak > 0),
-        "{status:?}"
-    );
-    let own = outcome.stdout.lines().find(|l| l.contains("memory"));
-    if let Some(own) = own.filter(|l| l.contains(":memory:")) {
+    if std::path::Path::new("/sys/fs/cgroup/memory").exists() {
+        let own = outcome.stdout.lines().find(|l| l.contains(":memory:"));
+        let own = own.unwrap();
+        assert!(
+            status.memory_peak.is_some_and(|peak| peak > 0),
+            "{status:?}"
+        );
         let path = own.split(':').nth(2).unwrap();
         assert!(
             path.contains("/cooperage/") && path.contains("/step-"),

@@ -1,6 +1,6 @@
 //! The instructions of a stage, one after the other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use diag::Result;
 use dockerfile::lint::{Linter, Rule};
@@ -281,7 +281,7 @@ impl Converter<'_> {
     /// The names and values of the variables that `ARG` declared, for a step's history.
     pub(super) fn arg_values(&self, id: usize) -> Vec<String> {
         let stage = &self.stages[id];
-        let mut names: Vec<&str> = Vec::new();
+        let mut places: HashMap<&str, usize> = HashMap::new();
         let mut pairs: Vec<String> = Vec::new();
         for (name, value) in &stage.args {
             let value = match stage.fs.env.get(name) {
@@ -289,10 +289,10 @@ impl Converter<'_> {
                 None => value.as_deref().unwrap_or_default(),
             };
             let pair = format!("{name}={value}");
-            match names.iter().position(|known| known == name) {
-                Some(at) => pairs[at] = pair,
+            match places.get(name.as_str()) {
+                Some(place) => pairs[*place] = pair,
                 None => {
-                    names.push(name);
+                    places.insert(name, pairs.len());
                     pairs.push(pair);
                 }
             }

@@ -262,6 +262,11 @@ impl Converter<'_> {
     /// other stages.
     fn read_triggers(&mut self, id: usize) -> Result<bool> {
         let mut triggers = std::mem::take(&mut self.stages[id].image.config.on_build);
+        if self.stages[id].unregistered {
+            // Only files are taken from it. Following its triggers would not end for an image
+            // whose triggers copy from the image itself.
+            return Ok(false);
+        }
         if let Some(base) = self.stages[id].base
             && !self.stages[id].triggers_read
         {

@@ -22,8 +22,10 @@ fn text<'a>(case: &'a Value, key: &str) -> Option<&'a str> {
 }
 
 fn host_of(case: &Value) -> MemoryHost {
-    let mut host = MemoryHost::default();
-    host.images = images();
+    let mut host = MemoryHost {
+        images: images(),
+        ..MemoryHost::default()
+    };
     let filename = text(case, "filename").unwrap_or("Dockerfile");
     host.file(
         "dockerfile",

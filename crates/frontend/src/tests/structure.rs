@@ -430,8 +430,10 @@ async fn named_contexts_stand_for_images_and_stages() {
 
 #[tokio::test]
 async fn remote_contexts_are_read_from_their_source() {
-    let mut host = MemoryHost::default();
-    host.images = super::recorded::images();
+    let mut host = MemoryHost {
+        images: super::recorded::images(),
+        ..MemoryHost::default()
+    };
     host.file(
         "git://h/r.git#main:sub",
         "Dockerfile",
@@ -670,4 +672,53 @@ async fn other_requests_are_answered_or_refused() {
     built(&host, &[("requestid", "frontend.subrequests.describe")]).await;
     let error = failure(text, &[("requestid", "frontend.other")]).await;
     assert_eq!(error.to_string(), "unsupported request frontend.other");
+}
+
+#[tokio::test]
+async fn copying_what_is_ignored_is_warned_of() {
+    let text = "FROM scratch\nCOPY drop.log keep /\nCOPY . /all/\n";
+    let mut host = MemoryHost::with_dockerfile(text);
+    host.file("context", ".dockerignore", b"*.log\n");
+    let result = built(&host, &[]).await;
+    let warnings = host.warnings.lock().unwrap().clone();
+    assert_eq!(warnings.len(), 1);
+    assert_eq!(
+        warnings[0].short,
+        "CopyIgnoredFile: Attempting to Copy file \"drop.log\" that is excluded by .dockerignore (line 2)"
+    );
+    assert!(warnings[0].vertex.is_some() && warnings[0].url.ends_with("/copy-ignored-file/"));
+    let context = attrs(&result.refs[0].graph, "load build context");
+    assert_eq!(context["local.excludepatterns"], r#"["*.log"]"#);
+    assert!(!context.contains_key("local.followpaths"));
+}
+
+#[tokio::test]
+async fn a_missing_dockerfile_is_told_without_a_code_in_front() {
+    let error = build(&MemoryHost::default(), options(&[]))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "failed to read dockerfile: open Dockerfile: no such file or directory"
+    );
+    assert_eq!(error.code(), diag::Code::Unknown);
+}
+
+#[tokio::test]
+async fn an_image_whose_triggers_copy_from_itself_is_built_once() {
+    let mut host = MemoryHost::with_dockerfile("FROM self\n");
+    let mut image = host.images["docker.io/library/busybox:latest"].clone();
+    image["configs"]["linux/amd64"]["config"]["OnBuild"] =
+        serde_json::json!(["COPY --from=self /a /b"]);
+    host.images
+        .insert("docker.io/library/self:latest".into(), image);
+    let result = built(&host, &[]).await;
+    let names = names(&result.refs[0].graph);
+    assert!(
+        names
+            .last()
+            .unwrap()
+            .contains("ONBUILD COPY --from=self /a /b"),
+        "{names:?}"
+    );
 }

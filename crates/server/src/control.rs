@@ -1,0 +1,236 @@
+//! The `Control` service.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use diag::Error;
+use futures::{Stream, StreamExt};
+use jiff::Timestamp;
+use ops::work::blocking;
+use proto::control::control_server::Control;
+use proto::control::{
+    BuildHistoryEvent, BuildHistoryRequest, BytesMessage, DiskUsageRequest, DiskUsageResponse,
+    InfoRequest, InfoResponse, ListWorkersRequest, ListWorkersResponse, PruneRequest, SolveRequest,
+    SolveResponse, StatusRequest, StatusResponse, UpdateBuildHistoryRequest,
+    UpdateBuildHistoryResponse, UsageRecord,
+};
+use session::SessionHeaders;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::errors::to_status;
+use crate::gc::Collector;
+use crate::parts::ServerParts;
+use crate::solve::solve;
+use crate::usage::{self, Policy};
+use crate::worker;
+
+/// How long a status call may come before its build.
+const BUILD_TIMEOUT: Duration = Duration::from_secs(3);
+/// The header that tells clients the server's time.
+const TIMESTAMP: &str = "buildkit-current-timestamp";
+
+type ReplyStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service.
+pub struct ControlService {
+    parts: Arc<ServerParts>,
+    collector: Collector,
+    /// Fires when the server stops.
+    stop: CancellationToken,
+    /// Builds under way, waited for before the server exits.
+    builds: TaskTracker,
+}
+
+impl ControlService {
+    /// The service over these parts. `stop` ends everything under way; `builds` counts it.
+    pub fn new(
+        parts: Arc<ServerParts>,
+        collector: Collector,
+        stop: CancellationToken,
+        builds: TaskTracker,
+    ) -> Self {
+        ControlService {
+            parts,
+            collector,
+            stop,
+            builds,
+        }
+    }
+}
+
+/// A stream whose client is told the time first.
+fn timed<T>(stream: ReplyStream<T>) -> Response<ReplyStream<T>> {
+    let mut response = Response::new(stream);
+    if let Ok(now) = Timestamp::now().to_string().parse() {
+        response.metadata_mut().insert(TIMESTAMP, now);
+    }
+    response
+}
+
+fn status(error: Error) -> Status {
+    to_status(&error)
+}
+
+#[tonic::async_trait]
+impl Control for ControlService {
+    type PruneStream = ReplyStream<UsageRecord>;
+    type StatusStream = ReplyStream<StatusResponse>;
+    type SessionStream = ReplyStream<BytesMessage>;
+    type ListenBuildHistoryStream = ReplyStream<BuildHistoryEvent>;
+
+    async fn disk_usage(
+        &self,
+        request: Request<DiskUsageRequest>,
+    ) -> Result<Response<DiskUsageResponse>, Status> {
+        let request = request.into_inner();
+        let cache = self.parts.cache.clone();
+        let records = blocking(move || {
+            let age = Duration::from_nanos(u64::try_from(request.age_limit).unwrap_or(0));
+            usage::select(cache.records()?, &request.filter, age)
+        });
+        let records = records.await.map_err(status)?;
+        Ok(Response::new(DiskUsageResponse {
+            record: records.iter().map(usage::Record::to_proto).collect(),
+        }))
+    }
+
+    async fn prune(
+        &self,
+        request: Request<PruneRequest>,
+    ) -> Result<Response<Self::PruneStream>, Status> {
+        let request = request.into_inner();
+        let policy = Policy {
+            all: request.all,
+            filters: request.filter,
+            keep_duration: Duration::from_nanos(u64::try_from(request.keep_duration).unwrap_or(0)),
+            reserved_space: request.reserved_space,
+            max_used_space: request.max_used_space,
+            min_free_space: request.min_free_space,
+        };
+        let cache = self.parts.cache.clone();
+        let (records, replies) = mpsc::channel(64);
+        tokio::task::spawn_blocking(move || {
+            // A client that went away does not stop what it asked for.
+            let pruned = cache.prune(&policy, |record| {
+                let _ = records.blocking_send(Ok(record.to_proto()));
+            });
+            if let Err(error) = pruned {
+                let _ = records.blocking_send(Err(to_status(&error)));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(replies).boxed()))
+    }
+
+    async fn solve(
+        &self,
+        request: Request<SolveRequest>,
+    ) -> Result<Response<SolveResponse>, Status> {
+        let cancel = self.stop.child_token();
+        // A client that hangs up drops this call, and its build must still be brought to its end.
+        let _hang_up = cancel.clone().drop_guard();
+        let build = solve(self.parts.clone(), request.into_inner(), cancel.clone());
+        let build = self.builds.track_future(build);
+        let solved = tokio::spawn(build)
+            .await
+            .unwrap_or_else(|error| Err(Error::internal(format!("a build crashed: {error}"))));
+        self.collector.wake();
+        solved.map(Response::new).map_err(status)
+    }
+
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<Self::StatusStream>, Status> {
+        let id = request.into_inner().r#ref;
+        let now = |parts: &ServerParts| parts.builds.get(&id).map(|entry| entry.running);
+        let mut running = now(&self.parts);
+        if running.is_none() {
+            let (history, id) = (self.parts.history.clone(), id.clone());
+            let said = blocking(move || history.status(&id)).await.map_err(status)?;
+            if let Some(said) = said {
+                let messages = said.into_iter().flat_map(|status| status.to_proto());
+                let messages: Vec<_> = messages.map(Ok).collect();
+                return Ok(timed(futures::stream::iter(messages).boxed()));
+            }
+            let entry = self.parts.builds.wait(&id, BUILD_TIMEOUT).await;
+            running = entry.map(|entry| entry.running);
+        }
+        let running = running.ok_or_else(|| Status::not_found(format!("no such job {id}")))?;
+        let messages = running
+            .progress()
+            .follow()
+            .flat_map(|status| futures::stream::iter(status.to_proto()).map(Ok));
+        Ok(timed(messages.boxed()))
+    }
+
+    async fn session(
+        &self,
+        request: Request<Streaming<BytesMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let headers = SessionHeaders::from_metadata(request.metadata())
+            .map_err(|error| to_status(&error.into()))?;
+        let stream = self
+            .parts
+            .sessions
+            .serve(headers, request.into_inner())
+            .await
+            .map_err(|error| to_status(&error.into()))?;
+        let stop = self.stop.clone();
+        Ok(Response::new(
+            stream.take_until(stop.cancelled_owned()).boxed(),
+        ))
+    }
+
+    async fn list_workers(
+        &self,
+        request: Request<ListWorkersRequest>,
+    ) -> Result<Response<ListWorkersResponse>, Status> {
+        let filters = request.into_inner().filter;
+        let parts = self.parts.clone();
+        let record = blocking(move || {
+            let wanted = parts.worker.matches(&filters)?;
+            Ok(wanted.then(|| parts.worker.to_proto()))
+        });
+        let record = record.await.map_err(status)?;
+        Ok(Response::new(ListWorkersResponse {
+            record: record.into_iter().collect(),
+        }))
+    }
+
+    async fn info(&self, _request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        Ok(Response::new(InfoResponse {
+            buildkit_version: Some(worker::buildkit_version()),
+        }))
+    }
+
+    async fn listen_build_history(
+        &self,
+        request: Request<BuildHistoryRequest>,
+    ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
+        let (history, request) = (self.parts.history.clone(), request.into_inner());
+        let events = blocking(move || history.listen(request));
+        let events = events.await.map_err(status)?.map(Ok);
+        let stop = self.stop.clone();
+        Ok(timed(events.take_until(stop.cancelled_owned()).boxed()))
+    }
+
+    async fn update_build_history(
+        &self,
+        request: Request<UpdateBuildHistoryRequest>,
+    ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
+        let (history, request) = (self.parts.history.clone(), request.into_inner());
+        let update = move || match (request.delete, request.finalize) {
+            (true, _) => history.delete(&request.r#ref),
+            // Nothing of a record is written later, so it is final as soon as it is there.
+            (false, true) => Ok(()),
+            (false, false) => history.pin(&request.r#ref, request.pinned),
+        };
+        blocking(update).await.map_err(status)?;
+        Ok(Response::new(UpdateBuildHistoryResponse {}))
+    }
+}

@@ -1,0 +1,269 @@
+//! Running frontends inside the server: what they ask of it, and what becomes of their answer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use diag::{Error, Result};
+use frontend::{BuildOptions, FileStat, Host, OciStore, RefId, ResolvedImage, Warning};
+use llb::Graph;
+use oci::{Platform, Reference};
+use ops::work::{Event, Outside, blocking, layout_provider, registry_provider};
+use progress::VertexWarning;
+use proto::pb;
+use source::image::{ContentProvider, ImageRequest};
+
+use crate::job::{BuildResult, Job};
+use crate::reading;
+
+/// The frontend that is part of the server.
+const DOCKERFILE: &str = "dockerfile.v0";
+/// The frontend that runs an image; those that are the built-in one by another name are served.
+const GATEWAY: &str = "gateway.v0";
+
+/// A request to a frontend.
+#[derive(Clone, Debug, Default)]
+pub struct FrontendRequest {
+    /// Its name.
+    pub frontend: String,
+    /// Its options.
+    pub attrs: BTreeMap<String, String>,
+    /// Graphs given along, by name.
+    pub inputs: BTreeMap<String, pb::Definition>,
+}
+
+/// Runs a frontend and takes the graphs it returns into the build. Nothing of them is solved yet.
+pub async fn run_frontend(job: &Arc<Job>, mut request: FrontendRequest) -> Result<BuildResult> {
+    if request.frontend == GATEWAY {
+        let source = request.attrs.remove("source").unwrap_or_default();
+        if !is_dockerfile_frontend(&source) {
+            return Err(Error::unimplemented(format!(
+                "the frontend image {source} cannot be run by this server"
+            ))
+            .hint("Dockerfiles are read by the server itself, without a `# syntax` line"));
+        }
+        request.frontend = DOCKERFILE.to_owned();
+    }
+    if request.frontend != DOCKERFILE {
+        return Err(Error::invalid(format!(
+            "invalid frontend: {}",
+            request.frontend
+        )));
+    }
+    let enabled = job.parts().config.frontend.get(DOCKERFILE);
+    if enabled.and_then(|frontend| frontend.enabled) == Some(false) {
+        return Err(Error::invalid(format!("invalid frontend: {DOCKERFILE}")));
+    }
+    let inputs = request
+        .inputs
+        .into_iter()
+        .map(|(name, definition)| Ok((name, llb::from_proto(definition)?)))
+        .collect::<Result<BTreeMap<String, Graph>>>()?;
+    let options = BuildOptions::from_attrs(&request.attrs)?;
+    let host = JobHost {
+        job: job.clone(),
+        inputs,
+    };
+    let made = frontend::build(&host, options).await?;
+    let mut result = BuildResult {
+        refs: Vec::new(),
+        single: made.single,
+        metadata: made.metadata,
+    };
+    for platform in made.refs {
+        let reference = match platform.graph.root {
+            Some(_) => Some(job.load(platform.graph, None)?),
+            None => None,
+        };
+        let id = match made.single {
+            true => String::new(),
+            false => platform.id,
+        };
+        result.refs.push((id, reference));
+    }
+    Ok(result)
+}
+
+/// True for the official Dockerfile frontends, by whatever tag or digest.
+fn is_dockerfile_frontend(source: &str) -> bool {
+    let Ok(reference) = source.parse::<Reference>() else {
+        return source == DOCKERFILE;
+    };
+    source == DOCKERFILE
+        || matches!(
+            reference.familiar().split(['@', ':']).next(),
+            Some("docker/dockerfile" | "docker/dockerfile-upstream")
+        )
+}
+
+/// The server as a frontend sees it.
+struct JobHost {
+    job: Arc<Job>,
+    inputs: BTreeMap<String, Graph>,
+}
+
+impl JobHost {
+    async fn view(&self, reference: &RefId) -> Result<Arc<ops::work::ReadOnly>> {
+        match self.job.find(&reference.0)? {
+            Some(reference) => self.job.view(&reference).await,
+            None => Err(Error::invalid("an empty reference cannot be read")),
+        }
+    }
+
+    async fn resolve(
+        &self,
+        provider: Arc<dyn ContentProvider>,
+        reference: &Reference,
+        platform: Option<&Platform>,
+        log_name: &str,
+        scheme: &str,
+    ) -> Result<ResolvedImage> {
+        let platform = platform.cloned().unwrap_or_else(Platform::host);
+        let id = format!("{scheme}://{reference}{platform}");
+        let request = ImageRequest::new(reference.clone(), platform);
+        let running = self.job.running();
+        let images = &self.job.parts().ops.images;
+        let silent: Arc<dyn status::StatusSink> = Arc::new(status::Silent);
+        let image = running
+            .step(log_name, &id, async {
+                images.resolve(&*provider, &request, &silent).await
+            })
+            .await?;
+        Ok(ResolvedImage {
+            digest: Some(image.digest()),
+            config: image.config.to_vec(),
+            reference: image.reference.clone(),
+        })
+    }
+}
+
+#[async_trait]
+impl Host for JobHost {
+    fn worker_platforms(&self) -> Vec<Platform> {
+        self.job.parts().worker.platforms()
+    }
+
+    fn session_id(&self) -> String {
+        self.job.running().session_id().to_owned()
+    }
+
+    async fn resolve_image(
+        &self,
+        reference: &Reference,
+        platform: Option<&Platform>,
+        _mode: &str,
+        log_name: &str,
+    ) -> Result<ResolvedImage> {
+        // There is no store of images by tag here, so every mode asks the registry.
+        let provider = registry_provider(self.job.running().registry());
+        self.resolve(provider, reference, platform, log_name, "docker-image")
+            .await
+            .map_err(|error| {
+                error.context(format!("failed to resolve source metadata for {reference}"))
+            })
+    }
+
+    async fn resolve_oci_layout(
+        &self,
+        reference: &Reference,
+        store: &OciStore,
+        platform: Option<&Platform>,
+        log_name: &str,
+    ) -> Result<ResolvedImage> {
+        let running = self.job.running();
+        let session = match store.session_id.as_str() {
+            "" => running.session().await?,
+            id => running.session_of(id).await?,
+        };
+        let provider = layout_provider(&session, &store.store_id)?;
+        self.resolve(provider, reference, platform, log_name, "oci-layout")
+            .await
+            .map_err(|error| {
+                error.context(format!("failed to resolve source metadata for {reference}"))
+            })
+    }
+
+    async fn solve(&self, graph: Graph) -> Result<RefId> {
+        let reference = self.job.load(graph, None)?;
+        self.job.evaluate(&reference).await?;
+        Ok(RefId(self.job.keep(reference)))
+    }
+
+    async fn read_file(&self, reference: &RefId, path: &str) -> Result<Vec<u8>> {
+        self.read_file_start(reference, path, 0).await
+    }
+
+    async fn read_file_start(
+        &self,
+        reference: &RefId,
+        path: &str,
+        length: usize,
+    ) -> Result<Vec<u8>> {
+        let (view, path) = (self.view(reference).await?, path.to_owned());
+        blocking(move || reading::read_file(&view.root, &path, 0, length as u64)).await
+    }
+
+    async fn stat_file(&self, reference: &RefId, path: &str) -> Result<FileStat> {
+        let (view, path) = (self.view(reference).await?, path.to_owned());
+        let stat = blocking(move || reading::stat_file(&view.root, &path)).await?;
+        Ok(file_stat(stat))
+    }
+
+    async fn read_dir(&self, reference: &RefId, path: &str) -> Result<Vec<FileStat>> {
+        let (view, path) = (self.view(reference).await?, path.to_owned());
+        let entries = blocking(move || reading::read_dir(&view.root, &path, "")).await?;
+        Ok(entries.into_iter().map(file_stat).collect())
+    }
+
+    async fn warn(&self, warning: Warning) {
+        let Some(vertex) = warning.vertex else {
+            tracing::warn!("a frontend's warning without a vertex: {}", warning.short);
+            return;
+        };
+        let event = Event::Warning(VertexWarning {
+            vertex,
+            level: warning.level,
+            short: warning.short,
+            detail: warning.detail,
+            url: warning.url,
+            location: warning.location,
+        });
+        self.job.running().event(&vertex, &event);
+    }
+
+    async fn inputs(&self) -> Result<BTreeMap<String, Graph>> {
+        Ok(self.inputs.clone())
+    }
+}
+
+fn file_stat(stat: proto::fsutil::Stat) -> FileStat {
+    FileStat {
+        path: stat.path,
+        mode: stat.mode,
+        uid: stat.uid,
+        gid: stat.gid,
+        size: stat.size,
+        modified: stat.mod_time,
+        link_name: stat.linkname,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn official_frontend_images_are_the_built_in_one() {
+        for name in [
+            "dockerfile.v0",
+            "docker/dockerfile:1",
+            "docker.io/docker/dockerfile:1.7-labs",
+            "docker/dockerfile-upstream:master",
+        ] {
+            assert!(is_dockerfile_frontend(name), "{name}");
+        }
+        for name in ["example.com/docker/dockerfile:1", "docker/other", ""] {
+            assert!(!is_dockerfile_frontend(name), "{name}");
+        }
+    }
+}

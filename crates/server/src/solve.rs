@@ -1,0 +1,335 @@
+//! `Control.Solve` from beginning to end: a request becomes a build, its result is exported, and what
+//! happened is kept.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use diag::{Error, Result};
+use exporter::{ClientTarget, ExportContext, ExportSource, ExporterSpec};
+use futures::future::try_join_all;
+use jiff::Timestamp;
+use ops::work::{Outside, blocking};
+use proto::control::{
+    BuildHistoryRecord, BuildResultInfo, CacheOptions, Descriptor, Exporter as ExporterRequest,
+    SolveRequest, SolveResponse,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::bridge::GatewayBuild;
+use crate::client_target::SessionTarget;
+use crate::entitlements::Entitlements;
+use crate::errors::to_rpc_status;
+use crate::exporting::export_source;
+use crate::frontends::{FrontendRequest, run_frontend};
+use crate::history::new_record;
+use crate::job::{BuildResult, Job};
+use crate::parts::{Entry, ServerParts};
+use crate::running::Running;
+use crate::wire::timestamp;
+
+/// A request that was checked.
+struct Plan {
+    request: SolveRequest,
+    exporters: Vec<ExporterSpec>,
+    entitlements: Entitlements,
+}
+
+/// What came of the exports.
+#[derive(Default)]
+struct Exports {
+    response: BTreeMap<String, String>,
+    /// Images made, by the number of their exporter.
+    images: HashMap<i64, Descriptor>,
+}
+
+/// Carries out a request. When `cancel` fires the build is given up; its record is written all the
+/// same, so this must be waited for.
+pub async fn solve(
+    parts: Arc<ServerParts>,
+    request: SolveRequest,
+    cancel: CancellationToken,
+) -> Result<SolveResponse> {
+    let plan = check(&parts, request)?;
+    let request = &plan.request;
+    let running = Running::new(
+        &request.r#ref,
+        &request.session,
+        parts.sessions.clone(),
+        &parts.registry,
+    );
+    let job = Job::new(parts.clone(), running.clone(), plan.entitlements.clone());
+    let driven = request.frontend.is_empty() && request.definition.is_none();
+    let gateway =
+        driven.then(|| GatewayBuild::new(job.clone(), request.frontend_inputs.clone()));
+    let listed = parts.builds.enter(Entry {
+        running: running.clone(),
+        gateway: gateway.clone(),
+    })?;
+    let record = record_of(&plan);
+    if !request.internal {
+        parts.history.start(record.clone());
+    }
+    let outcome = tokio::select! {
+        outcome = run(&plan, &job, gateway.as_deref()) => outcome,
+        () = cancel.cancelled() => Err(Error::canceled()),
+        () = client_gone(&running) => Err(Error::canceled()),
+    };
+    job.cancel();
+    running.progress().end();
+    let outcome = outcome.map_err(|error| running.locate(error));
+    if !request.internal {
+        remember(&parts, record, &running, &outcome).await;
+    }
+    drop(listed);
+    let exports = outcome?;
+    Ok(SolveResponse {
+        exporter_response: exports.response.into_iter().collect(),
+    })
+}
+
+/// Returns when the session of the build's client ends after it was there once.
+async fn client_gone(running: &Running) {
+    if running.session_id().is_empty() {
+        return std::future::pending().await;
+    }
+    match running.session().await {
+        Ok(session) => session.closed().await,
+        // A build that needs nothing of its client does without.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+fn check(parts: &ServerParts, mut request: SolveRequest) -> Result<Plan> {
+    if request.r#ref.is_empty() {
+        return Err(Error::invalid("build ref cannot be empty"));
+    }
+    if request.exporters.is_empty() && !request.exporter_deprecated.is_empty() {
+        request.exporters.push(ExporterRequest {
+            r#type: std::mem::take(&mut request.exporter_deprecated),
+            attrs: std::mem::take(&mut request.exporter_attrs_deprecated),
+        });
+    }
+    // An empty definition is what clients send that drive the build themselves.
+    request.definition = request.definition.filter(|given| !given.def.is_empty());
+    if request.definition.is_some() && !request.frontend.is_empty() {
+        return Err(Error::invalid(
+            "cannot solve with both Definition and Frontend specified",
+        ));
+    }
+    refuse_unsupported(&request)?;
+    let entitlements = parts.entitlements.grant(&request.entitlements)?;
+    let epoch = request
+        .frontend_attrs
+        .get("build-arg:SOURCE_DATE_EPOCH")
+        .filter(|epoch| !epoch.is_empty())
+        .cloned();
+    let mut exporters = Vec::new();
+    for exporter in &request.exporters {
+        let mut attrs: BTreeMap<String, String> = exporter.attrs.clone().into_iter().collect();
+        if let Some(epoch) = &epoch {
+            attrs
+                .entry("source-date-epoch".to_owned())
+                .or_insert_with(|| epoch.clone());
+        }
+        let (spec, unknown) = ExporterSpec::parse(&exporter.r#type, &attrs)?;
+        for key in unknown {
+            tracing::warn!("exporter {}: unknown attribute `{key}`", exporter.r#type);
+        }
+        exporters.push(spec);
+    }
+    Ok(Plan {
+        request,
+        exporters,
+        entitlements,
+    })
+}
+
+/// What a request may ask for that would silently be left out otherwise.
+fn refuse_unsupported(request: &SolveRequest) -> Result<()> {
+    let no_cache = CacheOptions::default();
+    let cache = request.cache.as_ref().unwrap_or(&no_cache);
+    if let Some(export) = cache.exports.first() {
+        return Err(Error::unimplemented(format!(
+            "cache exports of type {:?} are not supported by this server",
+            export.r#type
+        )));
+    }
+    if request.source_policy.is_some() || !request.source_policy_session.is_empty() {
+        return Err(Error::unimplemented(
+            "source policies are not supported by this server",
+        ));
+    }
+    let attestation = request
+        .frontend_attrs
+        .keys()
+        .find(|name| name.starts_with("attest:") || name.starts_with("build-arg:BUILDKIT_ATTEST_"));
+    if let Some(name) = attestation {
+        return Err(Error::unimplemented(format!(
+            "attestations ({name}) are not supported by this server"
+        )));
+    }
+    Ok(())
+}
+
+/// Makes the result and exports it.
+async fn run(plan: &Plan, job: &Arc<Job>, gateway: Option<&GatewayBuild>) -> Result<Exports> {
+    report_cache_imports(plan, job).await;
+    let result = make_result(plan, job, gateway).await?;
+    let source = export_source(job, &result).await?;
+    let mut exports = export_all(plan, job, &source).await?;
+    for (key, value) in &result.metadata {
+        if key.starts_with("frontend.") {
+            let value = String::from_utf8_lossy(value).into_owned();
+            exports.response.insert(key.clone(), value);
+        }
+    }
+    Ok(exports)
+}
+
+async fn make_result(
+    plan: &Plan,
+    job: &Arc<Job>,
+    gateway: Option<&GatewayBuild>,
+) -> Result<BuildResult> {
+    let request = &plan.request;
+    if let Some(gateway) = gateway {
+        return gateway.returned().await;
+    }
+    if let Some(definition) = &request.definition {
+        return Ok(BuildResult::of(job.load_definition(definition.clone())?));
+    }
+    let request = FrontendRequest {
+        frontend: request.frontend.clone(),
+        attrs: request.frontend_attrs.clone().into_iter().collect(),
+        inputs: request.frontend_inputs.clone().into_iter().collect(),
+    };
+    run_frontend(job, request).await
+}
+
+/// Imports that cannot be had are shown as failed steps and stop nothing, as with stock.
+async fn report_cache_imports(plan: &Plan, job: &Arc<Job>) {
+    let Some(cache) = &plan.request.cache else {
+        return;
+    };
+    for import in &cache.imports {
+        let reference = import.attrs.get("ref").or_else(|| import.attrs.get("src"));
+        let name = format!(
+            "importing cache manifest from {}",
+            reference.map_or(import.r#type.as_str(), String::as_str)
+        );
+        let failed = async {
+            Err::<(), _>(Error::unimplemented(format!(
+                "cache imports of type {:?} are not supported by this server",
+                import.r#type
+            )))
+        };
+        let _ = job.running().step(&name, "", failed).await;
+    }
+}
+
+async fn export_all(plan: &Plan, job: &Arc<Job>, source: &ExportSource) -> Result<Exports> {
+    let done = try_join_all(
+        plan.exporters
+            .iter()
+            .enumerate()
+            .map(|(number, spec)| export(job, number, spec, source)),
+    )
+    .await?;
+    let mut exports = Exports::default();
+    for (number, exported) in done.into_iter().enumerate() {
+        exports.response.extend(exported.response);
+        if let Some(image) = exported.image {
+            let descriptor = Descriptor {
+                media_type: image.descriptor.media_type.clone(),
+                digest: image.descriptor.digest.to_string(),
+                size: image.descriptor.size as i64,
+                annotations: image.descriptor.annotations.clone().into_iter().collect(),
+            };
+            exports.images.insert(number as i64, descriptor);
+        }
+    }
+    Ok(exports)
+}
+
+async fn export(
+    job: &Arc<Job>,
+    number: usize,
+    spec: &ExporterSpec,
+    source: &ExportSource,
+) -> Result<exporter::Exported> {
+    let (running, parts) = (job.running(), job.parts());
+    let (name, id) = (
+        spec.vertex_name(),
+        format!("{}-export-{number}", running.session_id()),
+    );
+    let statuses = running.sink(name, &id);
+    running
+        .step(name, &id, async {
+            let needs_client = !matches!(spec, ExporterSpec::Image(..));
+            let target = match needs_client {
+                true => Some(SessionTarget::new(
+                    running.session().await?,
+                    number,
+                    parts.staging.clone(),
+                )),
+                false => None,
+            };
+            let registry = running.registry();
+            let context = ExportContext {
+                client: target.as_ref().map(|target| target as &dyn ClientTarget),
+                registry: &registry,
+                statuses,
+                omit_layers: Default::default(),
+            };
+            parts.exporter.export(spec, source, context).await
+        })
+        .await
+}
+
+fn record_of(plan: &Plan) -> BuildHistoryRecord {
+    let request = &plan.request;
+    BuildHistoryRecord {
+        frontend: request.frontend.clone(),
+        frontend_attrs: request.frontend_attrs.clone(),
+        exporters: request.exporters.clone(),
+        ..new_record(&request.r#ref)
+    }
+}
+
+/// Writes the record of a build that ended.
+async fn remember(
+    parts: &Arc<ServerParts>,
+    mut record: BuildHistoryRecord,
+    running: &Running,
+    outcome: &Result<Exports>,
+) {
+    record.completed_at = Some(timestamp(Timestamp::now()));
+    let counts = running.counts();
+    record.num_total_steps = counts.total;
+    record.num_completed_steps = counts.completed;
+    record.num_cached_steps = counts.cached;
+    record.num_warnings = counts.warnings;
+    match outcome {
+        Ok(exports) => {
+            record.exporter_response = exports.response.clone().into_iter().collect();
+            record.result = Some(BuildResultInfo {
+                result_deprecated: exports.images.get(&0).cloned(),
+                attestations: Vec::new(),
+                results: exports.images.clone(),
+            });
+        }
+        Err(error) => record.error = Some(to_rpc_status(error)),
+    }
+    let said: Vec<_> = running
+        .progress()
+        .events()
+        .iter()
+        .flat_map(|event| event.to_proto())
+        .collect();
+    let history = parts.history.clone();
+    let written = blocking(move || history.complete(record, &said)).await;
+    if let Err(error) = written {
+        // The build itself is not worse for it.
+        tracing::error!("build record of {}: {error}", running.id());
+    }
+}
