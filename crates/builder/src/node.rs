@@ -236,18 +236,10 @@ impl Node {
         }
         let connection = self.client().await?;
         let mut control = ControlClient::new(connection.channel.clone());
-        let explain = |status: tonic::Status, context: &str| {
-            let text = match connection.trouble() {
-                Some(trouble) if status.code() == tonic::Code::Unavailable => trouble,
-                _ => status.message().to_owned(),
-            };
-            let code = diag::Code::from_number(status.code() as i32);
-            diag::Error::new(code, text).context(context)
-        };
         let workers = control
             .list_workers(ListWorkersRequest { filter: Vec::new() })
             .await
-            .map_err(|status| explain(status, "listing workers"))?
+            .map_err(|status| connection.call_error(&status, "listing workers"))?
             .into_inner()
             .record;
         self.take_workers(workers);

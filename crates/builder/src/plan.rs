@@ -156,10 +156,7 @@ async fn worker_platforms(connection: Connection) -> Result<Vec<Platform>, diag:
     let answer = ControlClient::new(connection.channel.clone())
         .list_workers(ListWorkersRequest { filter: Vec::new() })
         .await
-        .map_err(|status| {
-            let code = diag::Code::from_number(status.code() as i32);
-            diag::Error::new(code, status.message()).context("listing workers")
-        })?;
+        .map_err(|status| connection.call_error(&status, "listing workers"))?;
     let workers = answer.into_inner().record.into_iter();
     Ok(workers
         .flat_map(|worker| worker.platforms)

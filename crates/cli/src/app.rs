@@ -24,7 +24,10 @@ use crate::{commands, help, printer, runtime};
 
 /// What stands on every command line.
 #[derive(Debug, Parser)]
-#[command(about = "Docker Buildx", long_about = "Extended build capabilities with BuildKit")]
+#[command(
+    about = "Docker Buildx",
+    long_about = "Extended build capabilities with BuildKit"
+)]
 pub(crate) struct Root {
     /// Override the configured builder instance
     #[arg(long, global = true, value_name = "string")]
@@ -108,9 +111,10 @@ pub(crate) fn run(arguments: &[OsString]) -> i32 {
 impl Call {
     fn new(arguments: &[String]) -> Result<Self, String> {
         let name = arguments.first().map_or("cooperage", String::as_str);
-        let name = Path::new(name)
-            .file_name()
-            .map_or_else(|| name.to_owned(), |name| name.to_string_lossy().into_owned());
+        let name = Path::new(name).file_name().map_or_else(
+            || name.to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        );
         let rest = arguments.get(1..).unwrap_or_default();
         if std::env::var_os(ORIGINAL_COMMAND).is_none_or(|value| value.is_empty()) {
             return Ok(Call {
@@ -175,7 +179,9 @@ fn execute(root: &clap::Command, call: &Call, parsed: Root) -> i32 {
         commands::version::run();
         return 0;
     }
-    let given = parsed.builder.or_else(|| std::env::var("BUILDX_BUILDER").ok());
+    let given = parsed
+        .builder
+        .or_else(|| std::env::var("BUILDX_BUILDER").ok());
     let result = Docker::from_environment(&call.docker).and_then(|docker| {
         runtime::block_on(|cancel| async move {
             let app = App {
@@ -244,7 +250,9 @@ fn start_logging(debug: bool) {
         tracing::Level::WARN
     };
     // The libraries below us tell more than anybody wants to know.
-    let filter = format!("warn,cli={level},driver={level},builder={level},engine_api={level},client={level},session={level}");
+    let filter = format!(
+        "warn,cli={level},driver={level},builder={level},engine_api={level},client={level},session={level}"
+    );
     let _ = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_writer(std::io::stderr)

@@ -34,9 +34,9 @@ pub(crate) fn prepare(command: Command) -> Command {
         .get_subcommands()
         .map(|sub| sub.get_name().to_owned())
         .collect();
-    names
-        .into_iter()
-        .fold(command, |command, name| command.mut_subcommand(name, prepare))
+    names.into_iter().fold(command, |command, name| {
+        command.mut_subcommand(name, prepare)
+    })
 }
 
 /// The subcommand that arguments name, as a path from the root.
@@ -88,8 +88,7 @@ fn takes_next(root: &Command, current: &Command, argument: &str) -> bool {
     } else {
         argument.len() > 2
     };
-    !attached
-        && flag(root, current, argument).is_some_and(|arg| arg.get_action().takes_values())
+    !attached && flag(root, current, argument).is_some_and(|arg| arg.get_action().takes_values())
 }
 
 /// Rewrites `--flag=true` to `--flag` and drops `--flag=false`.
@@ -152,9 +151,7 @@ pub(crate) fn explain(error: &clap::Error) -> UsageError {
                 UsageError::Flag(format!("unknown flag: {flag_name}"))
             } else if argument.starts_with('-') && argument.len() > 1 {
                 let letter = argument.chars().nth(1).unwrap_or('-');
-                UsageError::Flag(format!(
-                    "unknown shorthand flag: '{letter}' in {argument}"
-                ))
+                UsageError::Flag(format!("unknown shorthand flag: '{letter}' in {argument}"))
             } else {
                 UsageError::TooMany
             }

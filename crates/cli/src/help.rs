@@ -11,7 +11,7 @@ pub(crate) fn usage_line(program: &str, path: &[&Command]) -> String {
         return format!("{} [OPTIONS] COMMAND", command_path(program, path));
     }
     // The command's own words stand after the last part of its path.
-    let usage = command.clone().render_usage().to_string();
+    let usage = Command::clone(command).render_usage().to_string();
     let own = usage.trim_start_matches("Usage: ").trim();
     let parent = &path[..path.len() - 1];
     format!("{} {own}", command_path(program, parent))

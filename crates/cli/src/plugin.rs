@@ -112,13 +112,26 @@ mod tests {
 
     #[test]
     fn flags_before_the_plugins_name_are_dockers() {
-        let taken = flags(&["--context", "far", "-D", "--tls=false", "buildx", "ls", "-D"]).unwrap();
+        let taken = flags(&[
+            "--context",
+            "far",
+            "-D",
+            "--tls=false",
+            "buildx",
+            "ls",
+            "-D",
+        ])
+        .unwrap();
         assert_eq!(taken.docker.context.as_deref(), Some("far"));
         assert_eq!(taken.docker.tls, Some(false));
         assert!(taken.debug);
         assert_eq!(taken.rest, ["buildx", "ls", "-D"]);
         assert_eq!(
-            flags(&["-H", "unix:///x", "buildx"]).unwrap().docker.host.as_deref(),
+            flags(&["-H", "unix:///x", "buildx"])
+                .unwrap()
+                .docker
+                .host
+                .as_deref(),
             Some("unix:///x")
         );
         assert_eq!(flags(&["--bogus"]).unwrap_err(), "unknown flag: --bogus");

@@ -1,5 +1,5 @@
-//! The Dockerfile language: text → instructions and findings, the expansion of words, the patterns
-//! of `.dockerignore`, and the lint rules.
+//! The Dockerfile language: text → instructions and findings, the expansion of words, and the lint
+//! rules.
 //!
 //! It does no input or output, knows nothing of images or of the build graph, and never panics
 //! whatever the text is: [`parse`] gives an AST and findings for any bytes, in time linear in their
@@ -14,7 +14,6 @@ pub mod csv;
 mod directive;
 mod flags;
 mod heredoc;
-pub mod ignore;
 mod instruction;
 pub mod lint;
 mod mount;

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use crate::lint::{LintConfig, Linter};
 use crate::shell::{Lexer, NoVariables};
-use crate::{Dockerfile, detect_syntax, ignore, parse};
+use crate::{Dockerfile, detect_syntax, parse};
 
 fn read(data: &[u8]) {
     let (ast, findings) = parse(data);
@@ -37,19 +37,6 @@ proptest! {
     fn a_text_without_special_characters_is_its_own_expansion(text in "[a-zA-Z0-9 ./:=-]{0,60}") {
         let outcome = Lexer::new('\\').expand(&text, &NoVariables).unwrap();
         prop_assert_eq!(outcome.text, text);
-    }
-
-    #[test]
-    fn any_pattern_matches_or_is_refused(pattern in "[a-c*?/!\\[\\]^\\\\.-]{0,12}", path in "[a-c/.]{0,12}") {
-        if let Ok(matcher) = ignore::PatternMatcher::new(&[pattern]) {
-            matcher.matches_or_parent_matches(&path);
-        }
-    }
-
-    #[test]
-    fn cleaning_a_path_twice_changes_nothing(path in "[a./]{0,20}") {
-        let once = ignore::clean_path(&path);
-        prop_assert_eq!(ignore::clean_path(&once), once);
     }
 }
 

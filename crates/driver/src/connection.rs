@@ -35,6 +35,15 @@ impl Connection {
     pub fn trouble(&self) -> Option<String> {
         self.trouble.0.lock().clone()
     }
+
+    /// A failed call as an error for users: the server's own text, or what broke the connection.
+    pub fn call_error(&self, status: &tonic::Status, context: &str) -> diag::Error {
+        let text = match self.trouble() {
+            Some(trouble) if status.code() == tonic::Code::Unavailable => trouble,
+            _ => status.message().to_owned(),
+        };
+        diag::Error::new(diag::Code::from_number(status.code() as i32), text).context(context)
+    }
 }
 
 /// Connects to a node's server. The first dial happens here, so that its error is the caller's;

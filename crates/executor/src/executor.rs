@@ -77,12 +77,13 @@ pub struct Executor(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// Before the cgroups, so that these are dropped when spares have been told to end.
+    spares: Mutex<Vec<Supervisor>>,
     init: InitProgram,
     scratch: PathBuf,
     network: NetworkConfig,
     cgroups: Cgroups,
     oom_score_adj: Option<i32>,
-    spares: Mutex<Vec<Supervisor>>,
     spares_max: usize,
     /// Whether somebody is making spares.
     making_spares: AtomicBool,

@@ -5,7 +5,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use diag::{Context as _, Result};
-use dockerfile::ignore;
 use llb::{CopyAction, FileActionKind, Graph, SourceOp, VertexMeta};
 use oci::{Platform, Reference};
 use tokio::sync::OnceCell;
@@ -194,7 +193,7 @@ impl<'a> Client<'a> {
             None => (None, self.filename.as_str()),
         };
         (name == "Dockerfile").then(|| match dir {
-            Some(dir) => ignore::clean_path(&format!("{dir}/dockerfile")),
+            Some(dir) => pathmatch::clean_path(&format!("{dir}/dockerfile")),
             None => "dockerfile".to_owned(),
         })
     }
@@ -242,7 +241,7 @@ impl<'a> Client<'a> {
                 self.read_ignore_file(CONTEXT, &shared_key, name).await?
             }
         };
-        Ok(Arc::new(ignore::read_patterns(&data)))
+        Ok(Arc::new(pathmatch::read_ignore_file(&data)))
     }
 
     /// The ignore file of a local directory; empty if there is none.
@@ -345,7 +344,7 @@ fn subdirectory(graph: &Graph, dir: &str) -> Graph {
     copied(
         graph,
         CopyAction {
-            src: ignore::clean_path(&format!("/{dir}")),
+            src: pathmatch::clean_path(&format!("/{dir}")),
             dest: "/".to_owned(),
             dir_copy_contents: true,
             ..CopyAction::default()

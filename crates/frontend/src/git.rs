@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use diag::{Error, Result};
-use dockerfile::ignore::clean_path;
 use dockerfile::quote;
 use llb::SourceOp;
+use pathmatch::clean_path;
 
 use crate::failure::fail;
 

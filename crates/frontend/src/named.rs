@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use diag::{Context as _, Result};
-use dockerfile::ignore;
 use dockerfile::quote::quoted;
 use llb::{Graph, SourceOp};
 use oci::{Digest, ImageConfig, Platform, Reference};
@@ -221,7 +220,7 @@ impl NamedContext {
         let ignore_key = format!("{key}-{IGNORE_FILE}");
         let data = client.read_ignore_file(local, &ignore_key, shown).await?;
         let mut source = client.local_source(local, &format!("{key}-{}", self.shared_key));
-        set_excludes(&mut source, &ignore::read_patterns(&data));
+        set_excludes(&mut source, &pathmatch::read_ignore_file(&data));
         Ok(self.loaded(Files::Local(source), self.shown("load from client")))
     }
 
@@ -274,7 +273,7 @@ impl LoadedContext {
                     state.env.set(name, value);
                 }
             }
-            state.dir = ignore::clean_path(&format!("/{}", image.config.working_dir));
+            state.dir = pathmatch::clean_path(&format!("/{}", image.config.working_dir));
             if !image.architecture.is_empty() && !image.os.is_empty() {
                 state.platform = Some(image_platform(image));
             }

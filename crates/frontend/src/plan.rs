@@ -381,7 +381,7 @@ pub(crate) fn set_follow_paths(source: &mut SourceOp, paths: &BTreeSet<String>) 
     }
     let mut relative: Vec<String> = paths
         .iter()
-        .map(|path| dockerfile::ignore::clean_path(&format!("./{path}")))
+        .map(|path| pathmatch::clean_path(&format!("./{path}")))
         .collect();
     relative.sort();
     source

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use crate::{clean, glob_match, has_wildcards};
+use crate::{clean_path, glob_match, has_wildcards};
 
 /// What following links needs to know of a tree; paths are relative to its root.
 pub trait LinkTree {
@@ -43,7 +43,7 @@ const DEPTH_MAX: usize = 255;
 impl Resolver<'_> {
     fn follow(&mut self, path: &str, depth: usize) -> io::Result<()> {
         // Joined to the root: what would climb out of it stays in.
-        let path = clean(&format!("/{path}"));
+        let path = clean_path(&format!("/{path}"));
         let mut rest = path.trim_start_matches('/');
         let mut current = String::new();
         loop {
@@ -94,8 +94,8 @@ impl Resolver<'_> {
         }
         Ok(match self.tree.read_link(path)? {
             None => Vec::new(),
-            Some(link) if link.starts_with('/') => vec![clean(&link)],
-            Some(link) => vec![clean(&format!("/{dir}/{link}"))],
+            Some(link) if link.starts_with('/') => vec![clean_path(&link)],
+            Some(link) => vec![clean_path(&format!("/{dir}/{link}"))],
         })
     }
 }

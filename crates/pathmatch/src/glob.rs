@@ -39,9 +39,9 @@ pub fn has_wildcards(text: &[u8]) -> bool {
     false
 }
 
-/// The shortest path of the same meaning: no `.`, no doubled or trailing slashes, `..` resolved
+/// The shortest path of the same meaning (Go's `path.Clean`): no `.`, no doubled or trailing slashes, `..` resolved
 /// where there is something to leave; the empty path is `.`.
-pub fn clean(path: &str) -> String {
+pub fn clean_path(path: &str) -> String {
     let rooted = path.starts_with('/');
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -240,7 +240,7 @@ mod tests {
             ("/", "/"),
             ("a/b/../../..", ".."),
         ] {
-            assert_eq!(clean(path), expected, "{path}");
+            assert_eq!(clean_path(path), expected, "{path}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Reading `.dockerignore` files.
 
-use crate::clean;
+use crate::clean_path;
 
 /// The patterns of an ignore file, one a line, cleaned, leading slashes removed, `!` kept in front.
 ///
@@ -24,7 +24,7 @@ fn relative(pattern: &str) -> String {
     if pattern.is_empty() {
         return String::new();
     }
-    let cleaned = clean(pattern);
+    let cleaned = clean_path(pattern);
     match cleaned.strip_prefix('/') {
         Some(rest) if !rest.is_empty() => rest.to_owned(),
         _ => cleaned,
@@ -43,5 +43,11 @@ mod tests {
             read_ignore_file(file),
             ["test1", "test2", "a/file/here", "# kept", "!y", "lastfile"]
         );
+    }
+
+    #[test]
+    fn ignore_files_are_cleaned() {
+        let text = b"\xef\xbb\xbf# c\n/a/./b/\n\n  x  \n! /y/\n!\n./z\r\n /\n";
+        assert_eq!(read_ignore_file(text), ["a/b", "x", "!y", "!", "z", "/"]);
     }
 }

@@ -12,10 +12,12 @@ mod follow;
 mod glob;
 mod ignore_file;
 mod matcher;
+#[cfg(test)]
+mod robust_tests;
 
 pub use filter::{FilterState, PathFilter, Verdict};
 pub use follow::{LinkTree, follow_links};
-pub use glob::{clean, glob_match, has_wildcards, validate_glob};
+pub use glob::{clean_path, glob_match, has_wildcards, validate_glob};
 pub use ignore_file::read_ignore_file;
 pub use matcher::{ParentMatches, Pattern, PatternMatcher};
 

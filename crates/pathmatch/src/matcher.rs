@@ -2,7 +2,7 @@
 
 use regex::bytes::Regex;
 
-use crate::{PatternError, clean, validate_glob};
+use crate::{PatternError, clean_path, validate_glob};
 
 /// An ordered list of ignore patterns.
 ///
@@ -70,6 +70,9 @@ impl PatternMatcher {
     }
 
     /// Whether the path is matched, by itself or through one of its parents.
+    ///
+    /// A path that starts with a slash has the empty path among its parents, so that `*` matches
+    /// it while `name` does not match `/name`.
     pub fn matches(&self, path: &[u8]) -> bool {
         let mut matched = false;
         for pattern in &self.patterns {
@@ -145,7 +148,7 @@ impl Pattern {
     }
 
     fn new(pattern: &str) -> Result<Self, PatternError> {
-        let cleaned = clean(pattern);
+        let cleaned = clean_path(pattern);
         let (exception, text) = match cleaned.strip_prefix('!') {
             Some("") => return Err(PatternError::EmptyException),
             Some(rest) => (true, rest.to_owned()),
@@ -165,8 +168,10 @@ impl Pattern {
             || path
                 .iter()
                 .enumerate()
-                .filter(|&(at, &byte)| byte == b'/' && at > 0)
+                .filter(|&(_, &byte)| byte == b'/')
                 .any(|(at, _)| self.matches(&path[..at]))
+            // Directly below `/`, moby asks for the root by its name too, otherwise only as "".
+            || (path.first() == Some(&b'/') && !path[1..].contains(&b'/') && self.matches(b"/"))
     }
 }
 
@@ -264,14 +269,17 @@ mod tests {
         for (pattern, path, expected) in [
             ("**", "file", true),
             ("**", "dir/file", true),
+            ("**/", "file", true),
             ("**/", "dir/file", true),
             ("**/**", "dir/file", true),
             ("dir/**", "dir/file", true),
             ("dir/**", "dir/dir2/file", true),
             ("dir/**", "dir", false),
             ("**/dir", "dir", true),
+            ("**/dir", "dir/file", true),
             ("**/dir2/*", "dir/dir2/file", true),
             ("**/dir2/*", "dir/dir2/dir2/file", true),
+            ("**/dir2/**", "dir/dir2/dir2/file", true),
             ("**file", "file", true),
             ("**file", "dir/file", true),
             ("**/file", "dir/dir/file", true),
@@ -282,14 +290,29 @@ mod tests {
             ("**/**/*.txt2", "dir/dir/file.txt", false),
             ("**/*.txt", "file.txt", true),
             ("a**/*.txt", "a/file.txt", true),
+            ("a**/*.txt", "a/dir/file.txt", true),
             ("a**/*.txt", "a/dir/dir/file.txt", true),
             ("a/*.txt", "a/dir/file.txt", false),
+            ("a/*.txt", "a/file.txts", false),
             ("a/**/*.txt", "a/file.txt", true),
             ("a[b-d]e", "ace", true),
+            ("a[b-d]e", "aze", false),
             ("a[^b-d]e", "aze", true),
+            ("a[^b-d]e", "ace", false),
             ("a[\\-x]e", "a-e", true),
             ("abc.def", "abcdef", false),
             ("abc?def", "abc/def", false),
+            ("a?c.def", "abc.def", true),
+            ("a\\?c", "a?c", true),
+            ("a\\?c", "abc", false),
+            ("**/foo/bar", "foo/bar", true),
+            ("**/foo/bar", "dir/foo/bar", true),
+            ("abc/**", "abc", false),
+            ("abc/**", "abc/def/ghi", true),
+            ("**/.foo", ".foo", true),
+            ("**/.foo", "bar.foo", false),
+            ("./bar.*", "bar.x", true),
+            ("a(b)c/def", "a(b)c/xyz", false),
             ("*.md", "sub/readme.md", false),
             ("foo", "foo/bar/baz", true),
             ("*/b", "a/b/c", true),
@@ -299,11 +322,48 @@ mod tests {
                 "dist/proxy.py-2.4.0rc3.dev36+g08acad9-py3-none-any.whl",
                 true,
             ),
+            (
+                "dist/*.whl",
+                "dist/proxy.py-2.4.0rc3.dev36+g08acad9-py3-none-any.whl",
+                true,
+            ),
+            ("日本*", "日本語", true),
             ("*", "a", true),
             ("/x", "x", false),
         ] {
             assert_eq!(matches(&[pattern], path), expected, "{pattern} {path}");
         }
+    }
+
+    #[test]
+    fn rooted_paths_have_the_empty_path_above_them() {
+        for (pattern, path, expected) in [
+            ("*", "/", true),
+            ("*", "/a", true),
+            ("*", "/a/b", true),
+            ("**", "/a", true),
+            ("a", "/a", false),
+            ("/a", "/a/b", true),
+            ("/", "/a", true),
+            ("/", "/a/b", false),
+            ("?", "/a", false),
+        ] {
+            assert_eq!(matches(&[pattern], path), expected, "{pattern} {path}");
+        }
+    }
+
+    #[test]
+    fn the_last_match_counts() {
+        let matcher = PatternMatcher::new(&["docs", "!docs/README.md", "**/*.tmp"]).unwrap();
+        for (path, expected) in [
+            ("docs/x", true),
+            ("docs/README.md", false),
+            ("docs/README.md/a.tmp", true),
+            ("other", false),
+        ] {
+            assert_eq!(matcher.matches(path.as_bytes()), expected, "{path}");
+        }
+        assert!(matcher.has_exceptions());
     }
 
     #[test]
@@ -346,10 +406,21 @@ mod tests {
             PatternMatcher::new(&["!"]).unwrap_err(),
             PatternError::EmptyException
         );
-        assert_eq!(
-            PatternMatcher::new(&["a[", "b"]).unwrap_err(),
-            PatternError::Syntax
-        );
+        for pattern in [
+            "[", "[]", "[^", "[^]", "[a", "[a-", "[-]", "[x-]", "[-x]", "a[", "a[]b", "\\",
+        ] {
+            assert_eq!(
+                PatternMatcher::new(&[pattern, "b"]).unwrap_err(),
+                PatternError::Syntax,
+                "{pattern}"
+            );
+        }
+    }
+
+    #[test]
+    fn many_stars_take_no_exponential_time() {
+        let matcher = PatternMatcher::new(&["*a".repeat(30).as_str()]).unwrap();
+        assert!(!matcher.matches("a".repeat(5000).replace("aa", "ab").as_bytes()));
     }
 
     #[test]

@@ -150,8 +150,10 @@ impl Control for ControlService {
         let now = |parts: &ServerParts| parts.builds.get(&id).map(|entry| entry.running);
         let mut running = now(&self.parts);
         if running.is_none() {
-            let (history, id) = (self.parts.history.clone(), id.clone());
-            let said = blocking(move || history.status(&id)).await.map_err(status)?;
+            let (history, wanted) = (self.parts.history.clone(), id.clone());
+            let said = blocking(move || history.status(&wanted))
+                .await
+                .map_err(status)?;
             if let Some(said) = said {
                 let messages = said.into_iter().flat_map(|status| status.to_proto());
                 let messages: Vec<_> = messages.map(Ok).collect();

@@ -2,6 +2,10 @@
 //!
 //! A detail is a `google.protobuf.Any` whose type URL ends in `+json` and whose value is the JSON of
 //! the message. Clients print the excerpt of a Dockerfile from `errdefs.Source`.
+//!
+//! Stock clients print every code but `Unknown` in front of the text, and stock servers give most
+//! errors of a build no other code. So codes that only say what kind of mistake it was travel in a
+//! detail of our own, [`DETAIL`], with the hints; others pass it over.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -15,6 +19,22 @@ use tonic::Status;
 
 const SOURCE: &str = "github.com/moby/buildkit/errdefs.Source+json";
 const VERTEX: &str = "github.com/moby/buildkit/errdefs.Vertex+json";
+
+/// The type of our own detail: `{"code": number, "hints": [text], "exitCode": number}`.
+pub const DETAIL: &str = "cooperage/diag.Error+json";
+
+/// The code that stands in the status itself.
+fn wire_code(code: Code) -> Code {
+    match code {
+        Code::Canceled
+        | Code::DeadlineExceeded
+        | Code::ResourceExhausted
+        | Code::Unimplemented
+        | Code::Internal
+        | Code::Unavailable => code,
+        _ => Code::Unknown,
+    }
+}
 
 /// The status of an error.
 pub fn to_status(error: &Error) -> Status {
@@ -37,8 +57,13 @@ pub fn to_rpc_status(error: &Error) -> rpc::Status {
     if let Some(digest) = error.failed_vertex() {
         details.push(detail(VERTEX, &json!({ "digest": digest })));
     }
+    let mut own = json!({ "code": error.code() as i32, "hints": error.hints() });
+    if let Some(exit_code) = error.process_exit_code() {
+        own["exitCode"] = json!(exit_code);
+    }
+    details.push(detail(DETAIL, &own));
     rpc::Status {
-        code: error.code() as i32,
+        code: wire_code(error.code()) as i32,
         message: error.to_string(),
         details,
     }
@@ -55,13 +80,29 @@ pub fn from_rpc_status(status: &rpc::Status) -> Error {
             if let Some(location) = source_from_json(&value) {
                 error = error.at(location);
             }
-        } else if detail.type_url.ends_with("errdefs.Vertex+json")
-            && let Some(digest) = value["digest"].as_str()
-        {
-            error = error.vertex(digest);
+        } else if detail.type_url.ends_with("errdefs.Vertex+json") {
+            if let Some(digest) = value["digest"].as_str() {
+                error = error.vertex(digest);
+            }
+        } else if detail.type_url == DETAIL {
+            error = with_own_detail(error, &value);
         }
     }
     error
+}
+
+fn with_own_detail(mut error: Error, value: &Value) -> Error {
+    if let Some(code) = value["code"].as_i64() {
+        error = error.with_code(Code::from_number(code as i32));
+    }
+    if let Some(exit_code) = value["exitCode"].as_i64() {
+        error = error.exit_code(exit_code as i32);
+    }
+    let hints = value["hints"].as_array().cloned().unwrap_or_default();
+    hints
+        .iter()
+        .filter_map(Value::as_str)
+        .fold(error, |error, hint| error.hint(hint))
 }
 
 fn detail(type_url: &str, value: &Value) -> Any {
@@ -142,7 +183,9 @@ mod tests {
             ranges: vec![Range::lines(2, 2)],
         };
         let vertex = format!("sha256:{}", "a".repeat(64));
-        let error = Error::new(Code::Unknown, "boom")
+        let error = Error::not_found("boom")
+            .hint("look again")
+            .exit_code(3)
             .at(location.clone())
             .vertex(vertex.clone());
         let status = to_status(&error);
@@ -156,6 +199,8 @@ mod tests {
         );
         let back = from_rpc_status(&decoded);
         assert_eq!(back.locations(), [location]);
+        assert_eq!(back.code(), Code::NotFound);
+        assert_eq!((back.hints(), back.process_exit_code()), (&["look again".to_owned()][..], Some(3)));
         assert_eq!(back.failed_vertex(), Some(vertex.as_str()));
     }
 }

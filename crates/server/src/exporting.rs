@@ -76,7 +76,10 @@ pub async fn export_source(job: &Job, result: &BuildResult) -> Result<ExportSour
         all: &result.metadata,
         id: None,
     };
-    let annotations = Annotations::from_metadata(&result.metadata)?;
+    let mut annotations = Annotations::default();
+    for (name, value) in &result.metadata {
+        annotations.add(name, &String::from_utf8_lossy(value))?;
+    }
     let mut source = ExportSource {
         platforms,
         multi: !result.single,

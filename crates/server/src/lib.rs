@@ -1,10 +1,43 @@
-//! The build server.
-#![allow(dead_code)]
+//! The build server: BuildKit's `Control` and gateway services over our own solver.
+//!
+//! ```text
+//! listener ─ Control.Solve ─► Plan ─► Job ─┬ frontend ─► graphs ─► solver ─► ops      (solve.rs)
+//!            LLBBridge.*  ─────────────────┘ (bridge.rs)                │
+//!            Control.Status ◄─ ProgressLog ◄─ Running ◄─ events ────────┤
+//!            Control.Session ─► SessionManager ◄── sources, secrets ────┘
+//! ```
+//!
+//! Only [`control`], [`bridge`], [`errors`] and [`wire`] turn wire messages into ours and back; a
+//! request is checked once, at the edge. What every build shares is [`parts::ServerParts`]; what one
+//! build has is its [`job::Job`].
+
+pub mod bridge;
 pub mod capabilities;
+mod client_target;
 pub mod config;
+pub mod control;
+mod credentials;
+mod daemon;
+pub mod entitlements;
 pub mod errors;
+mod exporting;
 pub mod filters;
 pub mod flags;
+mod frontends;
+mod gc;
+pub mod history;
+pub mod job;
 pub mod listen;
+pub mod parts;
 pub mod progress_log;
+mod reading;
+pub mod running;
+mod server;
+mod solve;
+pub mod usage;
 pub mod version;
+pub mod wire;
+pub mod worker;
+
+pub use daemon::main;
+pub use server::{Server, ServerOptions};

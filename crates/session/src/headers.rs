@@ -80,7 +80,7 @@ impl SessionHeaders {
             id,
             name: first(NAME),
             shared_key: first(SHARED_KEY),
-            methods: get(METHOD).iter().map(|m| m.to_lowercase()).collect(),
+            methods: get(METHOD).into_iter().collect(),
         })
     }
 }

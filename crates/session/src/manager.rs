@@ -183,7 +183,7 @@ impl Session {
     /// Whether the client serves a method, such as `/moby.filesync.v1.FileSync/DiffCopy`; the case of
     /// letters does not matter.
     pub fn supports(&self, method: &str) -> bool {
-        self.headers.methods.contains(&method.to_lowercase())
+        self.headers.methods.iter().any(|offered| offered.eq_ignore_ascii_case(method))
     }
 
     /// Whether the session has ended.

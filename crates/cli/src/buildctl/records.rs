@@ -8,7 +8,6 @@ use proto::control::control_client::ControlClient;
 use proto::control::{DiskUsageRequest, PruneRequest, UsageRecord};
 use serde_json::{Value, json};
 
-use crate::commands::du::call_error;
 use crate::format::{TabWriter, Template, buildctl_size, go_time, parse_duration, timestamp};
 use crate::printer;
 
@@ -65,7 +64,7 @@ pub(super) async fn du(connection: &Connection, args: &DuArgs) -> Result<(), dia
         .max_decoding_message_size(64 << 20)
         .disk_usage(request)
         .await
-        .map_err(|status| call_error(connection, &status, "failed to call diskusage"))?
+        .map_err(|status| connection.call_error(&status, "failed to call diskusage"))?
         .into_inner()
         .record;
     if let Some(format) = &args.format {
@@ -103,7 +102,7 @@ pub(super) async fn prune(connection: &Connection, args: &PruneArgs) -> Result<(
         min_free_space: megabytes(args.free_storage),
     };
     let template = args.format.as_deref().map(Template::parse).transpose()?;
-    let failed = |status: tonic::Status| call_error(connection, &status, "failed to call prune");
+    let failed = |status: tonic::Status| connection.call_error(&status, "failed to call prune");
     let mut records = ControlClient::new(connection.channel.clone())
         .prune(request)
         .await
@@ -141,7 +140,10 @@ fn time_text(time: Option<(i64, i32)>) -> String {
 }
 
 fn created(record: &UsageRecord) -> Option<(i64, i32)> {
-    record.created_at.as_ref().map(|time| (time.seconds, time.nanos))
+    record
+        .created_at
+        .as_ref()
+        .map(|time| (time.seconds, time.nanos))
 }
 
 fn last_used(record: &UsageRecord) -> Option<(i64, i32)> {

@@ -11,7 +11,6 @@ use proto::control::{InfoRequest, ListWorkersRequest};
 use proto::worker::{BuildkitVersion, GcPolicy, WorkerRecord};
 use serde_json::{Value, json};
 
-use crate::commands::du::call_error;
 use crate::format::{TabWriter, Template, buildctl_size, go_duration};
 use crate::printer;
 
@@ -48,7 +47,7 @@ pub(super) async fn workers(
     let workers = ControlClient::new(connection.channel.clone())
         .list_workers(request)
         .await
-        .map_err(|status| call_error(connection, &status, "failed to list workers"))?
+        .map_err(|status| connection.call_error(&status, "failed to list workers"))?
         .into_inner()
         .record;
     if let Some(format) = &args.format {
@@ -76,7 +75,7 @@ pub(super) async fn info(connection: &Connection, args: &InfoArgs) -> Result<(),
     let version = ControlClient::new(connection.channel.clone())
         .info(InfoRequest {})
         .await
-        .map_err(|status| call_error(connection, &status, "failed to call info"))?
+        .map_err(|status| connection.call_error(&status, "failed to call info"))?
         .into_inner()
         .buildkit_version
         .unwrap_or_default();
@@ -92,7 +91,10 @@ pub(super) async fn info(connection: &Connection, args: &InfoArgs) -> Result<(),
 }
 
 fn version_text(version: &BuildkitVersion) -> String {
-    format!("{} {} {}", version.package, version.version, version.revision)
+    format!(
+        "{} {} {}",
+        version.package, version.version, version.revision
+    )
 }
 
 fn version_json(version: &BuildkitVersion) -> Value {

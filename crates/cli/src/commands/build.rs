@@ -3,7 +3,7 @@
 mod args;
 mod interrupt;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -13,7 +13,12 @@ use crate::app::App;
 #[command(override_usage = "dial-stdio")]
 pub(crate) struct DialStdioArgs {
     /// Target platform: this is used for node selection
-    #[arg(long, value_name = "string", env = "DOCKER_DEFAULT_PLATFORM", hide_env = true)]
+    #[arg(
+        long,
+        value_name = "string",
+        env = "DOCKER_DEFAULT_PLATFORM",
+        hide_env = true
+    )]
     platform: Option<String>,
     /// Set type of progress output ("auto", "plain", "rawjson", "tty"). Use plain to show container output
     #[arg(long, value_name = "string", default_value = "none")]

@@ -81,7 +81,11 @@ pub(crate) async fn run(app: &App, args: &DuArgs) -> Result<(), diag::Error> {
     };
     let filter = RecordFilter::parse(&args.filter)?;
     let is_table = format.starts_with("table");
-    let body = if format == "json" { "{{json .}}" } else { format };
+    let body = if format == "json" {
+        "{{json .}}"
+    } else {
+        format
+    };
     let template = Template::parse(&template_body(body))?;
     let mut builder = app.load_builder()?;
     let connections = connect_all(&mut builder, args.timeout).await?;
@@ -94,7 +98,7 @@ pub(crate) async fn run(app: &App, args: &DuArgs) -> Result<(), diag::Error> {
             .max_decoding_message_size(64 << 20)
             .disk_usage(request)
             .await
-            .map_err(|status| call_error(connection, &status, "failed to get disk usage"))?;
+            .map_err(|status| connection.call_error(&status, "failed to get disk usage"))?;
         Ok::<_, diag::Error>(answer.into_inner().record)
     });
     let records: Vec<UsageRecord> = try_join_all(asked).await?.into_iter().flatten().collect();
@@ -137,19 +141,6 @@ pub(super) async fn connect_all(
     connections
 }
 
-/// A server's error, or what broke the connection to it.
-pub(super) fn call_error(
-    connection: &Connection,
-    status: &tonic::Status,
-    context: &str,
-) -> diag::Error {
-    let text = match connection.trouble() {
-        Some(trouble) if status.code() == tonic::Code::Unavailable => trouble,
-        _ => status.message().to_owned(),
-    };
-    diag::Error::new(diag::Code::from_number(status.code() as i32), text).context(context)
-}
-
 fn headers() -> Value {
     json!({
         "ID": "ID",
@@ -177,7 +168,10 @@ fn record_value(record: &UsageRecord, is_table: bool) -> Value {
     let fields: BTreeMap<&str, Value> = BTreeMap::from([
         ("CreatedAt", created.unwrap_or_default().into()),
         ("Description", record.description.clone().into()),
-        ("ID", format!("{}{}", record.id, star(record.mutable)).into()),
+        (
+            "ID",
+            format!("{}{}", record.id, star(record.mutable)).into(),
+        ),
         ("LastUsedAt", last_used(record).into()),
         ("Mutable", record.mutable.into()),
         ("Parents", json!(record.parents)),

@@ -206,7 +206,9 @@ impl OutputFormat {
 /// The template in a `--format`: without `table`, with escapes for tabs and line ends.
 pub(crate) fn template_body(format: &str) -> String {
     let body = format.strip_prefix("table").unwrap_or(format);
-    body.trim_matches(' ').replace("\\t", "\t").replace("\\n", "\n")
+    body.trim_matches(' ')
+        .replace("\\t", "\t")
+        .replace("\\n", "\n")
 }
 
 /// A builder as JSON, keys in order of the alphabet.

@@ -10,7 +10,7 @@ use proto::control::control_client::ControlClient;
 use proto::control::{InfoRequest, PruneRequest, UsageRecord};
 use tokio::sync::mpsc;
 
-use super::du::{call_error, connect_all, last_used};
+use super::du::{connect_all, last_used};
 use super::orphans::find_orphans;
 use super::prune_filter::RecordFilter;
 use super::timeout;
@@ -99,14 +99,12 @@ pub(crate) async fn run(app: &App, args: &PruneArgs) -> Result<(), diag::Error> 
         max_used_space: args.max_used_space,
         min_free_space: args.min_free_space,
     };
-    let pruning = connections
+    let pruning: Vec<_> = connections
         .iter()
-        .map(|connection| prune_one(connection, request.clone(), sender.clone()));
-    let pruning = async {
-        let result = try_join_all(pruning).await;
-        drop(sender);
-        result
-    };
+        .map(|connection| prune_one(connection, request.clone(), sender.clone()))
+        .collect();
+    drop(sender);
+    let pruning = try_join_all(pruning);
     let printing = async {
         let mut total = 0;
         let mut first = true;
@@ -133,7 +131,7 @@ async fn prune_one(
     request: PruneRequest,
     sender: mpsc::Sender<UsageRecord>,
 ) -> Result<(), diag::Error> {
-    let failed = |status: tonic::Status| call_error(connection, &status, "failed to call prune");
+    let failed = |status: tonic::Status| connection.call_error(&status, "failed to call prune");
     let mut records = ControlClient::new(connection.channel.clone())
         .prune(request)
         .await
@@ -161,7 +159,7 @@ async fn check_version(connection: &Connection) -> Result<(), diag::Error> {
     let version = match answer {
         Ok(answer) => answer.into_inner().buildkit_version.unwrap_or_default(),
         Err(status) if status.code() == tonic::Code::Unimplemented => return Err(too_old()),
-        Err(status) => return Err(call_error(connection, &status, "asking for the version")),
+        Err(status) => return Err(connection.call_error(&status, "asking for the version")),
     };
     if version.package != "github.com/moby/buildkit" {
         return Ok(());

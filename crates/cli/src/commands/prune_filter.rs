@@ -35,7 +35,11 @@ impl RecordFilter {
                 "conflicting filters \"until\" and \"unused-for\"",
             ));
         }
-        let until_key = if has("unused-for") { "unused-for" } else { "until" };
+        let until_key = if has("unused-for") {
+            "unused-for"
+        } else {
+            "until"
+        };
         let unused_for = match by_key.get(until_key).map(Vec::as_slice) {
             None | Some([]) => Duration::ZERO,
             Some([value]) => parse_duration(value).map_err(|error| {
@@ -83,7 +87,10 @@ mod tests {
         assert_eq!(filter.filters, ["id~=abc,type==exec.cachemount"]);
         assert_eq!(filter.unused_for, Duration::from_secs(86400));
         assert_eq!(parse(&[]).unwrap().filters, [""]);
-        assert_eq!(parse(&["description~=x"]).unwrap().filters, ["description~=x"]);
+        assert_eq!(
+            parse(&["description~=x"]).unwrap().filters,
+            ["description~=x"]
+        );
     }
 
     #[test]
@@ -96,6 +103,10 @@ mod tests {
             parse(&["id=a", "id=b"]).unwrap_err(),
             "\"id\" filter expects only one value"
         );
-        assert!(parse(&["until=x"]).unwrap_err().starts_with("\"until\" filter expects a duration"));
+        assert!(
+            parse(&["until=x"])
+                .unwrap_err()
+                .starts_with("\"until\" filter expects a duration")
+        );
     }
 }

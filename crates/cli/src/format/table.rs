@@ -134,7 +134,10 @@ mod tests {
     #[test]
     fn a_column_is_as_wide_as_its_widest_cell_of_adjacent_lines() {
         assert_eq!(
-            laid(TabWriter::spaced(), "Name:\tx\nDriver:\ty\n\nNodes:\nName:\tz\n"),
+            laid(
+                TabWriter::spaced(),
+                "Name:\tx\nDriver:\ty\n\nNodes:\nName:\tz\n"
+            ),
             "Name:   x\nDriver: y\n\nNodes:\nName: z\n"
         );
         assert_eq!(

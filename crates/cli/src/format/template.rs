@@ -484,7 +484,9 @@ fn call(name: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
     };
     let any = |index: usize| arguments.get(index).ok_or_else(wrong);
     let compared = |accept: fn(std::cmp::Ordering) -> bool| {
-        Ok(Value::Bool(accept(compare(any(0)?, any(1)?).ok_or_else(wrong)?)))
+        Ok(Value::Bool(accept(
+            compare(any(0)?, any(1)?).ok_or_else(wrong)?,
+        )))
     };
     match name {
         "json" => Ok(Value::String(any(0)?.to_string())),
@@ -519,9 +521,10 @@ fn call(name: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
             _ => Err(wrong()),
         },
         "index" => match (any(0)?, any(1)?) {
-            (Value::Object(map), Value::String(key)) => {
-                Ok(map.get(key).cloned().unwrap_or(Value::String(String::new())))
-            }
+            (Value::Object(map), Value::String(key)) => Ok(map
+                .get(key)
+                .cloned()
+                .unwrap_or(Value::String(String::new()))),
             (Value::Array(items), _) => items
                 .get(number(1)?)
                 .cloned()
@@ -645,7 +648,14 @@ mod tests {
             render("{{.Nope}}").unwrap_err(),
             "template: :1: executing \"\" at <.Nope>: can't evaluate field Nope"
         );
-        for bad in ["{{", "{{if .Flag}}", "{{end}}", "{{foo}}", "{{}}", "{{.Name |}}"] {
+        for bad in [
+            "{{",
+            "{{if .Flag}}",
+            "{{end}}",
+            "{{foo}}",
+            "{{}}",
+            "{{.Name |}}",
+        ] {
             assert!(render(bad).is_err(), "{bad}");
         }
     }

@@ -3,7 +3,9 @@
 use crate::workshop::{Workshop, text};
 
 fn create(shop: &Workshop, option: &str) -> String {
-    let failed = shop.cooperage.fails(&["create", "--name", "bad", "--driver-opt", option]);
+    let failed = shop
+        .cooperage
+        .fails(&["create", "--name", "bad", "--driver-opt", option]);
     assert_eq!(failed.code, 1, "{option}");
     let listed = shop.cooperage.ok(&["ls"]).stdout;
     assert!(!listed.contains("bad"), "{option} left a record:\n{listed}");
@@ -14,7 +16,10 @@ fn create(shop: &Workshop, option: &str) -> String {
 fn driver_options_that_are_wrong_are_refused_at_create() {
     let shop = Workshop::open();
     for (option, expected) in [
-        ("bogus=1", "invalid driver option bogus for docker-container driver"),
+        (
+            "bogus=1",
+            "invalid driver option bogus for docker-container driver",
+        ),
         ("memory=abc", "invalid size: 'abc'"),
         ("memory-swap=12x", "invalid size: '12x'"),
         ("cpu-quota=abc", "cpu-quota"),
@@ -41,10 +46,21 @@ fn options_that_only_the_engine_can_judge_fail_with_its_words() {
         ("network=nowhere", "nowhere"),
         ("image=10.88.0.1:1/nothing:1", "10.88.0.1:1/nothing:1"),
     ] {
-        let args = ["create", "--name", "bad", "--driver-opt", option, "--bootstrap"];
+        let args = [
+            "create",
+            "--name",
+            "bad",
+            "--driver-opt",
+            option,
+            "--bootstrap",
+        ];
         let failed = shop.cooperage.fails(&args);
         assert_eq!(failed.code, 1, "{option}");
-        assert!(failed.stderr.contains(expected), "{option}: {}", failed.stderr);
+        assert!(
+            failed.stderr.contains(expected),
+            "{option}: {}",
+            failed.stderr
+        );
         shop.cooperage.ok(&["rm", "--force", "bad"]);
         assert_eq!(shop.engine.docker(&["ps", "-aq"]), "", "{option}");
         assert_eq!(shop.engine.docker(&["volume", "ls", "-q"]), "", "{option}");
@@ -54,17 +70,35 @@ fn options_that_only_the_engine_can_judge_fail_with_its_words() {
 #[test]
 fn an_engine_that_is_down_is_named_and_the_record_stays() {
     let shop = Workshop::open();
-    shop.cooperage.ok(&["create", "--name", "c", "--use", "--bootstrap"]);
-    let Workshop { lab, engine, cooperage, .. } = shop;
+    shop.cooperage
+        .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    let Workshop {
+        lab,
+        engine,
+        cooperage,
+        ..
+    } = shop;
     let host = engine.host();
     drop(engine);
     let context = lab.subdirectory("context");
-    std::fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY Dockerfile /\n").unwrap();
-    for args in [vec!["inspect", "--bootstrap"], vec!["build", &text(&context)], vec!["rm", "c"]] {
+    std::fs::write(
+        context.join("Dockerfile"),
+        "FROM scratch\nCOPY Dockerfile /\n",
+    )
+    .unwrap();
+    for args in [
+        vec!["inspect", "--bootstrap"],
+        vec!["build", &text(&context)],
+        vec!["rm", "c"],
+    ] {
         let failed = cooperage.fails(&args);
         assert_eq!(failed.code, 1, "{args:?}");
         let socket = host.trim_start_matches("unix://");
-        assert!(failed.stderr.contains(socket), "{args:?}: {}", failed.stderr);
+        assert!(
+            failed.stderr.contains(socket),
+            "{args:?}: {}",
+            failed.stderr
+        );
     }
     assert!(cooperage.ok(&["ls"]).stdout.contains("c0"));
     cooperage.ok(&["rm", "--force", "c"]);
@@ -75,10 +109,25 @@ fn an_engine_that_is_down_is_named_and_the_record_stays() {
 fn a_name_in_use_and_a_name_unknown_are_said_so() {
     let shop = Workshop::open();
     shop.cooperage.ok(&["create", "--name", "c"]);
-    let again = shop.cooperage.fails(&["create", "--name", "c", "--driver", "remote", "tcp://127.0.0.1:1"]);
-    assert!(again.stderr.contains("existing instance for \"c\""), "{}", again.stderr);
+    let again = shop.cooperage.fails(&[
+        "create",
+        "--name",
+        "c",
+        "--driver",
+        "remote",
+        "tcp://127.0.0.1:1",
+    ]);
+    assert!(
+        again.stderr.contains("existing instance for \"c\""),
+        "{}",
+        again.stderr
+    );
     let unknown = shop.cooperage.fails(&["inspect", "nobody"]);
-    assert!(unknown.stderr.contains("no builder \"nobody\" found"), "{}", unknown.stderr);
+    assert!(
+        unknown.stderr.contains("no builder \"nobody\" found"),
+        "{}",
+        unknown.stderr
+    );
     let bad = shop.cooperage.fails(&["create", "--name", "../c"]);
     assert!(bad.stderr.contains("invalid"), "{}", bad.stderr);
 }
@@ -88,9 +137,18 @@ fn a_corrupt_record_spoils_nothing_else() {
     let shop = Workshop::open();
     shop.cooperage.ok(&["create", "--name", "good"]);
     let instances = shop.lab.directory().join("home/.docker/buildx/instances");
-    std::fs::write(instances.join("broken"), "{\"Name\": \"broken\", \"Nodes\": [").unwrap();
+    std::fs::write(
+        instances.join("broken"),
+        "{\"Name\": \"broken\", \"Nodes\": [",
+    )
+    .unwrap();
     let listed = shop.cooperage.run(&["ls"]);
-    assert!(listed.stdout.contains("good"), "{}\n{}", listed.stdout, listed.stderr);
+    assert!(
+        listed.stdout.contains("good"),
+        "{}\n{}",
+        listed.stdout,
+        listed.stderr
+    );
     let inspected = shop.cooperage.fails(&["inspect", "broken"]);
     assert!(inspected.stderr.contains("broken"), "{}", inspected.stderr);
     shop.cooperage.ok(&["rm", "--force", "broken"]);
@@ -105,27 +163,62 @@ fn a_dockerfile_error_is_shown_with_its_line() {
         "bad",
         &[
             ("Unknown", "FROM scratch\nFRUM x\n"),
-            ("Fails", "FROM scratch\nCOPY busybox /bin/sh\nRUN echo before && exit 7\n"),
+            (
+                "Fails",
+                "FROM scratch\nCOPY busybox /bin/sh\nRUN echo before && exit 7\n",
+            ),
             ("Missing", "FROM scratch\nCOPY nothing /\n"),
         ],
     );
     for (file, expected) in [
-        ("Unknown", vec!["dockerfile parse error on line 2: unknown instruction: FRUM", "Unknown:2", ">>> FRUM x"]),
-        ("Fails", vec!["exit code: 7", "Fails:3", ">>> RUN echo before && exit 7", "before"]),
-        ("Missing", vec!["\"/nothing\": not found", "Missing:2", ">>> COPY nothing /"]),
+        (
+            "Unknown",
+            vec![
+                "dockerfile parse error on line 2: unknown instruction: FRUM",
+                "Unknown:2",
+                ">>> FRUM x",
+            ],
+        ),
+        (
+            "Fails",
+            vec![
+                "exit code: 7",
+                "Fails:3",
+                ">>> RUN echo before && exit 7",
+                "before",
+            ],
+        ),
+        (
+            "Missing",
+            vec!["\"/nothing\": not found", "Missing:2", ">>> COPY nothing /"],
+        ),
     ] {
         let path = format!("{context}/{file}");
-        let failed = shop.cooperage.fails(&["build", "--progress=plain", "-f", &path, &context]);
+        let failed = shop
+            .cooperage
+            .fails(&["build", "--progress=plain", "-f", &path, &context]);
         assert_eq!(failed.code, 1);
         for part in expected {
-            assert!(failed.stderr.contains(part), "{file}: {part}\n{}", failed.stderr);
+            assert!(
+                failed.stderr.contains(part),
+                "{file}: {part}\n{}",
+                failed.stderr
+            );
         }
     }
-    let failed = shop.cooperage.fails(&["build", "-f", "/nowhere/Dockerfile", &context]);
-    assert!(failed.stderr.contains("failed to read dockerfile"), "{}", failed.stderr);
+    let failed = shop
+        .cooperage
+        .fails(&["build", "-f", "/nowhere/Dockerfile", &context]);
+    assert!(
+        failed.stderr.contains("failed to read dockerfile"),
+        "{}",
+        failed.stderr
+    );
     let failed = shop.cooperage.fails(&["build", "/nowhere"]);
     assert!(
-        failed.stderr.contains("unable to prepare context: path \"/nowhere\" not found"),
+        failed
+            .stderr
+            .contains("unable to prepare context: path \"/nowhere\" not found"),
         "{}",
         failed.stderr
     );
@@ -134,14 +227,25 @@ fn a_dockerfile_error_is_shown_with_its_line() {
 #[test]
 fn a_server_killed_during_a_build_is_explained_and_nothing_is_lost() {
     let shop = Workshop::open();
-    shop.cooperage.ok(&["create", "--name", "c", "--use", "--bootstrap", "--driver-opt", "restart-policy=no"]);
+    shop.cooperage.ok(&[
+        "create",
+        "--name",
+        "c",
+        "--use",
+        "--bootstrap",
+        "--driver-opt",
+        "restart-policy=no",
+    ]);
     let dockerfile = "FROM scratch\nCOPY busybox /bin/sh\nRUN echo kept > /kept\n\
                       RUN echo waiting && sleep 600\n";
     let context = shop.context_with_busybox("killed", &[("Dockerfile", dockerfile)]);
     std::fs::copy(format!("{context}/busybox"), format!("{context}/sleep")).unwrap();
     std::fs::write(
         format!("{context}/Dockerfile"),
-        dockerfile.replace("COPY busybox /bin/sh", "COPY busybox /bin/sh\nCOPY busybox /bin/sleep"),
+        dockerfile.replace(
+            "COPY busybox /bin/sh",
+            "COPY busybox /bin/sh\nCOPY busybox /bin/sleep",
+        ),
     )
     .unwrap();
     let log = shop.lab.directory().join("build.log");
@@ -154,10 +258,15 @@ fn a_server_killed_during_a_build_is_explained_and_nothing_is_lost() {
     let waiting = || std::fs::read_to_string(&log).unwrap().contains(" waiting");
     let start = std::time::Instant::now();
     while !waiting() {
-        assert!(start.elapsed().as_secs() < 60, "{}", std::fs::read_to_string(&log).unwrap());
+        assert!(
+            start.elapsed().as_secs() < 60,
+            "{}",
+            std::fs::read_to_string(&log).unwrap()
+        );
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    shop.engine.docker(&["update", "--restart=no", "buildx_buildkit_c0"]);
+    shop.engine
+        .docker(&["update", "--restart=no", "buildx_buildkit_c0"]);
     shop.engine.docker(&["kill", "buildx_buildkit_c0"]);
     // The client boots the server again and goes on from its cache, once; the second kill ends it.
     let start = std::time::Instant::now();
@@ -165,7 +274,9 @@ fn a_server_killed_during_a_build_is_explained_and_nothing_is_lost() {
         if let Some(status) = build.try_wait().unwrap() {
             break status.code();
         }
-        let running = shop.engine.docker(&["ps", "-q", "--filter", "name=buildx_buildkit_c0"]);
+        let running = shop
+            .engine
+            .docker(&["ps", "-q", "--filter", "name=buildx_buildkit_c0"]);
         let text = std::fs::read_to_string(&log).unwrap();
         if !running.is_empty() && text.matches(" waiting").count() > 1 {
             shop.engine.docker(&["kill", "buildx_buildkit_c0"]);
@@ -178,12 +289,21 @@ fn a_server_killed_during_a_build_is_explained_and_nothing_is_lost() {
     assert!(said.contains("buildx_buildkit_c0"), "{said}");
     assert!(said.contains("137"), "the cause is not named:\n{said}");
     let whole = std::fs::read_to_string(format!("{context}/Dockerfile")).unwrap();
-    std::fs::write(format!("{context}/Dockerfile"), whole.replace("sleep 600", "true")).unwrap();
     std::fs::write(
         format!("{context}/Dockerfile"),
-        std::fs::read_to_string(format!("{context}/Dockerfile")).unwrap().replace("&& true", ""),
+        whole.replace("sleep 600", "true"),
     )
     .unwrap();
-    let again = shop.cooperage.ok(&["build", "--progress=plain", &context]).stderr;
+    std::fs::write(
+        format!("{context}/Dockerfile"),
+        std::fs::read_to_string(format!("{context}/Dockerfile"))
+            .unwrap()
+            .replace("&& true", ""),
+    )
+    .unwrap();
+    let again = shop
+        .cooperage
+        .ok(&["build", "--progress=plain", &context])
+        .stderr;
     assert!(again.contains("CACHED"), "{again}");
 }

@@ -9,13 +9,19 @@ fn snapshot(name: &str, shop: &Workshop, output: &str) {
     let mut output = normalized(output);
     output = output.replace(&text(shop.lab.directory()), "LAB");
     for (pattern, replacement) in [
-        (r"cooperage/buildkitd:[0-9a-z.-]+", "cooperage/buildkitd:VERSION"),
+        (
+            r"cooperage/buildkitd:[0-9a-z.-]+",
+            "cooperage/buildkitd:VERSION",
+        ),
         (r"v\d+\.\d+\.\d+\S*", "VERSION"),
         (r"linux/amd64(\S*, ?linux/\S+)+|linux/amd64\S*", "PLATFORMS"),
         (r" {2,}", "  "),
         (r"(?m)[ \t]+$", ""),
     ] {
-        output = regex::Regex::new(pattern).unwrap().replace_all(&output, replacement).into_owned();
+        output = regex::Regex::new(pattern)
+            .unwrap()
+            .replace_all(&output, replacement)
+            .into_owned();
     }
     insta::with_settings!({prepend_module_to_snapshot => false}, {
         insta::assert_snapshot!(name, output);
@@ -27,11 +33,25 @@ fn a_build_with_no_output_boots_the_builder_and_warns() {
     let shop = Workshop::open();
     let context = shop.context_with_busybox(
         "plain",
-        &[("Dockerfile", "FROM scratch\nCOPY busybox /bin/sh\nRUN echo in the cask\n")],
+        &[(
+            "Dockerfile",
+            "FROM scratch\nCOPY busybox /bin/sh\nRUN echo in the cask\n",
+        )],
     );
-    shop.cooperage.ok(&["create", "--name", "container", "--driver", "docker-container"]);
+    shop.cooperage.ok(&[
+        "create",
+        "--name",
+        "container",
+        "--driver",
+        "docker-container",
+    ]);
     let build = shop.cooperage.ok(&[
-        "build", "-t", "image", "--builder=container", "--progress=plain", &context,
+        "build",
+        "-t",
+        "image",
+        "--builder=container",
+        "--progress=plain",
+        &context,
     ]);
     assert_eq!(build.stdout, "");
     snapshot("build_without_output", &shop, &build.stderr);
@@ -40,13 +60,21 @@ fn a_build_with_no_output_boots_the_builder_and_warns() {
 #[test]
 fn state_outlives_its_builder_with_keep_state() {
     let shop = Workshop::open();
-    let create =
-        ["create", "--name=container", "--driver=docker-container", "--use", "--bootstrap"];
+    let create = [
+        "create",
+        "--name=container",
+        "--driver=docker-container",
+        "--use",
+        "--bootstrap",
+    ];
     let created = shop.cooperage.ok(&create);
     assert_eq!(created.stdout, "container\n");
     snapshot("create", &shop, &created.stderr);
     snapshot("ls", &shop, &shop.cooperage.ok(&["ls"]).stdout);
-    let volumes = || shop.engine.docker(&["volume", "ls", "--format={{.Driver}} {{.Name}}"]);
+    let volumes = || {
+        shop.engine
+            .docker(&["volume", "ls", "--format={{.Driver}} {{.Name}}"])
+    };
     assert_eq!(volumes(), "local buildx_buildkit_container0_state");
 
     let context = shop.context_with_busybox(
@@ -57,11 +85,24 @@ fn state_outlives_its_builder_with_keep_state() {
              FROM scratch\nCOPY --from=made /one /two /\n",
         )],
     );
-    let build = ["build", "--progress=plain", "-o", "type=tar,dest=/dev/null", &context];
+    let build = [
+        "build",
+        "--progress=plain",
+        "-o",
+        "type=tar,dest=/dev/null",
+        &context,
+    ];
     let first = shop.cooperage.ok(&build).stderr;
     assert!(!first.contains("CACHED"), "{first}");
 
-    snapshot("rm_keep_state", &shop, &shop.cooperage.ok(&["rm", "--keep-state", "container"]).stderr);
+    snapshot(
+        "rm_keep_state",
+        &shop,
+        &shop
+            .cooperage
+            .ok(&["rm", "--keep-state", "container"])
+            .stderr,
+    );
     assert_eq!(volumes(), "local buildx_buildkit_container0_state");
     assert!(!shop.cooperage.ok(&["ls"]).stdout.contains("container0"));
 
@@ -78,14 +119,22 @@ fn a_builder_uses_the_network_it_was_given() {
     let shop = Workshop::open();
     shop.engine.docker(&["network", "create", "foonet"]);
     let made = shop.cooperage.ok(&[
-        "create", "--use", "--name", "mybuilder", "--driver", "docker-container", "--driver-opt",
+        "create",
+        "--use",
+        "--name",
+        "mybuilder",
+        "--driver",
+        "docker-container",
+        "--driver-opt",
         "network=foonet",
     ]);
     assert_eq!(made.stdout, "mybuilder\n");
     let inspected = shop.cooperage.ok(&["inspect", "--bootstrap"]);
     snapshot("inspect_bootstrap", &shop, &inspected.stdout);
     let networks = shop.engine.docker(&[
-        "inspect", "buildx_buildkit_mybuilder0", "--format={{.NetworkSettings.Networks}}",
+        "inspect",
+        "buildx_buildkit_mybuilder0",
+        "--format={{.NetworkSettings.Networks}}",
     ]);
     assert!(networks.starts_with("map[foonet:0x"), "{networks}");
 }
@@ -100,9 +149,27 @@ fn a_loaded_image_runs() {
         registry.address()
     );
     let context = shop.context("load", &[("Dockerfile", &dockerfile)]);
-    shop.cooperage.ok(&["create", "--name", "c", "--use", "--buildkitd-config", &config]);
-    let build = shop.cooperage.ok(&["build", "--progress=plain", "--load", "-t", "made", &context]);
-    snapshot("build_load", &shop, &build.stderr.replace(registry.address(), "REGISTRY"));
+    shop.cooperage.ok(&[
+        "create",
+        "--name",
+        "c",
+        "--use",
+        "--buildkitd-config",
+        &config,
+    ]);
+    let build = shop.cooperage.ok(&[
+        "build",
+        "--progress=plain",
+        "--load",
+        "-t",
+        "made",
+        &context,
+    ]);
+    snapshot(
+        "build_load",
+        &shop,
+        &build.stderr.replace(registry.address(), "REGISTRY"),
+    );
     assert_eq!(shop.engine.docker(&["run", "--rm", "made"]), "made by 0");
 }
 
@@ -110,7 +177,12 @@ fn a_loaded_image_runs() {
 fn two_platforms_are_built_pushed_pulled_and_run() {
     let shop = Workshop::open();
     let base = shop.registry();
-    let target = Registry::start(&shop.lab, RegistryAccess::TlsAndPassword, Engine::GATEWAY, 5443);
+    let target = Registry::start(
+        &shop.lab,
+        RegistryAccess::TlsAndPassword,
+        Engine::GATEWAY,
+        5443,
+    );
     let config = shop.lab.directory().join("both.toml");
     let lines = format!(
         "[registry.\"{}\"]\n  http = true\n[registry.\"{}\"]\n  ca = [\"{}\"]\n",
@@ -120,11 +192,20 @@ fn two_platforms_are_built_pushed_pulled_and_run() {
     );
     std::fs::write(&config, lines).unwrap();
     let mut login = shop.engine.docker_command(&[
-        "login", "-u", Registry::USER, "-p", Registry::PASSWORD, target.address(),
+        "login",
+        "-u",
+        Registry::USER,
+        "-p",
+        Registry::PASSWORD,
+        target.address(),
     ]);
     let docker_config = shop.lab.subdirectory("home/.docker");
     let login = login.env("DOCKER_CONFIG", &docker_config).output().unwrap();
-    assert!(login.status.success(), "{}", String::from_utf8_lossy(&login.stderr));
+    assert!(
+        login.status.success(),
+        "{}",
+        String::from_utf8_lossy(&login.stderr)
+    );
 
     let dockerfile = format!(
         "FROM {}/busybox\nARG TARGETPLATFORM\nRUN echo $TARGETPLATFORM $(uname -m) > /made\n\
@@ -133,16 +214,35 @@ fn two_platforms_are_built_pushed_pulled_and_run() {
     );
     let context = shop.context("platforms", &[("Dockerfile", &dockerfile)]);
     let name = format!("{}/made:1", target.address());
-    shop.cooperage.ok(&["create", "--name", "c", "--use", "--buildkitd-config", &text(&config)]);
+    shop.cooperage.ok(&[
+        "create",
+        "--name",
+        "c",
+        "--use",
+        "--buildkitd-config",
+        &text(&config),
+    ]);
     let build = shop.cooperage.ok(&[
-        "build", "--progress=plain", "--platform=linux/amd64,linux/arm64", "-t", &name, "--push",
+        "build",
+        "--progress=plain",
+        "--platform=linux/amd64,linux/arm64",
+        "-t",
+        &name,
+        "--push",
         &context,
     ]);
-    let shown = build.stderr.replace(base.address(), "BASE").replace(target.address(), "TARGET");
-    assert!(shown.contains("pushing manifest for TARGET/made:1@sha256:"), "{shown}");
-    for (platform, expected) in
-        [("linux/amd64", "linux/amd64 x86_64"), ("linux/arm64", "linux/arm64 aarch64")]
-    {
+    let shown = build
+        .stderr
+        .replace(base.address(), "BASE")
+        .replace(target.address(), "TARGET");
+    assert!(
+        shown.contains("pushing manifest for TARGET/made:1@sha256:"),
+        "{shown}"
+    );
+    for (platform, expected) in [
+        ("linux/amd64", "linux/amd64 x86_64"),
+        ("linux/arm64", "linux/arm64 aarch64"),
+    ] {
         let docker = |args: &[&str]| {
             let output = shop
                 .engine
@@ -150,10 +250,17 @@ fn two_platforms_are_built_pushed_pulled_and_run() {
                 .env("DOCKER_CONFIG", &docker_config)
                 .output()
                 .unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
             String::from_utf8(output.stdout).unwrap()
         };
         docker(&["pull", "--quiet", "--platform", platform, &name]);
-        assert_eq!(docker(&["run", "--rm", "--platform", platform, &name]).trim(), expected);
+        assert_eq!(
+            docker(&["run", "--rm", "--platform", platform, &name]).trim(),
+            expected
+        );
     }
 }

@@ -61,11 +61,22 @@ fn fault_02_a_removal_that_fails_keeps_the_record() {
     shop.cooperage.ok(&["create", "--name", "c", "--bootstrap"]);
     let image = format!("{}:5000/busybox", Engine::GATEWAY);
     shop.engine.docker(&[
-        "run", "-d", "--name", "holder", "-v", "buildx_buildkit_c0_state:/state", &image, "sleep",
+        "run",
+        "-d",
+        "--name",
+        "holder",
+        "-v",
+        "buildx_buildkit_c0_state:/state",
+        &image,
+        "sleep",
         "600",
     ]);
     let failed = shop.cooperage.fails(&["rm", "c"]);
-    assert!(failed.stderr.contains("buildx_buildkit_c0_state"), "{}", failed.stderr);
+    assert!(
+        failed.stderr.contains("buildx_buildkit_c0_state"),
+        "{}",
+        failed.stderr
+    );
     assert!(shop.cooperage.ok(&["ls"]).stdout.contains("c0"));
     shop.engine.docker(&["rm", "-f", "holder"]);
     shop.cooperage.ok(&["rm", "c"]);
@@ -75,13 +86,21 @@ fn fault_02_a_removal_that_fails_keeps_the_record() {
 #[test]
 fn fault_04_stop_and_rm_refuse_while_a_build_runs() {
     let shop = Workshop::open();
-    shop.cooperage.ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    shop.cooperage
+        .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
     let mut build = start_sleeping_build(&shop);
     for command in ["stop", "rm"] {
         let refused = shop.cooperage.fails(&[command, "c"]);
-        assert!(refused.stderr.contains("--force"), "{command}: {}", refused.stderr);
+        assert!(
+            refused.stderr.contains("--force"),
+            "{command}: {}",
+            refused.stderr
+        );
     }
-    assert!(build.try_wait().unwrap().is_none(), "the build was disturbed");
+    assert!(
+        build.try_wait().unwrap().is_none(),
+        "the build was disturbed"
+    );
     shop.cooperage.ok(&["rm", "--force", "c"]);
     build.wait().unwrap();
     assert_eq!(volumes(&shop), "");
@@ -90,7 +109,8 @@ fn fault_04_stop_and_rm_refuse_while_a_build_runs() {
 #[test]
 fn fault_05_du_and_prune_boot_a_stopped_builder() {
     let shop = Workshop::open();
-    shop.cooperage.ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    shop.cooperage
+        .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
     shop.cooperage.ok(&["stop", "c"]);
     shop.cooperage.ok(&["du"]);
     shop.cooperage.ok(&["stop", "c"]);
@@ -102,15 +122,32 @@ fn fault_06_state_can_be_kept_in_a_volume_of_any_name() {
     let shop = Workshop::open();
     let context = shop.context_with_busybox(
         "state",
-        &[("Dockerfile", "FROM scratch\nCOPY busybox /bin/sh\nRUN echo state\n")],
+        &[(
+            "Dockerfile",
+            "FROM scratch\nCOPY busybox /bin/sh\nRUN echo state\n",
+        )],
     );
     let mut seen = Vec::new();
     for name in ["one", "two"] {
-        shop.cooperage.ok(&["create", "--name", name, "--use", "--driver-opt", "state=my-cache"]);
-        seen.push(shop.cooperage.ok(&["build", "--progress=plain", &context]).stderr);
+        shop.cooperage.ok(&[
+            "create",
+            "--name",
+            name,
+            "--use",
+            "--driver-opt",
+            "state=my-cache",
+        ]);
+        seen.push(
+            shop.cooperage
+                .ok(&["build", "--progress=plain", &context])
+                .stderr,
+        );
         shop.cooperage.ok(&["rm", "--keep-state", name]);
     }
-    assert!(!seen[0].contains("CACHED") && seen[1].contains("CACHED"), "{seen:?}");
+    assert!(
+        !seen[0].contains("CACHED") && seen[1].contains("CACHED"),
+        "{seen:?}"
+    );
     assert_eq!(volumes(&shop), "my-cache");
 }
 
@@ -119,27 +156,58 @@ fn fault_07_changed_options_reach_an_existing_container_and_keep_its_state() {
     let shop = Workshop::open();
     let context = shop.context_with_busybox(
         "changed",
-        &[("Dockerfile", "FROM scratch\nCOPY busybox /bin/sh\nRUN echo state\n")],
+        &[(
+            "Dockerfile",
+            "FROM scratch\nCOPY busybox /bin/sh\nRUN echo state\n",
+        )],
     );
-    shop.cooperage.ok(&["create", "--name", "c", "--use", "--driver-opt", "env.COLOUR=red"]);
+    shop.cooperage.ok(&[
+        "create",
+        "--name",
+        "c",
+        "--use",
+        "--driver-opt",
+        "env.COLOUR=red",
+    ]);
     shop.cooperage.ok(&["build", &context]);
     let before = container_id(&shop, "buildx_buildkit_c0");
     shop.cooperage.ok(&["build", &context]);
     assert_eq!(container_id(&shop, "buildx_buildkit_c0"), before);
-    shop.cooperage.ok(&["create", "--name", "c", "--node", "c0", "--driver-opt", "memory=1g"]);
-    let build = shop.cooperage.ok(&["build", "--progress=plain", &context]).stderr;
+    shop.cooperage.ok(&[
+        "create",
+        "--name",
+        "c",
+        "--node",
+        "c0",
+        "--driver-opt",
+        "memory=1g",
+    ]);
+    let build = shop
+        .cooperage
+        .ok(&["build", "--progress=plain", &context])
+        .stderr;
     assert_ne!(container_id(&shop, "buildx_buildkit_c0"), before);
     assert!(build.contains("CACHED"), "{build}");
-    let memory = ["inspect", "--format={{.HostConfig.Memory}}", "buildx_buildkit_c0"];
+    let memory = [
+        "inspect",
+        "--format={{.HostConfig.Memory}}",
+        "buildx_buildkit_c0",
+    ];
     assert_eq!(shop.engine.docker(&memory), (1_u64 << 30).to_string());
-    let env = shop.engine.docker(&["inspect", "--format={{.Config.Env}}", "buildx_buildkit_c0"]);
-    assert!(env.contains("COLOUR=red"), "what was not named has changed: {env}");
+    let env = shop
+        .engine
+        .docker(&["inspect", "--format={{.Config.Env}}", "buildx_buildkit_c0"]);
+    assert!(
+        env.contains("COLOUR=red"),
+        "what was not named has changed: {env}"
+    );
 }
 
 #[test]
 fn fault_08_a_container_that_has_ended_is_booted() {
     let shop = Workshop::open();
-    shop.cooperage.ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    shop.cooperage
+        .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
     shop.engine.docker(&["kill", "buildx_buildkit_c0"]);
     let inspected = shop.cooperage.ok(&["inspect", "--bootstrap"]).stdout;
     assert!(inspected.contains("running"), "{inspected}");
@@ -148,8 +216,12 @@ fn fault_08_a_container_that_has_ended_is_booted() {
 #[test]
 fn fault_09_orphans_are_listed_and_pruned() {
     let shop = Workshop::open();
-    shop.cooperage.ok(&["create", "--name", "lost", "--bootstrap"]);
-    let record = shop.lab.directory().join("home/.docker/buildx/instances/lost");
+    shop.cooperage
+        .ok(&["create", "--name", "lost", "--bootstrap"]);
+    let record = shop
+        .lab
+        .directory()
+        .join("home/.docker/buildx/instances/lost");
     std::fs::remove_file(record).unwrap();
     let listed = shop.cooperage.ok(&["ls"]);
     let said = listed.stdout + &listed.stderr;
@@ -163,9 +235,23 @@ fn fault_09_orphans_are_listed_and_pruned() {
 fn fault_10_a_value_may_contain_commas() {
     let shop = Workshop::open();
     let option = "env.NO_PROXY=localhost,.example.org,10.0.0.0/8,env.OTHER=1";
-    shop.cooperage.ok(&["create", "--name", "c", "--driver-opt", option, "--bootstrap"]);
-    let env = shop.engine.docker(&["inspect", "--format={{json .Config.Env}}", "buildx_buildkit_c0"]);
-    assert!(env.contains("\"NO_PROXY=localhost,.example.org,10.0.0.0/8\""), "{env}");
+    shop.cooperage.ok(&[
+        "create",
+        "--name",
+        "c",
+        "--driver-opt",
+        option,
+        "--bootstrap",
+    ]);
+    let env = shop.engine.docker(&[
+        "inspect",
+        "--format={{json .Config.Env}}",
+        "buildx_buildkit_c0",
+    ]);
+    assert!(
+        env.contains("\"NO_PROXY=localhost,.example.org,10.0.0.0/8\""),
+        "{env}"
+    );
     assert!(env.contains("\"OTHER=1\""), "{env}");
 }
 
@@ -173,15 +259,29 @@ fn fault_10_a_value_may_contain_commas() {
 fn fault_11_proxies_of_the_docker_configuration_reach_the_builder() {
     let shop = Workshop::open();
     let config = shop.lab.subdirectory("home/.docker").join("config.json");
-    let proxies = r#"{"proxies": {"default": {"httpProxy": "http://127.0.0.1:3128", "noProxy": "x"}}}"#;
+    let proxies =
+        r#"{"proxies": {"default": {"httpProxy": "http://127.0.0.1:3128", "noProxy": "x"}}}"#;
     std::fs::write(config, proxies).unwrap();
     let env = |name: &str| {
         let container = format!("buildx_buildkit_{name}0");
-        shop.engine.docker(&["inspect", "--format={{json .Config.Env}}", &container])
+        shop.engine
+            .docker(&["inspect", "--format={{json .Config.Env}}", &container])
     };
-    shop.cooperage.ok(&["create", "--name", "with", "--bootstrap"]);
-    assert!(env("with").contains("HTTP_PROXY=http://127.0.0.1:3128"), "{}", env("with"));
-    let args = ["create", "--name", "without", "--driver-opt", "proxy=none", "--bootstrap"];
+    shop.cooperage
+        .ok(&["create", "--name", "with", "--bootstrap"]);
+    assert!(
+        env("with").contains("HTTP_PROXY=http://127.0.0.1:3128"),
+        "{}",
+        env("with")
+    );
+    let args = [
+        "create",
+        "--name",
+        "without",
+        "--driver-opt",
+        "proxy=none",
+        "--bootstrap",
+    ];
     shop.cooperage.ok(&args);
     assert!(!env("without").contains("3128"), "{}", env("without"));
 }
@@ -201,12 +301,27 @@ fn fault_12_authorities_with_equal_file_names_are_both_kept() {
     );
     std::fs::write(&config, lines).unwrap();
     // Text that is no certificate must not keep the server from starting.
-    shop.cooperage.ok(&["create", "--name", "c", "--buildkitd-config", &text(&config), "--bootstrap"]);
+    shop.cooperage.ok(&[
+        "create",
+        "--name",
+        "c",
+        "--buildkitd-config",
+        &text(&config),
+        "--bootstrap",
+    ]);
     let copied = shop.lab.directory().join("copied");
-    shop.engine.docker(&["cp", "buildx_buildkit_c0:/etc/buildkit", &text(&copied)]);
-    let found = std::process::Command::new("grep").arg("-rh").arg("authority").arg(&copied).output();
+    shop.engine
+        .docker(&["cp", "buildx_buildkit_c0:/etc/buildkit", &text(&copied)]);
+    let found = std::process::Command::new("grep")
+        .arg("-rh")
+        .arg("authority")
+        .arg(&copied)
+        .output();
     let found = String::from_utf8(found.unwrap().stdout).unwrap();
-    assert!(found.contains("authority a") && found.contains("authority b"), "{found}");
+    assert!(
+        found.contains("authority a") && found.contains("authority b"),
+        "{found}"
+    );
 }
 
 #[test]
@@ -215,7 +330,8 @@ fn fault_13_insecure_registries_of_the_engine_are_the_builders() {
     let registry = shop.registry();
     let dockerfile = format!("FROM {}/busybox\nRUN true\n", registry.address());
     let context = shop.context("insecure", &[("Dockerfile", &dockerfile)]);
-    shop.cooperage.ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    shop.cooperage
+        .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
     shop.cooperage.ok(&["build", &context]);
     let inspected = shop.cooperage.ok(&["inspect", "c"]).stdout;
     assert!(inspected.contains("10.88.0.0/24"), "{inspected}");
@@ -228,20 +344,45 @@ fn fault_14_and_15_names_of_the_builders_network_and_its_gateway_resolve_in_step
     let base = format!("{}/busybox", registry.address());
     shop.engine.docker(&["network", "create", "foonet"]);
     shop.engine.docker(&[
-        "run", "-d", "--network", "foonet", "--name", "neighbour", &base, "sleep", "600",
+        "run",
+        "-d",
+        "--network",
+        "foonet",
+        "--name",
+        "neighbour",
+        &base,
+        "sleep",
+        "600",
     ]);
-    let dockerfile = format!(
-        "FROM {base}\nRUN nslookup neighbour\nRUN grep gate.test /etc/hosts\n"
-    );
+    let dockerfile =
+        format!("FROM {base}\nRUN nslookup neighbour\nRUN grep gate.test /etc/hosts\n");
     let context = shop.context("names", &[("Dockerfile", &dockerfile)]);
-    shop.cooperage.ok(&["create", "--name", "c", "--use", "--driver-opt", "network=foonet"]);
+    shop.cooperage.ok(&[
+        "create",
+        "--name",
+        "c",
+        "--use",
+        "--driver-opt",
+        "network=foonet",
+    ]);
     let build = shop.cooperage.ok(&[
-        "build", "--progress=plain", "--add-host", "gate.test:host-gateway", &context,
+        "build",
+        "--progress=plain",
+        "--add-host",
+        "gate.test:host-gateway",
+        &context,
     ]);
     let gateway = shop.engine.docker(&[
-        "network", "inspect", "--format={{(index .IPAM.Config 0).Gateway}}", "foonet",
+        "network",
+        "inspect",
+        "--format={{(index .IPAM.Config 0).Gateway}}",
+        "foonet",
     ]);
-    assert!(build.stderr.contains(&gateway), "{gateway}\n{}", build.stderr);
+    assert!(
+        build.stderr.contains(&gateway),
+        "{gateway}\n{}",
+        build.stderr
+    );
 }
 
 #[test]
@@ -250,13 +391,28 @@ fn fault_18_a_step_that_eats_the_memory_is_named_and_the_server_lives() {
     let dockerfile = "FROM scratch\nCOPY busybox /bin/sh\n\
                       RUN x=aaaaaaaaaaaaaaaa; while true; do x=$x$x; done\n";
     let context = shop.context_with_busybox("hungry", &[("Dockerfile", dockerfile)]);
-    shop.cooperage.ok(&["create", "--name", "c", "--use", "--driver-opt", "memory=300m", "--bootstrap"]);
+    shop.cooperage.ok(&[
+        "create",
+        "--name",
+        "c",
+        "--use",
+        "--driver-opt",
+        "memory=300m",
+        "--bootstrap",
+    ]);
     let before = container_id(&shop, "buildx_buildkit_c0");
-    let failed = shop.cooperage.fails(&["build", "--progress=plain", &context]).stderr;
+    let failed = shop
+        .cooperage
+        .fails(&["build", "--progress=plain", &context])
+        .stderr;
     assert!(failed.contains("memory"), "{failed}");
     assert!(failed.contains("300"), "the limit is not named:\n{failed}");
     assert_eq!(container_id(&shop, "buildx_buildkit_c0"), before);
-    let restarts = ["inspect", "--format={{.RestartCount}}", "buildx_buildkit_c0"];
+    let restarts = [
+        "inspect",
+        "--format={{.RestartCount}}",
+        "buildx_buildkit_c0",
+    ];
     assert_eq!(shop.engine.docker(&restarts), "0");
 }
 
@@ -271,7 +427,12 @@ fn fault_19_and_26_create_makes_one_container_and_pulls_nothing() {
         args.extend(filters);
         shop.engine.docker(&args)
     };
-    assert_eq!(events(&["--filter", "type=container", "--filter", "event=create"]).lines().count(), 1);
+    assert_eq!(
+        events(&["--filter", "type=container", "--filter", "event=create"])
+            .lines()
+            .count(),
+        1
+    );
     assert_eq!(events(&["--filter", "event=pull"]), "");
 }
 
@@ -280,11 +441,22 @@ fn fault_20_two_boots_at_once_both_succeed() {
     let shop = Workshop::open();
     shop.cooperage.ok(&["create", "--name", "c", "--use"]);
     let boots: Vec<_> = (0..4)
-        .map(|_| shop.cooperage.command(&["inspect", "--bootstrap", "c"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+        .map(|_| {
+            shop.cooperage
+                .command(&["inspect", "--bootstrap", "c"])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
         .collect();
     for boot in boots {
         let output = boot.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     assert_eq!(shop.engine.docker(&["ps", "-q"]).lines().count(), 1);
 }
@@ -292,15 +464,20 @@ fn fault_20_two_boots_at_once_both_succeed() {
 #[test]
 fn fault_22_a_node_that_does_not_answer_holds_up_no_other() {
     let shop = Workshop::open();
-    shop.cooperage.ok(&["create", "--name", "good", "--bootstrap"]);
+    shop.cooperage
+        .ok(&["create", "--name", "good", "--bootstrap"]);
     // A socket that accepts and never answers.
     let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("tcp://{}", deaf.local_addr().unwrap());
-    shop.cooperage.ok(&["create", "--name", "deaf", "--driver", "remote", &address]);
+    shop.cooperage
+        .ok(&["create", "--name", "deaf", "--driver", "remote", &address]);
     let start = Instant::now();
     let listed = shop.cooperage.ok(&["ls"]).stdout;
     assert!(start.elapsed() < Duration::from_secs(40), "ls hangs");
-    assert!(listed.contains("good0") && listed.contains("running"), "{listed}");
+    assert!(
+        listed.contains("good0") && listed.contains("running"),
+        "{listed}"
+    );
     assert!(listed.contains("deaf0"), "{listed}");
 }
 
@@ -315,12 +492,19 @@ fn fault_24_the_context_is_stored_by_name() {
             .env_remove("DOCKER_HOST")
             .output()
             .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     };
     let endpoint = format!("host={}", shop.engine.host());
     docker(&["context", "create", "yard", "--docker", &endpoint]);
     docker(&["context", "use", "yard"]);
-    let tool = testkit::Tool::new(crate::workshop::executable(), &shop.lab.subdirectory("home"));
+    let tool = testkit::Tool::new(
+        crate::workshop::executable(),
+        &shop.lab.subdirectory("home"),
+    );
     tool.ok(&["create", "--name", "c", "--bootstrap"]);
     let record = shop.lab.directory().join("home/.docker/buildx/instances/c");
     let record = std::fs::read_to_string(record).unwrap();
@@ -330,8 +514,12 @@ fn fault_24_the_context_is_stored_by_name() {
 #[test]
 fn fault_25_a_home_that_cannot_be_written_to_does_not_stop_a_build() {
     let shop = Workshop::open();
-    shop.cooperage.ok(&["create", "--name", "c", "--use", "--bootstrap"]);
-    let context = shop.context("home", &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
+    shop.cooperage
+        .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    let context = shop.context(
+        "home",
+        &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")],
+    );
     let home = text(&shop.lab.subdirectory("home"));
     let script = format!(
         "mount --bind {home} {home} && mount -o remount,bind,ro {home} && \
@@ -343,26 +531,51 @@ fn fault_25_a_home_that_cannot_be_written_to_does_not_stop_a_build() {
         .args(["--mount", "--propagation", "private", "sh", "-c", &script])
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
 fn fault_29_several_platforms_on_the_classic_store_load_the_engines_own() {
     let shop = Workshop::with(Release::Debian);
-    let context = shop.context("several", &[("Dockerfile", "FROM scratch\nARG TARGETARCH\nCOPY Dockerfile /$TARGETARCH\n")]);
-    shop.cooperage.ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    let context = shop.context(
+        "several",
+        &[(
+            "Dockerfile",
+            "FROM scratch\nARG TARGETARCH\nCOPY Dockerfile /$TARGETARCH\n",
+        )],
+    );
+    shop.cooperage
+        .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
     let build = shop.cooperage.ok(&[
-        "build", "--progress=plain", "--platform=linux/amd64,linux/arm64", "--load", "-t", "several", &context,
+        "build",
+        "--progress=plain",
+        "--platform=linux/amd64,linux/arm64",
+        "--load",
+        "-t",
+        "several",
+        &context,
     ]);
     assert!(build.stderr.contains("linux/amd64"), "{}", build.stderr);
-    let architecture = shop.engine.docker(&["inspect", "--format={{.Architecture}}", "several"]);
+    let architecture = shop
+        .engine
+        .docker(&["inspect", "--format={{.Architecture}}", "several"]);
     assert_eq!(architecture, "amd64");
 }
 
 #[test]
 fn fault_30_a_program_for_another_machine_is_named_as_such() {
     let shop = Workshop::open();
-    let context = shop.context("foreign", &[("Dockerfile", "FROM scratch\nCOPY foreign /foreign\nRUN [\"/foreign\"]\n")]);
+    let context = shop.context(
+        "foreign",
+        &[(
+            "Dockerfile",
+            "FROM scratch\nCOPY foreign /foreign\nRUN [\"/foreign\"]\n",
+        )],
+    );
     // An ELF header for a machine that no emulator here runs (AVR).
     let mut elf = vec![0u8; 64];
     elf[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', 1, 1, 1]);
@@ -373,8 +586,12 @@ fn fault_30_a_program_for_another_machine_is_named_as_such() {
     std::fs::write(&path, elf).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&path, mode).unwrap();
-    shop.cooperage.ok(&["create", "--name", "c", "--use", "--bootstrap"]);
-    let failed = shop.cooperage.fails(&["build", "--progress=plain", &context]).stderr;
+    shop.cooperage
+        .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    let failed = shop
+        .cooperage
+        .fails(&["build", "--progress=plain", &context])
+        .stderr;
     assert!(failed.contains("exec format error"), "{failed}");
     assert!(failed.contains("emulat"), "no word on emulators:\n{failed}");
 }

@@ -21,7 +21,10 @@ fn twenty_thousand_files_go_in_and_come_out_on_engine_28() {
 
 fn files_go_in_and_come_out(release: Release) {
     let shop = Workshop::with(release);
-    let context = shop.context("many", &[("Dockerfile", "FROM scratch\nCOPY files /files\n")]);
+    let context = shop.context(
+        "many",
+        &[("Dockerfile", "FROM scratch\nCOPY files /files\n")],
+    );
     for number in 0..FILES {
         let folder = Path::new(&context).join(format!("files/{}", number / 200));
         if number % 200 == 0 {
@@ -32,7 +35,8 @@ fn files_go_in_and_come_out(release: Release) {
     shop.cooperage.ok(&["create", "--name", "c", "--use"]);
     let out = shop.lab.directory().join("out");
     let output = format!("type=local,dest={}", text(&out));
-    shop.cooperage.ok(&["build", "--progress=plain", "-o", &output, &context]);
+    shop.cooperage
+        .ok(&["build", "--progress=plain", "-o", &output, &context]);
     for number in 0..FILES {
         let path = out.join(format!("files/{}/{number}", number / 200));
         let found = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
@@ -45,7 +49,9 @@ fn content(number: usize) -> Vec<u8> {
     let mut state = number as u64 + 1;
     (0..FILE_BYTES)
         .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 56) as u8
         })
         .collect()

@@ -28,7 +28,8 @@ const OPTIONS: &[&[&str]] = &[
 fn containers_are_made_as_stock_makes_them() {
     let shop = Workshop::open();
     shop.engine.docker(&["network", "create", "foonet"]);
-    shop.cooperage.ok(&["create", "--name", "first", "--bootstrap"]);
+    shop.cooperage
+        .ok(&["create", "--name", "first", "--bootstrap"]);
     let image = shop.engine.docker(&[
         "inspect",
         "--format={{.Config.Image}}",
@@ -52,7 +53,11 @@ fn containers_are_made_as_stock_makes_them() {
         });
         let mut differences = Vec::new();
         compare("", &made[0], &made[1], &mut differences);
-        faults.extend(differences.into_iter().map(|difference| format!("{options:?} {difference}")));
+        faults.extend(
+            differences
+                .into_iter()
+                .map(|difference| format!("{options:?} {difference}")),
+        );
     }
     assert!(faults.is_empty(), "(ours, stock's)\n{}", faults.join("\n"));
 }
@@ -62,9 +67,17 @@ fn containers_are_made_as_stock_makes_them() {
 fn comparable(inspected: &str) -> Value {
     let list: Value = serde_json::from_str(inspected).unwrap();
     let mut container = list[0].clone();
-    for name in ["Id", "Created", "State", "ResolvConfPath", "HostnamePath", "HostsPath", "LogPath",
-        "GraphDriver", "ExecIDs"]
-    {
+    for name in [
+        "Id",
+        "Created",
+        "State",
+        "ResolvConfPath",
+        "HostnamePath",
+        "HostsPath",
+        "LogPath",
+        "GraphDriver",
+        "ExecIDs",
+    ] {
         container.as_object_mut().unwrap().remove(name);
     }
     container["Config"]["Hostname"] = Value::Null;
@@ -87,7 +100,12 @@ fn compare(path: &str, ours: &Value, stock: &Value, differences: &mut Vec<String
             let names: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
             for name in names {
                 let path = format!("{path}.{name}");
-                compare(&path, &ours[name.as_str()], &stock[name.as_str()], differences);
+                compare(
+                    &path,
+                    &ours[name.as_str()],
+                    &stock[name.as_str()],
+                    differences,
+                );
             }
         }
         _ if ours == stock => {}

@@ -34,7 +34,10 @@ impl Server {
         let start = Instant::now();
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             let log = std::fs::read_to_string(root.join("log")).unwrap();
-            assert!(start.elapsed() < Duration::from_secs(20), "no server:\n{log}");
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "no server:\n{log}"
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         Server { process, socket }
@@ -72,18 +75,45 @@ fn stock_client_builds_and_loads_on_our_server() {
     let shop = Workshop::open();
     let server = Server::start(&shop);
     let stock = shop.stock();
-    stock.ok(&["create", "--name", "far", "--driver", "remote", &server.address()]);
+    stock.ok(&[
+        "create",
+        "--name",
+        "far",
+        "--driver",
+        "remote",
+        &server.address(),
+    ]);
     let context = example(&shop);
     let build = stock.ok(&[
-        "build", "--builder", "far", "--progress", "plain", "--load", "-t", "site", &context,
+        "build",
+        "--builder",
+        "far",
+        "--progress",
+        "plain",
+        "--load",
+        "-t",
+        "site",
+        &context,
     ]);
     assert!(build.stderr.contains("made hoops.html"), "{}", build.stderr);
     let printed = shop.engine.docker(&["run", "--rm", "site"]);
     assert!(printed.starts_with("2 pages:"), "{printed}");
     let again = stock.ok(&[
-        "build", "--builder", "far", "--progress", "plain", "--load", "-t", "site", &context,
+        "build",
+        "--builder",
+        "far",
+        "--progress",
+        "plain",
+        "--load",
+        "-t",
+        "site",
+        &context,
     ]);
-    assert!(!again.stderr.contains("made hoops.html"), "{}", again.stderr);
+    assert!(
+        !again.stderr.contains("made hoops.html"),
+        "{}",
+        again.stderr
+    );
 }
 
 #[test]
@@ -91,7 +121,14 @@ fn stock_client_shows_our_errors_as_its_own() {
     let shop = Workshop::open();
     let server = Server::start(&shop);
     let stock = shop.stock();
-    stock.ok(&["create", "--name", "far", "--driver", "remote", &server.address()]);
+    stock.ok(&[
+        "create",
+        "--name",
+        "far",
+        "--driver",
+        "remote",
+        &server.address(),
+    ]);
     let dockerfile = "FROM scratch\nCOPY busybox /bin/sh\nRUN exit 7\n";
     let context = shop.context_with_busybox("fails", &[("Dockerfile", dockerfile)]);
     let build = stock.fails(&["build", "--builder", "far", "--progress", "plain", &context]);
@@ -100,7 +137,11 @@ fn stock_client_shows_our_errors_as_its_own() {
         "Dockerfile:3",
         ">>> RUN exit 7",
     ] {
-        assert!(build.stderr.contains(expected), "{expected}\n{}", build.stderr);
+        assert!(
+            build.stderr.contains(expected),
+            "{expected}\n{}",
+            build.stderr
+        );
     }
 }
 
@@ -109,19 +150,41 @@ fn builders_of_stock_are_listed_used_and_removed_by_ours_and_the_reverse() {
     let shop = Workshop::open();
     let (ours, stock) = (shop.cooperage.clone(), shop.stock());
     ours.ok(&["create", "--name", "first", "--bootstrap"]);
-    let image =
-        shop.engine.docker(&["inspect", "--format={{.Config.Image}}", "buildx_buildkit_first0"]);
+    let image = shop.engine.docker(&[
+        "inspect",
+        "--format={{.Config.Image}}",
+        "buildx_buildkit_first0",
+    ]);
     let option = format!("image={image}");
     let context = example(&shop);
     for (maker, user) in [(&stock, &ours), (&ours, &stock)] {
-        maker.ok(&["create", "--name", "cask", "--driver-opt", &option, "--bootstrap"]);
+        maker.ok(&[
+            "create",
+            "--name",
+            "cask",
+            "--driver-opt",
+            &option,
+            "--bootstrap",
+        ]);
         let listed = user.ok(&["ls"]).stdout;
         assert!(listed.contains("cask"), "{listed}");
         let inspected = user.ok(&["inspect", "cask"]).stdout;
         assert!(inspected.contains("docker-container"), "{inspected}");
         assert!(inspected.contains("running"), "{inspected}");
-        user.ok(&["build", "--builder", "cask", "--load", "-t", "site", &context]);
-        assert!(shop.engine.docker(&["run", "--rm", "site"]).starts_with("2 pages:"));
+        user.ok(&[
+            "build",
+            "--builder",
+            "cask",
+            "--load",
+            "-t",
+            "site",
+            &context,
+        ]);
+        assert!(
+            shop.engine
+                .docker(&["run", "--rm", "site"])
+                .starts_with("2 pages:")
+        );
         user.ok(&["rm", "cask"]);
         let listed = maker.ok(&["ls"]).stdout;
         assert!(!listed.contains("cask"), "{listed}");

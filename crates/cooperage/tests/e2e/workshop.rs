@@ -31,10 +31,15 @@ impl Workshop {
         let lab = Lab::start();
         lab.enter_network();
         let engine = Engine::start(&lab, release);
-        let cooperage = Tool::new(executable(), &lab.subdirectory("home"))
-            .env("DOCKER_HOST", engine.host());
+        let cooperage =
+            Tool::new(executable(), &lab.subdirectory("home")).env("DOCKER_HOST", engine.host());
         let base = base_image(&lab.subdirectory("images"));
-        Workshop { lab, engine, cooperage, base }
+        Workshop {
+            lab,
+            engine,
+            cooperage,
+            base,
+        }
     }
 
     /// Stock `docker-buildx` for the same Engine and the same builder records.
@@ -73,7 +78,11 @@ impl Workshop {
     /// A context with Debian's static busybox as `busybox`, for Dockerfiles that start from nothing.
     pub fn context_with_busybox(&self, name: &str, files: &[(&str, &str)]) -> String {
         let context = self.context(name, files);
-        std::fs::copy(Peers::find().busybox("amd64"), Path::new(&context).join("busybox")).unwrap();
+        std::fs::copy(
+            Peers::find().busybox("amd64"),
+            Path::new(&context).join("busybox"),
+        )
+        .unwrap();
         context
     }
 }

@@ -21,12 +21,17 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use detect::Hierarchy;
 pub(crate) use step::StepCgroup;
+
+/// How often and at what distance it is tried to remove a server's directory.
+const REMOVAL_ATTEMPTS: u32 = 50;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(2);
 
 /// Which versions of cgroups this machine has for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,8 +208,15 @@ impl Cgroups {
 impl Drop for Cgroups {
     fn drop(&mut self) {
         for opened in &self.hierarchies {
-            // Steps that still run keep theirs; the next server sweeps it.
-            if fs::remove_dir(&opened.dir).is_ok() {
+            // Supervisors that hear now that the server is gone need a moment to clear up. What
+            // takes longer is swept by the next server.
+            let gone = (0..REMOVAL_ATTEMPTS).any(|attempt| {
+                if attempt > 0 {
+                    std::thread::sleep(REMOVAL_PAUSE);
+                }
+                fs::remove_dir(&opened.dir).is_ok()
+            });
+            if gone {
                 let _ = opened.dir.parent().map(fs::remove_dir);
             }
         }

@@ -90,10 +90,14 @@ impl<'a> Prepared<'a> {
 
     /// Runs the step to its end. When this returns, nothing of it is left.
     pub(super) fn supervise(mut self, fds: Vec<OwnedFd>) -> Result<Exited, Failure> {
-        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        control::send_fds(&self.status, LAUNCH, &borrowed).doing(|| "telling the child")?;
+        let again: io::Result<Vec<OwnedFd>> = fds.iter().map(OwnedFd::try_clone).collect();
+        let again = again.doing(|| "reading the launch")?;
         let (launch, _, streams) = open_launch(fds).doing(|| "reading the launch")?;
+        // Before the child hears of it and makes what is missing.
         let stubs = Stubs::survey(&launch)?;
+        let borrowed: Vec<BorrowedFd<'_>> = again.iter().map(AsFd::as_fd).collect();
+        control::send_fds(&self.status, LAUNCH, &borrowed).doing(|| "telling the child")?;
+        drop(again);
         let pump = launch.terminal.map(|_| Pump::new(streams));
         self.move_child();
         // A child that has failed already does not wait for this; why it failed is heard next.

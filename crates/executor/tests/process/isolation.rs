@@ -1,6 +1,6 @@
 //! What a step can see and do, in the sandbox and out of it.
 
-use crate::harness::Bench;
+use crate::harness::{Bench, block_on, no_streams};
 use executor::CgroupLayout;
 use llb::NetMode;
 
@@ -167,12 +167,20 @@ fn the_step_has_a_cgroup_and_it_goes_away() {
         );
         assert!(!std::path::Path::new(&format!("/sys/fs/cgroup/memory{path}")).exists());
     }
-    let mut spec = bench.script("cat /proc/self/cgroup");
+    let mut spec = bench.script("sleep 1000");
     spec.cgroup_parent = "/cooperage-test-parent".to_owned();
-    let outcome = bench.run(spec);
+    let cgroups = block_on(async {
+        let process = bench.executor.start("step", spec, no_streams()).await;
+        let mut process = process.unwrap();
+        let pid = process.started().await.unwrap().unwrap();
+        let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        process.kill();
+        assert_eq!(process.wait().await.unwrap().signal, Some(9));
+        cgroups
+    });
     assert!(
-        outcome.ok().contains("/cooperage-test-parent/cooperage-"),
-        "{outcome:?}"
+        cgroups.contains("/cooperage-test-parent/cooperage-"),
+        "{cgroups}"
     );
     remove_test_parents();
 }

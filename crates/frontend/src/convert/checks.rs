@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use dockerfile::ignore::clean_path;
 use dockerfile::lint::{Linter, Rule};
 use dockerfile::quote::quoted;
 use dockerfile::shell::{Expansion, Variables};
 use dockerfile::suggest::nearest;
 use dockerfile::{Dockerfile, Lines, Stage};
 use oci::{Platform, Reference};
+use pathmatch::clean_path;
 
 use crate::convert::{Converter, NOT_VARIABLES};
 use crate::platform::parse_platform;
@@ -235,12 +235,12 @@ pub(super) fn copied_path(
     let everything = matches!(source.as_str(), "." | "/");
     let all_ignored = || {
         let mut patterns = ignored.patterns().iter();
-        patterns.any(|pattern| matches!(pattern.text(), "*" | "**" | "**/*"))
+        patterns.any(|pattern| matches!(pattern.as_str(), "*" | "**" | "**/*"))
     };
     if everything && !all_ignored() {
         return;
     }
-    if ignored.matches_or_parent_matches(&source) {
+    if ignored.matches(source.as_bytes()) {
         let verb = if is_add { "Add" } else { "Copy" };
         let message = format!(
             "Attempting to {verb} file {} that is excluded by .dockerignore",

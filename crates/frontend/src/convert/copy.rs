@@ -1,11 +1,11 @@
 //! `COPY` and `ADD`.
 
 use diag::Result;
-use dockerfile::ignore::clean_path;
 use dockerfile::quote::quoted;
 use dockerfile::{AddInstruction, CopyInstruction, SourcesAndDest};
 use llb::{ChownOpt, CopyAction, FileActionKind, MkFileAction, ProgressGroup, UserOpt, VertexMeta};
 use oci::Digest;
+use pathmatch::clean_path;
 
 use crate::convert::chmod::Mode;
 use crate::convert::dispatch::Place;

@@ -228,7 +228,7 @@ impl Converter<'_> {
         if makes_layer {
             let user = stage.image.config.user.clone();
             let mkdir = FileActionKind::MkDir(MkDirAction {
-                path: dockerfile::ignore::clean_path(&dir),
+                path: pathmatch::clean_path(&dir),
                 mode: 0o755,
                 make_parents: true,
                 owner: (!user.is_empty()).then(|| super::copy::owner(&user)),
@@ -263,9 +263,9 @@ impl Converter<'_> {
             path => path,
         };
         let mut clean = if path.starts_with('/') {
-            dockerfile::ignore::clean_path(path)
+            pathmatch::clean_path(path)
         } else {
-            dockerfile::ignore::clean_path(&format!("/{dir}/{path}"))
+            pathmatch::clean_path(&format!("/{dir}/{path}"))
         };
         if path.ends_with('/') && !clean.ends_with('/') {
             clean.push('/');
@@ -310,8 +310,8 @@ fn absolute(path: &str, parent: &str) -> String {
         return match parent {
             "" => "/".to_owned(),
             parent if parent.starts_with('/') => parent.to_owned(),
-            parent => dockerfile::ignore::clean_path(&format!("/{parent}")),
+            parent => pathmatch::clean_path(&format!("/{parent}")),
         };
     }
-    dockerfile::ignore::clean_path(&format!("/{parent}/{path}"))
+    pathmatch::clean_path(&format!("/{parent}/{path}"))
 }

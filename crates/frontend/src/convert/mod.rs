@@ -24,12 +24,12 @@ mod stages;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use diag::Result;
-use dockerfile::ignore::PatternMatcher;
 use dockerfile::lint::{LintConfig, Linter};
 use dockerfile::shell::{Lexer, Variables};
 use dockerfile::{Dockerfile, Lines, Stage};
 use llb::{Graph, ProxyEnv};
 use oci::{ImageConfig, Platform};
+use pathmatch::PatternMatcher;
 
 pub(crate) use outline::Outline;
 

@@ -1,7 +1,6 @@
 //! `RUN`.
 
 use diag::Result;
-use dockerfile::ignore::clean_path;
 use dockerfile::quote::{plain_list, quoted};
 use dockerfile::shell::{Lexer, Variables};
 use dockerfile::{CommandLine, Heredoc, Mount, MountType, RunInstruction, RunNetwork, Sharing};
@@ -9,6 +8,7 @@ use llb::{
     CacheSharing, ChownOpt, ExecOp, FileActionKind, MkDirAction, MountKind, NetMode, SecretEnv,
     SecurityMode, UserOpt, VertexMeta,
 };
+use pathmatch::clean_path;
 
 use crate::convert::Converter;
 use crate::convert::dispatch::Place;

@@ -1,0 +1,166 @@
+//! `buildkitd` as a process: command line, logging, mount namespace, signals.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use diag::{Context, Error, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, LogConfig};
+use crate::flags::Flags;
+use crate::listen::listeners;
+use crate::server::{Server, ServerOptions};
+use crate::version::version_line;
+
+/// How long the runtime has for what is left when the server has stopped.
+const EXIT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Runs the server; `args` begins with the program's name. Must be called before the process has
+/// threads: it enters a mount namespace of its own, so that nothing stays mounted however it ends.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let flags = match Flags::parse_from_args(&args) {
+        Ok(flags) => flags,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(error.exit_code().clamp(0, 255) as u8);
+        }
+    };
+    if flags.version {
+        let _ = writeln!(std::io::stdout(), "{}", version_line());
+        return ExitCode::SUCCESS;
+    }
+    match run(&flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut stderr = std::io::stderr();
+            let _ = writeln!(stderr, "buildkitd: {error}");
+            for hint in error.hints() {
+                let _ = writeln!(stderr, "hint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(flags: &Flags) -> Result<()> {
+    let (config, unknown) = flags.configuration()?;
+    start_logging(&config)?;
+    for key in unknown {
+        tracing::warn!("{key} is passed over");
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::new(
+            diag::Code::PermissionDenied,
+            "rootless mode requires to be executed as the mapped root in a user namespace",
+        ));
+    }
+    enter_mount_namespace()?;
+    raise_limits();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("buildkitd")
+        .build()
+        .context("runtime")?;
+    let outcome = runtime.block_on(serve(config));
+    runtime.shutdown_timeout(EXIT_TIMEOUT);
+    outcome
+}
+
+async fn serve(config: Config) -> Result<()> {
+    // Listening comes first: a client that connects while state is opened waits and is not refused.
+    let listeners = listeners(&config.grpc)?;
+    let stop = CancellationToken::new();
+    stop_on_signals(stop.clone())?;
+    let server = tokio::task::spawn_blocking(|| Server::open(config, ServerOptions::default()))
+        .await
+        .map_err(|error| Error::internal(error.to_string()))??;
+    let worker = server.parts().worker.to_proto();
+    tracing::info!("found worker {:?}, labels={:?}", worker.id, worker.labels);
+    server.serve(listeners, stop).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The first SIGTERM or SIGINT stops the server; the third does so at once.
+fn stop_on_signals(stop: CancellationToken) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
+    tokio::spawn(async move {
+        for count in 1.. {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if count >= 3 {
+                std::process::exit(1);
+            }
+            tracing::info!("stopping server");
+            stop.cancel();
+        }
+    });
+    Ok(())
+}
+
+/// Mounts made from here on are seen by this process and its children alone, and vanish with them;
+/// mounts made outside still come in.
+fn enter_mount_namespace() -> Result<()> {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+    // SAFETY: only the mount namespace is left, and this process has no other thread yet that could
+    // rely on sharing it.
+    let left = unsafe { unshare_unsafe(UnshareFlags::NEWNS) };
+    let entered = left.and_then(|()| {
+        mount_change(
+            "/",
+            MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM,
+        )
+    });
+    entered
+        .map_err(std::io::Error::from)
+        .context("entering a mount namespace")
+        .map_err(|error| error.hint("the server needs CAP_SYS_ADMIN: run it as root, in a container with --privileged"))
+}
+
+/// As many open files as are allowed, and the kernel's mercy when memory is short. Neither is
+/// needed to work.
+fn raise_limits() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let files = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: files.maximum,
+        maximum: files.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!("raising the limit of open files: {error}");
+    }
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-500") {
+        tracing::debug!("lowering the oom score: {error}");
+    }
+}
+
+fn start_logging(config: &Config) -> Result<()> {
+    let LogConfig { format, level } = &config.log;
+    let level = match level.as_str() {
+        _ if config.trace => "trace",
+        _ if config.debug => "debug",
+        "" => "info",
+        "warning" => "warn",
+        "fatal" | "panic" => "error",
+        level @ ("error" | "warn" | "info" | "debug" | "trace") => level,
+        other => return Err(Error::invalid(format!("unsupported log level: {other:?}"))),
+    };
+    let filter = EnvFilter::try_new(level).map_err(|error| Error::invalid(error.to_string()))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_writer(std::io::stderr);
+    let started = match format.as_str() {
+        "json" => builder.json().try_init(),
+        "text" | "" => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        other => return Err(Error::invalid(format!("unsupported log type {other:?}"))),
+    };
+    started.map_err(|error| Error::internal(format!("logging: {error}")))
+}
