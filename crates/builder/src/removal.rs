@@ -40,6 +40,8 @@ pub struct StopRequest {
 /// What a removal did.
 #[derive(Clone, Debug, Default)]
 pub struct Removed {
+    /// The builder.
+    pub name: String,
     /// What was forgotten and may remain, by name.
     pub remains: Vec<String>,
 }
@@ -55,11 +57,10 @@ impl Builder {
             Ok(builder) => builder,
             Err(BuilderError::CorruptRecord { name, .. }) if request.force => {
                 docker.store().transaction().remove(&name)?;
-                return Ok(Removed {
-                    remains: vec![format!(
-                        "containers and volumes of {name}, which its record no longer names"
-                    )],
-                });
+                let remains = vec![format!(
+                    "containers and volumes of {name}, which its record no longer names"
+                )];
+                return Ok(Removed { name, remains });
             }
             Err(error) => return Err(error.into()),
         };
@@ -73,7 +74,10 @@ impl Builder {
             let txn = docker.store().transaction();
             builder.note_kept(&txn, true);
             txn.remove(builder.name())?;
-            return Ok(Removed::default());
+            return Ok(Removed {
+                name: builder.name().to_owned(),
+                remains: Vec::new(),
+            });
         }
         builder.load_nodes(LoadOptions::default()).await?;
         builder.remove_loaded(request).await
@@ -122,7 +126,10 @@ impl Builder {
             None => {
                 self.note_kept(&txn, request.keep_state);
                 txn.remove(self.name())?;
-                Ok(Removed { remains })
+                Ok(Removed {
+                    name: self.name().to_owned(),
+                    remains,
+                })
             }
         }
     }

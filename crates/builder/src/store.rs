@@ -137,6 +137,10 @@ impl Transaction<'_> {
     pub fn save(&self, group: &NodeGroup) -> Result<(), BuilderError> {
         let name = validate_name(&group.name)?;
         self.touch(&name);
+        for node in &group.nodes {
+            // What was kept belongs to this builder again.
+            self.set_kept(&node.name, false);
+        }
         let path = format!("{INSTANCES}/{name}");
         let bytes = serde_json::to_vec(group).map_err(|error| BuilderError::Config {
             context: path.clone(),

@@ -11,7 +11,6 @@ use futures::future::try_join_all;
 use oci::Reference;
 use progress_ui::Progress;
 use proto::control::control_client::ControlClient;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::environment::Environment;
@@ -207,20 +206,13 @@ async fn boot<'a>(
     request: &BuildRequest,
     progress: &Progress,
 ) -> Result<Vec<ResolvedNode<'a>>, Error> {
-    let (sender, mut receiver) = mpsc::channel(64);
+    let boot_progress = boot_progress(progress);
+    builder.resolve(&request.platforms, &boot_progress).await
+}
+
+fn boot_progress(progress: &Progress) -> BootProgress {
     let progress = progress.clone();
-    let forward = async move {
-        while let Some(status) = receiver.recv().await {
-            progress.send(status);
-        }
-    };
-    let resolving = async {
-        // The sender goes with this future, which ends the forwarding.
-        let boot_progress = BootProgress::new(sender);
-        builder.resolve(&request.platforms, &boot_progress).await
-    };
-    let (nodes, ()) = tokio::join!(resolving, forward);
-    nodes
+    BootProgress::callback(move |status| progress.send(status))
 }
 
 async fn facts_of(node: &ResolvedNode<'_>, prepared: &Prepared) -> Result<NodeFacts, Error> {
@@ -348,7 +340,9 @@ async fn solve_on(
             "the server was lost and is booted again"
         );
         node.node.disconnect().await;
-        connection = reboot(&node, services)
+        connection = node
+            .node
+            .boot(&boot_progress(&services.progress))
             .await
             .map_err(|error| error.hint(cause))?;
         plan.reference = crate::id::new_id();
@@ -363,22 +357,6 @@ async fn solve_on(
         response.remove(CONFIG_DIGEST);
     }
     Ok(response)
-}
-
-async fn reboot(node: &ResolvedNode<'_>, services: &Services) -> Result<driver::Connection, Error> {
-    let (sender, mut receiver) = mpsc::channel(64);
-    let progress = services.progress.clone();
-    let forward = async move {
-        while let Some(status) = receiver.recv().await {
-            progress.send(status);
-        }
-    };
-    let booting = async {
-        let boot_progress = BootProgress::new(sender);
-        node.node.boot(&boot_progress).await
-    };
-    let (connection, ()) = tokio::join!(booting, forward);
-    connection
 }
 
 /// Opens the session, solves, and ends the session.

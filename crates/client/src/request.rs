@@ -200,11 +200,6 @@ impl BuildRequest {
         let (cache_from, cache_to) = (cache(&flags.cache_from)?, cache(&flags.cache_to)?);
         let secrets = parse_secrets(&flags.secrets)?;
         let call = parse_call(&flags.call)?;
-        if flags.no_cache && !flags.no_cache_filter.is_empty() {
-            return Err(Error::invalid(
-                "--no-cache and --no-cache-filter cannot currently be used together",
-            ));
-        }
         let mut request = BuildRequest {
             context: flags.context.clone(),
             dockerfile: flags.file.clone(),
@@ -213,7 +208,6 @@ impl BuildRequest {
             target: flags.target.clone(),
             build_args,
             labels,
-            platforms: parse_platforms(&flags.platforms)?,
             no_cache: flags.no_cache,
             no_cache_stages: flags.no_cache_filter.clone(),
             pull: flags.pull,
@@ -221,23 +215,38 @@ impl BuildRequest {
             secrets,
             ssh: parse_ssh(&flags.ssh),
             add_hosts: add_hosts(&flags.add_hosts)?,
-            network: parse_network(&flags.network)?,
             shm_size_bytes: shm_size(&flags.shm_size)?,
             ulimits: parse_ulimits(&flags.ulimits)?,
-            resources: parse_resources(&flags.resources)?,
             cgroup_parent: flags.cgroup_parent.clone(),
-            entitlements: parse_entitlements(&flags.allow)?,
             cache_from,
             cache_to,
             attests,
-            annotations: parse_annotations(&flags.annotations)
-                .map_err(|error| error.context("parse annotations"))?,
             call,
+            ..BuildRequest::default()
         };
+        // What is wrong with these is told as a failure of the build and not of the command line.
+        request
+            .add_checked(flags)
+            .map_err(|error| error.context("failed to build"))?;
         request.use_default_agent();
         request.add_push_and_load(flags.push, flags.load);
         request.add_inline_cache();
         Ok(request)
+    }
+
+    fn add_checked(&mut self, flags: &BuildFlags) -> Result<(), Error> {
+        if flags.no_cache && !flags.no_cache_filter.is_empty() {
+            return Err(Error::invalid(
+                "--no-cache and --no-cache-filter cannot currently be used together",
+            ));
+        }
+        self.resources = parse_resources(&flags.resources)?;
+        self.platforms = parse_platforms(&flags.platforms)?;
+        self.entitlements = parse_entitlements(&flags.allow)?;
+        self.annotations = parse_annotations(&flags.annotations)
+            .map_err(|error| error.context("parse annotations"))?;
+        self.network = parse_network(&flags.network)?;
+        Ok(())
     }
 
     /// A git context over ssh needs an agent even when none was named.
@@ -440,7 +449,7 @@ mod tests {
         };
         assert_eq!(
             request(no_cache).unwrap_err(),
-            "--no-cache and --no-cache-filter cannot currently be used together"
+            "failed to build: --no-cache and --no-cache-filter cannot currently be used together"
         );
         let iid = BuildFlags {
             outputs: vec!["out".into()],
@@ -458,7 +467,7 @@ mod tests {
         assert!(
             request(network)
                 .unwrap_err()
-                .starts_with("network mode \"foonet\" not supported")
+                .starts_with("failed to build: network mode \"foonet\" not supported")
         );
         let shm = BuildFlags {
             shm_size: "abc".into(),

@@ -24,6 +24,7 @@ use tokio_util::sync::PollSender;
 
 use crate::environment::Environment;
 use crate::export::Target;
+use crate::inputs::go_path_error;
 use crate::load::load_image;
 use crate::plan::SolvePlan;
 use crate::spec;
@@ -100,6 +101,13 @@ fn secrets(plan: &SolvePlan, env: &Environment) -> Result<BTreeMap<String, Secre
             spec::SecretSource::Named if env.get(&secret.id).is_some() => variable(env, &secret.id),
             spec::SecretSource::Named => SecretSource::File(env.path(&secret.id)),
         };
+        if let (SecretSource::File(_), spec::SecretSource::File(shown)) = (&source, &secret.source)
+            && let Err(error) = std::fs::metadata(env.path(shown))
+        {
+            return Err(
+                go_path_error("stat", shown, &error).context(format!("failed to stat {shown}"))
+            );
+        }
         source.check(&secret.id).map_err(Error::from)?;
         secrets.insert(secret.id.clone(), source);
     }
@@ -132,8 +140,11 @@ fn agents(plan: &SolvePlan, env: &Environment) -> Result<Vec<SshAgent>, Error> {
             );
         }
         let made = SshAgent::new(id, &paths, false).map_err(Error::from);
-        let context = || format!("failed to convert agent config for ID: {id:?}");
-        agents.push(made.map_err(|error| error.context(context()))?);
+        let context = format!(
+            "failed to convert agent config {{{id} [{}] false}}",
+            agent.paths.join(" ")
+        );
+        agents.push(made.map_err(|error| error.context(context))?);
     }
     Ok(agents)
 }

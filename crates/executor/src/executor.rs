@@ -423,9 +423,7 @@ impl Inner {
             readonly_rootfs: spec.readonly_rootfs,
             args: spec.args.clone(),
             env: spec.env.clone(),
-            cwd: crate::rootpath::clean(&spec.cwd)
-                .to_string_lossy()
-                .into_owned(),
+            cwd: format!("/{}", spec.cwd.trim_start_matches('/')),
             user: spec.user.clone(),
             hostname: hostname.to_owned(),
             mounts: launch_mounts(spec, files)?,

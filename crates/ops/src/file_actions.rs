@@ -55,7 +55,8 @@ pub fn mkfile(root: &Root, action: &MkFileAction, owner: Option<Owner>) -> Resul
         .ok_or_else(|| failed("open")(Errno::NOENT))?;
     let name = path.name().ok_or_else(|| failed("open")(Errno::ISDIR))?;
     let existed = root.stat(&path)?.is_some();
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(action.mode & 0o777);
     let fd = rustix::fs::openat(&parent, name, flags, mode).map_err(failed("open"))?;
     let mut file = std::fs::File::from(fd);
@@ -136,8 +137,7 @@ pub fn copy(
         vec![src]
     };
     for path in sources {
-        if action.attempt_unpack
-            && unpack_archive(source, &path, target, &dest, &options, cancel)?
+        if action.attempt_unpack && unpack_archive(source, &path, target, &dest, &options, cancel)?
         {
             continue;
         }
@@ -232,7 +232,9 @@ impl Wanted<'_> {
             if pathmatch::glob_match(self.pattern, below).unwrap_or(false) {
                 found.push(child.display());
             } else if depth < self.depth
-                && stat_entry(&fd, &name).map_err(failed)?.is_some_and(|s| is_dir(&s))
+                && stat_entry(&fd, &name)
+                    .map_err(failed)?
+                    .is_some_and(|s| is_dir(&s))
             {
                 self.walk(&child, below, found)?;
             }
@@ -276,7 +278,10 @@ fn rm_path(root: &Root, path: &str, allow_not_found: bool) -> Result<(), OpError
     let Some((dir, name)) = path.rsplit_once('/').filter(|(_, name)| !name.is_empty()) else {
         return Err(OpError::Invalid("rmPath: invalid empty path".into()));
     };
-    let dir = root.resolve(Path::new(if dir.is_empty() { "/" } else { dir }), LastLink::Follow)?;
+    let dir = root.resolve(
+        Path::new(if dir.is_empty() { "/" } else { dir }),
+        LastLink::Follow,
+    )?;
     let entry = dir.child(OsStr::new(name));
     let failed = |errno| OpError::path("unlinkat", path.clone(), errno);
     if !allow_not_found {

@@ -216,8 +216,7 @@ impl Root {
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(OpError::path("lstat", display(path), errno)),
         };
-        let stat =
-            rustix::fs::fstat(&fd).map_err(|e| OpError::path("lstat", display(path), e))?;
+        let stat = rustix::fs::fstat(&fd).map_err(|e| OpError::path("lstat", display(path), e))?;
         if !is_link(&stat) {
             return Ok(None);
         }
@@ -262,7 +261,6 @@ pub fn clean(path: &str) -> String {
 pub(crate) fn errno_of(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
-
 
 fn stat_error(path: &Resolved, errno: Errno) -> OpError {
     OpError::path("lstat", path.display(), errno)

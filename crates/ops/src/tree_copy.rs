@@ -243,9 +243,8 @@ impl Copier<'_> {
 
     fn copy_entry(&mut self, name: &OsStr, below: &Path, to: &Resolved) -> Result<(), OpError> {
         let selected = self.select(below);
-        let may_skip = !selected.included
-            && self.options.include.is_none()
-            && !self.exclude_has_exceptions();
+        let may_skip =
+            !selected.included && self.options.include.is_none() && !self.exclude_has_exceptions();
         if may_skip {
             return Ok(());
         }
@@ -615,7 +614,11 @@ fn copy_content(
             Err(Errno::INTR) => {}
             Err(errno) if copied_any => return Err(errno),
             Err(
-                Errno::NOSYS | Errno::XDEV | Errno::PERM | Errno::IO | Errno::OPNOTSUPP
+                Errno::NOSYS
+                | Errno::XDEV
+                | Errno::PERM
+                | Errno::IO
+                | Errno::OPNOTSUPP
                 | Errno::INVAL,
             ) => break,
             Err(errno) => return Err(errno),

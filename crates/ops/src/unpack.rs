@@ -57,8 +57,7 @@ pub(crate) fn unpack_archive(
         }),
     };
     let stopping = Cancellable { file, cancel };
-    let unpacked = decompressor(stopping)
-        .and_then(|reader| unpack_tree(reader, &opened, &unpack));
+    let unpacked = decompressor(stopping).and_then(|reader| unpack_tree(reader, &opened, &unpack));
     match unpacked {
         Ok(_) => Ok(true),
         Err(_) if cancel.is_cancelled() => Err(OpError::Canceled),
@@ -77,7 +76,8 @@ fn is_archive(file: &mut File) -> Result<bool, ArchiveError> {
         Err(error @ ArchiveError::Unsupported(_)) => return Err(error),
         Err(_) => false,
     };
-    file.seek(SeekFrom::Start(0)).map_err(ArchiveError::Stream)?;
+    file.seek(SeekFrom::Start(0))
+        .map_err(ArchiveError::Stream)?;
     Ok(known)
 }
 

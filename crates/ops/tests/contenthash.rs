@@ -1,4 +1,5 @@
 //! Content digests: equal for equal trees, different for every difference that counts.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -54,7 +55,12 @@ fn whiteout(path: &Path) {
 #[test]
 fn a_tree_has_one_digest_however_it_is_split_into_layers() {
     let flat = dir(&[("a", "1"), ("d/b", "2"), ("d/e/c", "3")]);
-    let lower = dir(&[("a", "old"), ("d/b", "2"), ("d/gone", "x"), ("d/e/old", "x")]);
+    let lower = dir(&[
+        ("a", "old"),
+        ("d/b", "2"),
+        ("d/gone", "x"),
+        ("d/e/old", "x"),
+    ]);
     let upper = dir(&[("a", "1"), ("d/e/c", "3")]);
     whiteout(&upper.path().join("d/gone"));
     rustix::fs::setxattr(
@@ -105,7 +111,12 @@ fn only_what_is_selected_counts() {
         include: vec!["*.c".into()],
         ..Selector::followed("/src")
     };
-    for selector in [excluding, including, pattern("/src/*.c"), pattern("/s*/a.c")] {
+    for selector in [
+        excluding,
+        including,
+        pattern("/src/*.c"),
+        pattern("/s*/a.c"),
+    ] {
         let selector = [selector];
         assert_eq!(digest(&[&one], &selector), digest(&[&two], &selector));
     }
@@ -132,5 +143,9 @@ fn links_are_followed_where_asked_and_missing_paths_are_named() {
         required: vec!["/real/x".into()],
         ..Selector::followed("/real")
     };
-    assert!(try_digest(&[&tree], &[required]).unwrap_err().is_not_found());
+    assert!(
+        try_digest(&[&tree], &[required])
+            .unwrap_err()
+            .is_not_found()
+    );
 }

@@ -1,4 +1,5 @@
 //! Copies between two directories, as `COPY` and `ADD` ask for them.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -96,7 +97,14 @@ fn files_and_slashes() {
     bench.copy("/a.txt", "/deep/er/x");
     assert_eq!(
         bench.tree(),
-        ["deep/", "deep/er/", "deep/er/x", "new", "newdir/", "newdir/a.txt"]
+        [
+            "deep/",
+            "deep/er/",
+            "deep/er/x",
+            "new",
+            "newdir/",
+            "newdir/a.txt"
+        ]
     );
 }
 
@@ -109,7 +117,14 @@ fn directories_stand_for_their_content() {
     assert_eq!(
         bench.tree(),
         [
-            "d1/", "d1/c.txt", "d1/d.txt", "d1/sub/", "d1/sub/d.txt", "d2/", "d2/c.txt", "d2/sub/",
+            "d1/",
+            "d1/c.txt",
+            "d1/d.txt",
+            "d1/sub/",
+            "d1/sub/d.txt",
+            "d2/",
+            "d2/c.txt",
+            "d2/sub/",
             "d2/sub/d.txt"
         ]
     );
@@ -124,7 +139,9 @@ fn wildcards_match_like_go_and_stop_below_a_match() {
     bench.copy("/nothing*", "/w4/");
     assert_eq!(
         bench.tree(),
-        ["w1/", "w1/a.txt", "w1/b.txt", "w2/", "w2/c.txt", "w3/", "w3/b.txt"]
+        [
+            "w1/", "w1/a.txt", "w1/b.txt", "w2/", "w2/c.txt", "w3/", "w3/b.txt"
+        ]
     );
     let mut strict = like_dockerfile("/nothing*", "/w5/");
     strict.allow_empty_wildcard = false;
@@ -145,8 +162,16 @@ fn include_patterns_make_only_the_directories_they_need() {
     assert_eq!(
         bench.tree(),
         [
-            "p/", "p/dir/", "p/dir/sub/", "p/dir/sub/d.txt", "q/", "q/dir/", "q/dir/c.txt",
-            "q/dir/sub/", "q/empty/", "q/one.c"
+            "p/",
+            "p/dir/",
+            "p/dir/sub/",
+            "p/dir/sub/d.txt",
+            "q/",
+            "q/dir/",
+            "q/dir/c.txt",
+            "q/dir/sub/",
+            "q/empty/",
+            "q/one.c"
         ]
     );
 }
@@ -235,11 +260,23 @@ fn links_in_the_destination_stay_inside() {
     assert_eq!(
         bench.tree(),
         [
-            "end.txt", "escape", "link.txt", "not/", "not/yet/", "not/yet/z", "out", "pending",
-            "real/", "real/a.txt", "short"
+            "end.txt",
+            "escape",
+            "link.txt",
+            "not/",
+            "not/yet/",
+            "not/yet/z",
+            "out",
+            "pending",
+            "real/",
+            "real/a.txt",
+            "short"
         ]
     );
-    assert_eq!(std::fs::read_to_string(to.join("end.txt")).unwrap(), "b.txt");
+    assert_eq!(
+        std::fs::read_to_string(to.join("end.txt")).unwrap(),
+        "b.txt"
+    );
 }
 
 #[test]

@@ -5,7 +5,10 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    if args.get(1).is_some_and(|arg| arg == executor::INIT_ARGUMENT) {
+    if args
+        .get(1)
+        .is_some_and(|arg| arg == executor::INIT_ARGUMENT)
+    {
         executor::init_main();
     }
     server::main(args)

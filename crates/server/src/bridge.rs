@@ -15,7 +15,9 @@ use diag::{Error, Result};
 use futures::Stream;
 use futures::future::try_join_all;
 use oci::{Digest, Reference};
-use ops::work::{Event, Outside, blocking, image_reference, layout_provider, oci_layout_store, registry_provider};
+use ops::work::{
+    Event, Outside, blocking, image_reference, layout_provider, oci_layout_store, registry_provider,
+};
 use parking_lot::Mutex;
 use progress::VertexWarning;
 use proto::gateway::llb_bridge_server::LlbBridge;
@@ -105,7 +107,11 @@ impl Gateway {
     }
 
     /// The build a call belongs to.
-    async fn build<T>(&self, request: &Request<T>, call: &str) -> Result<Arc<GatewayBuild>, Status> {
+    async fn build<T>(
+        &self,
+        request: &Request<T>,
+        call: &str,
+    ) -> Result<Arc<GatewayBuild>, Status> {
         let id = request
             .metadata()
             .get(BUILD_ID)
@@ -117,9 +123,9 @@ impl Gateway {
             )));
         }
         let entry = self.parts.builds.wait(id, BUILD_TIMEOUT).await;
-        entry.and_then(|entry| entry.gateway).ok_or_else(|| {
-            Status::not_found(format!("forwarding {call}: no such job {id}"))
-        })
+        entry
+            .and_then(|entry| entry.gateway)
+            .ok_or_else(|| Status::not_found(format!("forwarding {call}: no such job {id}")))
     }
 }
 
@@ -217,7 +223,11 @@ impl GatewayBuild {
             return self.finish(Err(from_rpc_status(&status)));
         }
         let result = request.result.unwrap_or_default();
-        if result.attestations.values().any(|a| !a.attestation.is_empty()) {
+        if result
+            .attestations
+            .values()
+            .any(|a| !a.attestation.is_empty())
+        {
             return Err(Error::unimplemented(
                 "attestations of frontends are not supported by this server",
             ));

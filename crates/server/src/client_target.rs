@@ -55,11 +55,13 @@ impl ClientTarget for SessionTarget {
             ..SendDirRequest::default()
         };
         let as_it_is = match trees.as_slice() {
-            [Tree {
-                root,
-                folder: None,
-                mtime: None,
-            }] => Some(root.clone()),
+            [
+                Tree {
+                    root,
+                    folder: None,
+                    mtime: None,
+                },
+            ] => Some(root.clone()),
             _ => None,
         };
         if let Some(root) = as_it_is {

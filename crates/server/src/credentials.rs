@@ -34,7 +34,10 @@ impl SessionCredentials {
             return None;
         }
         // Without its client a build can still pull what is public.
-        self.sessions.get(&self.session_id, SESSION_TIMEOUT).await.ok()
+        self.sessions
+            .get(&self.session_id, SESSION_TIMEOUT)
+            .await
+            .ok()
     }
 }
 

@@ -121,7 +121,11 @@ fn enter_mount_namespace() -> Result<()> {
     entered
         .map_err(std::io::Error::from)
         .context("entering a mount namespace")
-        .map_err(|error| error.hint("the server needs CAP_SYS_ADMIN: run it as root, in a container with --privileged"))
+        .map_err(|error| {
+            error.hint(
+                "the server needs CAP_SYS_ADMIN: run it as root, in a container with --privileged",
+            )
+        })
 }
 
 /// As many open files as are allowed, and the kernel's mercy when memory is short. Neither is
@@ -159,7 +163,9 @@ fn start_logging(config: &Config) -> Result<()> {
         .with_writer(std::io::stderr);
     let started = match format.as_str() {
         "json" => builder.json().try_init(),
-        "text" | "" => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        "text" | "" => builder
+            .with_ansi(std::io::stderr().is_terminal())
+            .try_init(),
         other => return Err(Error::invalid(format!("unsupported log type {other:?}"))),
     };
     started.map_err(|error| Error::internal(format!("logging: {error}")))

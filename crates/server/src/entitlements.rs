@@ -32,7 +32,10 @@ impl Entitlements {
             if !self.allows(kind(name)) {
                 return Err(Error::new(
                     Code::PermissionDenied,
-                    format!("granting entitlement {} is not allowed by build daemon configuration", kind(name)),
+                    format!(
+                        "granting entitlement {} is not allowed by build daemon configuration",
+                        kind(name)
+                    ),
                 )
                 .hint(format!(
                     "start the server with `--allow-insecure-entitlement={}`",

@@ -9,10 +9,10 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bollard_buildkit_proto::google::protobuf::Any;
 use diag::{Code, Error, Position, Range, SourceLocation};
 use prost::Message;
 use proto::prost;
-use bollard_buildkit_proto::google::protobuf::Any;
 use proto::rpc;
 use serde_json::{Value, json};
 use tonic::Status;
@@ -200,7 +200,10 @@ mod tests {
         let back = from_rpc_status(&decoded);
         assert_eq!(back.locations(), [location]);
         assert_eq!(back.code(), Code::NotFound);
-        assert_eq!((back.hints(), back.process_exit_code()), (&["look again".to_owned()][..], Some(3)));
+        assert_eq!(
+            (back.hints(), back.process_exit_code()),
+            (&["look again".to_owned()][..], Some(3))
+        );
         assert_eq!(back.failed_vertex(), Some(vertex.as_str()));
     }
 }

@@ -108,7 +108,9 @@ fn platforms(result: &BuildResult) -> Result<Vec<(String, Platform)>> {
         return Ok(Vec::new());
     };
     let parsed: Platforms = serde_json::from_slice(text).map_err(|error| {
-        Error::invalid(format!("failed to parse platforms passed to exporter: {error}"))
+        Error::invalid(format!(
+            "failed to parse platforms passed to exporter: {error}"
+        ))
     })?;
     let known: Vec<(String, Platform)> = parsed
         .platforms

@@ -17,7 +17,11 @@ pub const DEFAULT_ADDRESS: &str = "unix:///run/buildkit/buildkitd.sock";
 
 /// build daemon
 #[derive(Debug, Parser)]
-#[command(name = "buildkitd", disable_version_flag = true, disable_help_subcommand = true)]
+#[command(
+    name = "buildkitd",
+    disable_version_flag = true,
+    disable_help_subcommand = true
+)]
 pub struct Flags {
     /// path to config file
     #[arg(long, value_name = "FILE")]

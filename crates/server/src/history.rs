@@ -49,8 +49,8 @@ pub struct History {
 impl History {
     /// Opens or makes the database at `path`.
     pub fn open(path: &Path, content: ContentStore, config: HistoryConfig) -> Result<Self> {
-        let database = open_database(path)
-            .with_context(|| format!("build history at {}", path.display()))?;
+        let database =
+            open_database(path).with_context(|| format!("build history at {}", path.display()))?;
         Ok(History {
             database: Mutex::new(database),
             content,
@@ -153,8 +153,9 @@ impl History {
                 }
             }
         });
-        let live = (!request.early_exit && !(active_only && now.is_empty() && !request.r#ref.is_empty()))
-            .then_some(live);
+        let live = (!request.early_exit
+            && !(active_only && now.is_empty() && !request.r#ref.is_empty()))
+        .then_some(live);
         use futures::StreamExt;
         Ok(futures::stream::iter(now).chain(futures::stream::iter(live).flatten()))
     }
@@ -260,7 +261,12 @@ impl History {
             .execute(
                 "INSERT OR REPLACE INTO builds(ref, record, completed_at_ms, pinned)
                  VALUES (?1, ?2, ?3, ?4)",
-                params![record.r#ref, record.encode_to_vec(), completed, record.pinned],
+                params![
+                    record.r#ref,
+                    record.encode_to_vec(),
+                    completed,
+                    record.pinned
+                ],
             )
             .map_err(internal)?;
         Ok(())
@@ -429,7 +435,7 @@ mod tests {
         let now = Timestamp::now().as_second();
         finish(&history, "old", now - 1000);
         assert!(history.get("old").unwrap().is_some());
-        finish(&history, "pinned", now - 1000);
+        finish(&history, "pinned", now - 999);
         assert!(history.get("old").unwrap().is_none());
         history.pin("pinned", true).unwrap();
         finish(&history, "new", now);

@@ -110,11 +110,7 @@ impl Job {
     }
 
     /// Takes a graph into the build. Nothing runs yet.
-    pub fn load(
-        &self,
-        graph: Graph,
-        definition: Option<pb::Definition>,
-    ) -> Result<Arc<SolvedRef>> {
+    pub fn load(&self, graph: Graph, definition: Option<pb::Definition>) -> Result<Arc<SolvedRef>> {
         self.running.announce(&graph);
         self.entitlements
             .check(&graph)
@@ -155,9 +151,10 @@ impl Job {
             let Some(root) = reference.graph.root else {
                 return Ok(Output::empty());
             };
-            let node = self.build.node(&root.vertex).ok_or_else(|| {
-                Error::internal(format!("vertex {} was not loaded", root.vertex))
-            })?;
+            let node = self
+                .build
+                .node(&root.vertex)
+                .ok_or_else(|| Error::internal(format!("vertex {} was not loaded", root.vertex)))?;
             let output = self.build.output(&node, root.output as usize).await?;
             let (layers, stack) = (self.parts.layers.clone(), output.stack.clone());
             // How recently something was used decides what GC removes first; it is no reason to

@@ -111,11 +111,7 @@ async fn handshake(plain: Plain, tls: Option<TlsAcceptor>) -> Option<Connection>
     }
 }
 
-fn listen(
-    address: &str,
-    config: &GrpcConfig,
-    tls: Option<&TlsAcceptor>,
-) -> Result<Vec<Listener>> {
+fn listen(address: &str, config: &GrpcConfig, tls: Option<&TlsAcceptor>) -> Result<Vec<Listener>> {
     let (scheme, rest) = address.split_once("://").ok_or_else(|| {
         Error::invalid(format!(
             "address {address} does not contain proto, you meant unix://{address} ?"
@@ -244,8 +240,9 @@ fn tls_acceptor(config: &TlsConfig) -> Result<Option<TlsAcceptor>> {
         }
     };
     let certificates = read_certificates(cert)?;
-    let key = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| Error::invalid(format!("could not load key {}: {error}", key.display())))?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+        Error::invalid(format!("could not load key {}: {error}", key.display()))
+    })?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -275,7 +272,10 @@ fn tls_acceptor(config: &TlsConfig) -> Result<Option<TlsAcceptor>> {
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let wrong = |reason: String| {
-        Error::invalid(format!("could not load certificate {}: {reason}", path.display()))
+        Error::invalid(format!(
+            "could not load certificate {}: {reason}",
+            path.display()
+        ))
     };
     let certificates = CertificateDer::pem_file_iter(path)
         .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())

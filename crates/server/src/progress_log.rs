@@ -71,7 +71,10 @@ impl ProgressLog {
         let inner = self.0.clone();
         let length = inner.length.subscribe();
         futures::stream::unfold((inner, length, 0), |(inner, mut length, sent)| async move {
-            let seen = *length.wait_for(|(n, ended)| *n > sent || *ended).await.ok()?;
+            let seen = *length
+                .wait_for(|(n, ended)| *n > sent || *ended)
+                .await
+                .ok()?;
             if seen.0 == sent && seen.1 {
                 return None;
             }

@@ -16,15 +16,16 @@ const FILE_SIZE_BYTES_MAX: u64 = 512 << 20;
 pub fn read_file(root: &Root, path: &str, offset: u64, length: u64) -> Result<Vec<u8>> {
     use std::io::{Read, Seek, SeekFrom};
     let resolved = root.resolve(Path::new(path), LastLink::Follow)?;
-    let stat = root
-        .stat(&resolved)?
-        .ok_or_else(|| missing("open", path))?;
+    let stat = root.stat(&resolved)?.ok_or_else(|| missing("open", path))?;
     if is_dir(&stat) {
         let text = format!("read {}: is a directory", clean(path));
         return Err(Error::new(Code::Unknown, text));
     }
     if !is_regular(&stat) {
-        return Err(Error::invalid(format!("{} is not a regular file", clean(path))));
+        return Err(Error::invalid(format!(
+            "{} is not a regular file",
+            clean(path)
+        )));
     }
     let wanted = match length {
         0 => (stat.st_size as u64).saturating_sub(offset),

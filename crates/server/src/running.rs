@@ -92,7 +92,11 @@ impl Running {
     pub fn counts(&self) -> Counts {
         let state = self.state.lock();
         let count = |test: fn(&Vertex) -> bool| {
-            state.vertices.values().filter(|vertex| test(vertex)).count() as i32
+            state
+                .vertices
+                .values()
+                .filter(|vertex| test(vertex))
+                .count() as i32
         };
         Counts {
             total: count(|_| true),
@@ -182,6 +186,20 @@ impl Running {
             running: self.clone(),
             vertex,
         })
+    }
+
+    /// The build has ended: what still ran for it is shown as cancelled, and nothing more is said.
+    pub fn end(&self) {
+        let open: Vec<Digest> = {
+            let state = self.state.lock();
+            let running = |vertex: &&Vertex| vertex.started.is_some() && vertex.completed.is_none();
+            let open = state.vertices.values().filter(running);
+            open.map(|vertex| vertex.digest).collect()
+        };
+        for vertex in open {
+            self.finish(&vertex, false, Some(&Error::canceled()));
+        }
+        self.progress.end();
     }
 
     fn finish(&self, vertex: &Digest, cached: bool, error: Option<&Error>) {

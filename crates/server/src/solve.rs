@@ -59,8 +59,7 @@ pub async fn solve(
     );
     let job = Job::new(parts.clone(), running.clone(), plan.entitlements.clone());
     let driven = request.frontend.is_empty() && request.definition.is_none();
-    let gateway =
-        driven.then(|| GatewayBuild::new(job.clone(), request.frontend_inputs.clone()));
+    let gateway = driven.then(|| GatewayBuild::new(job.clone(), request.frontend_inputs.clone()));
     let listed = parts.builds.enter(Entry {
         running: running.clone(),
         gateway: gateway.clone(),
@@ -75,7 +74,7 @@ pub async fn solve(
         () = client_gone(&running) => Err(Error::canceled()),
     };
     job.cancel();
-    running.progress().end();
+    running.end();
     let outcome = outcome.map_err(|error| running.locate(error));
     if !request.internal {
         remember(&parts, record, &running, &outcome).await;
@@ -159,11 +158,14 @@ fn refuse_unsupported(request: &SolveRequest) -> Result<()> {
             "source policies are not supported by this server",
         ));
     }
-    let attestation = request
-        .frontend_attrs
-        .keys()
-        .find(|name| name.starts_with("attest:") || name.starts_with("build-arg:BUILDKIT_ATTEST_"));
-    if let Some(name) = attestation {
+    // Clients ask by default for an attestation "inline only": where the exporter attaches such,
+    // and ours do not. One that was asked for by name is not left out silently.
+    let inline_only = |value: &str| value.split(',').any(|field| field == "inline-only=true");
+    let attestation = request.frontend_attrs.iter().find(|(name, value)| {
+        (name.starts_with("attest:") || name.starts_with("build-arg:BUILDKIT_ATTEST_"))
+            && !inline_only(value)
+    });
+    if let Some((name, _)) = attestation {
         return Err(Error::unimplemented(format!(
             "attestations ({name}) are not supported by this server"
         )));

@@ -290,6 +290,7 @@ impl Cache {
 
 impl Record {
     /// As clients see it.
+    #[expect(deprecated, reason = "old clients read the one parent only")]
     pub fn to_proto(&self) -> UsageRecord {
         UsageRecord {
             id: self.id.clone(),
@@ -357,7 +358,11 @@ pub fn policies(config: &WorkerConfig, disk: Disk) -> Vec<Policy> {
         return Vec::new();
     }
     if !config.gcpolicy.is_empty() {
-        return config.gcpolicy.iter().map(|p| configured(p, disk)).collect();
+        return config
+            .gcpolicy
+            .iter()
+            .map(|p| configured(p, disk))
+            .collect();
     }
     let bytes = |space: crate::config::DiskSpace| space.bytes(disk);
     let mut reserved = bytes(config.reserved_space);

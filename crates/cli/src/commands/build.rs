@@ -1,9 +1,8 @@
 //! `build`: start a build.
 
 mod args;
-mod interrupt;
 
-use std::io::{IsTerminal as _};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,17 +13,11 @@ use diag::{Context, Error};
 use progress::VertexWarning;
 use progress_ui::{Mode, Output, Printer, PrinterOptions};
 
-pub use args::BuildArgs;
+use crate::app::App;
+use crate::printer;
+use crate::runtime::unless_cancelled;
 
-/// What the command needs besides its arguments.
-pub struct BuildContext<'a> {
-    /// Docker's surroundings.
-    pub docker: &'a Docker,
-    /// `--builder`, if it was given.
-    pub builder: Option<&'a str>,
-    /// Whether `--debug` was given: warnings are told in full.
-    pub debug: bool,
-}
+pub(crate) use args::BuildArgs;
 
 /// What is done with a finished build.
 struct Results {
@@ -37,13 +30,16 @@ struct Results {
 }
 
 /// Runs the command; gives the exit code of one that did not fail.
-pub async fn run(args: BuildArgs, context: BuildContext<'_>) -> Result<u8, Error> {
+///
+/// Cancellation is the command's own: it waits for the server to tell what became of the build, so
+/// its future must not be dropped when the command is asked to end.
+pub(crate) async fn run(app: &App, args: &BuildArgs) -> Result<i32, Error> {
     let env = Environment::current();
     let flags = args.to_flags(&env)?;
     let request = BuildRequest::from_flags(&flags, &env)?;
     let display = args.display()?;
     for warning in args.warnings() {
-        warn(warning);
+        printer::warn(warning);
     }
     let mut results = Results {
         quiet: display.quiet,
@@ -56,10 +52,10 @@ pub async fn run(args: BuildArgs, context: BuildContext<'_>) -> Result<u8, Error
     if let Some(path) = &results.image_id_file {
         remove_stale(path)?;
     }
-    let mut builder = Builder::load(context.docker, context.builder)?;
-    builder.load_nodes(LoadOptions::default()).await?;
+    let mut builder = app.load_builder()?;
+    unless_cancelled(&app.cancel, builder.load_nodes(LoadOptions::default())).await?;
     let driver = builder.group.driver.clone();
-    let printer = Printer::start(
+    let display = Printer::start(
         PrinterOptions {
             mode: display.mode,
             plain_description: format!(
@@ -71,26 +67,27 @@ pub async fn run(args: BuildArgs, context: BuildContext<'_>) -> Result<u8, Error
         },
         Output::stderr(),
     )?;
-    results.mode = printer.mode();
+    results.mode = display.mode();
     builder.touch();
-    let built = build(&builder, request, env, &printer).await;
+    let built = build(app, &builder, request, env, &display).await;
     // Closing waits for the terminal, which may be slow.
-    let closed = tokio::task::spawn_blocking(move || printer.finish()).await;
+    let closed = tokio::task::spawn_blocking(move || display.finish()).await;
     let warnings = closed.map_err(|error| Error::internal(error.to_string()))?;
     if !matches!(results.mode, Mode::Quiet | Mode::RawJson) {
         let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        let block = progress_ui::warnings_block(&warnings, context.debug, color);
-        write_to(std::io::stderr(), &block)?;
+        let block = progress_ui::warnings_block(&warnings, app.debug, color);
+        printer::err(block);
     }
     let outcome = built.context("failed to build")?;
     results.give(&outcome, &warnings)
 }
 
 async fn build(
+    app: &App,
     builder: &Builder,
     request: BuildRequest,
     env: Environment,
-    printer: &Printer,
+    display: &Printer,
 ) -> Result<Outcome, Error> {
     let state = LocalState::new(builder, &request, &env);
     let job = BuildJob {
@@ -98,9 +95,9 @@ async fn build(
         env,
         stdin: Box::new(std::io::stdin()),
         stdout_is_terminal: std::io::stdout().is_terminal(),
-        progress: printer.progress(),
-        cancel: interrupt::cancel_on_signals()?,
-        warn: Arc::new(warn),
+        progress: display.progress(),
+        cancel: app.cancel.clone(),
+        warn: Arc::new(|text: &str| printer::warn(text)),
         planned: Arc::new(move |facts: &NodeFacts, plan: &SolvePlan| state.save(facts, plan)),
     };
     client::build(builder, job).await
@@ -108,9 +105,9 @@ async fn build(
 
 impl Results {
     /// Prints and writes what was asked for.
-    fn give(&self, outcome: &Outcome, warnings: &[VertexWarning]) -> Result<u8, Error> {
+    fn give(&self, outcome: &Outcome, warnings: &[VertexWarning]) -> Result<i32, Error> {
         if self.quiet && self.mode == Mode::Quiet && self.call.is_none() {
-            write_to(std::io::stdout(), &format!("{}\n", outcome.image_id()))?;
+            printer::out_line(outcome.image_id());
         }
         if let Some(path) = &self.image_id_file {
             std::fs::write(path, outcome.image_id())
@@ -126,11 +123,11 @@ impl Results {
         let mut code = 0;
         if let Some(function) = &self.call {
             let (text, asked) = outcome.call_result(function)?;
-            write_to(std::io::stdout(), &text)?;
-            code = u8::try_from(asked).unwrap_or(1);
+            printer::out(text);
+            code = asked;
         }
         if let Some(message) = outcome.inline_message().filter(|_| code == 0) {
-            write_to(std::io::stdout(), &format!("\n{message}\n"))?;
+            printer::out(format!("\n{message}\n"));
         }
         Ok(code)
     }
@@ -186,14 +183,4 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
         }
         _ => Ok(()),
     }
-}
-
-fn warn(text: &str) {
-    let _ = write_to(std::io::stderr(), &format!("WARNING: {text}\n"));
-}
-
-fn write_to(mut output: impl std::io::Write, text: &str) -> Result<(), Error> {
-    output.write_all(text.as_bytes())?;
-    output.flush()?;
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! The commands; one file each.
 
+pub(crate) mod build;
 pub(crate) mod create;
 pub(crate) mod dial_stdio;
 pub(crate) mod du;
@@ -24,6 +25,9 @@ use crate::runtime::unless_cancelled;
 /// A command with its flags.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Start a build
+    #[command(visible_alias = "b", override_usage = "build [OPTIONS] PATH | URL | -")]
+    Build(build::BuildArgs),
     /// Create a new builder instance
     Create(create::CreateArgs),
     /// Proxy current stdio streams to builder instance
@@ -49,6 +53,7 @@ pub(crate) enum Command {
 /// How many arguments a command takes.
 enum Count {
     None,
+    One,
     AtMostOne,
     Any,
 }
@@ -57,6 +62,7 @@ impl Command {
     /// What is wrong with the number of arguments, in the known words.
     pub(crate) fn count_problem(&self) -> Option<&'static str> {
         let (count, given) = match self {
+            Command::Build(args) => (Count::One, args.contexts.len()),
             Command::Create(args) => (Count::AtMostOne, args.endpoint.len()),
             Command::DialStdio(args) => (Count::None, args.arguments.len()),
             Command::Du(args) => (Count::None, args.arguments.len()),
@@ -69,6 +75,7 @@ impl Command {
             Command::Version(args) => (Count::None, args.arguments.len()),
         };
         match count {
+            Count::One if given != 1 => Some("requires 1 argument"),
             Count::None if given > 0 => Some("accepts no arguments"),
             Count::AtMostOne if given > 1 => Some("requires at most 1 argument"),
             _ => None,
@@ -78,9 +85,14 @@ impl Command {
 
 /// Runs a command; the result is the exit code.
 pub(crate) async fn run(app: App, command: Command) -> Result<i32, diag::Error> {
+    if let Command::Build(args) = &command {
+        // It ends by itself when it is asked to, and tells the server.
+        return build::run(&app, args).await;
+    }
     let cancel = app.cancel.clone();
     let work = async {
         match command {
+            Command::Build(_) => Ok(()),
             Command::Create(args) => create::run(&app, &args).await,
             Command::DialStdio(args) => dial_stdio::run(&app, &args).await,
             Command::Du(args) => du::run(&app, &args).await,

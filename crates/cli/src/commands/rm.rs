@@ -83,7 +83,7 @@ pub(crate) async fn run(app: &App, args: &RmArgs) -> Result<(), diag::Error> {
 fn report(name: &str, result: &Result<Removed, diag::Error>) {
     match result {
         Ok(removed) => {
-            printer::err_line(format!("{name} removed"));
+            printer::err_line(format!("{} removed", removed.name));
             for remaining in &removed.remains {
                 printer::warn(format!("not removed: {remaining}"));
             }

@@ -21,7 +21,7 @@ fn driver_options_that_are_wrong_are_refused_at_create() {
             "invalid driver option bogus for docker-container driver",
         ),
         ("memory=abc", "invalid size: 'abc'"),
-        ("memory-swap=12x", "invalid size: '12x'"),
+        ("memory-swap=12x", "invalid suffix: 'x'"),
         ("cpu-quota=abc", "cpu-quota"),
         ("cpu-period=-x", "cpu-period"),
         ("cpu-shares=many", "cpu-shares"),

@@ -57,7 +57,7 @@ fn fault_01_rm_finds_the_volume_of_a_container_that_is_gone() {
 #[test]
 fn fault_02_a_removal_that_fails_keeps_the_record() {
     let shop = Workshop::open();
-    shop.registry();
+    let _registry = shop.registry();
     shop.cooperage.ok(&["create", "--name", "c", "--bootstrap"]);
     let image = format!("{}:5000/busybox", Engine::GATEWAY);
     shop.engine.docker(&[

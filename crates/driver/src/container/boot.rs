@@ -147,14 +147,14 @@ impl ContainerDriver {
     async fn adopt(&self, spec: &ContainerSpec) -> Result<(), DriverError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let Some(container) = self.inspect().await? else {
-                return Err(DriverError::NotRunning);
-            };
-            if container.state.status != "created" {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return self.start(&container, spec).await;
+            // The Engine reserves the name before it shows the container.
+            match self.inspect().await? {
+                Some(container) if container.state.status != "created" => return Ok(()),
+                Some(container) if Instant::now() > deadline => {
+                    return self.start(&container, spec).await;
+                }
+                None if Instant::now() > deadline => return Err(DriverError::NotRunning),
+                _ => {}
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -1,49 +1,67 @@
 //! Saying why a server that was just there is gone.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use engine_api::{ContainerEvent, ContainerInspect};
 
 use super::ContainerDriver;
 
 /// How far back the Engine is asked, in seconds.
-const LOOK_BACK_SECS: i64 = 60;
+const LOOK_BACK_SECS: i64 = 120;
+/// A start of this many seconds ago may have followed the death that we look for.
+const RESTART_SECS: i64 = 15;
+/// A connection breaks a moment before the Engine notices why.
+const ATTEMPTS: u32 = 15;
+const PAUSE: Duration = Duration::from_millis(100);
 /// Lines of the log that are shown.
 const LOG_LINES: u32 = 5;
 
+/// How a run of the server ended.
+#[derive(Debug, PartialEq, Eq)]
+struct Death {
+    exit_code: i64,
+    out_of_memory: bool,
+}
+
 impl ContainerDriver {
-    /// What ended the server in the last minute; `None` when nothing did.
+    /// What just ended the server; `None` when nothing did.
     pub(super) async fn diagnosis(&self) -> Option<String> {
         let name = self.container_name();
-        let Ok(container) = self.inspect().await else {
-            return Some(format!(
-                "the Docker daemon at {} does not answer any more",
-                self.engine.endpoint().host
-            ));
-        };
-        let Some(container) = container else {
-            return Some(format!("container {name} was removed"));
-        };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs() as i64;
-        // The Engine may have started the server again, and then its state tells nothing; events do.
-        let events = self
-            .engine
-            .container_events(&name, now - LOOK_BACK_SECS, now)
-            .await
-            .unwrap_or_default();
-        let death = events.iter().rev().find(|event| event.action == "die");
-        let out_of_memory =
-            container.state.oom_killed || events.iter().any(|event| event.action == "oom");
-        if container.state.running && death.is_none() {
-            return None;
+        for _ in 0..ATTEMPTS {
+            let Ok(container) = self.inspect().await else {
+                return Some(format!(
+                    "the Docker daemon at {} does not answer any more",
+                    self.engine.endpoint().host
+                ));
+            };
+            let Some(container) = container else {
+                return Some(format!("container {name} was removed"));
+            };
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs() as i64;
+            let events = self
+                .engine
+                .container_events(&name, now - LOOK_BACK_SECS, now + 1)
+                .await
+                .unwrap_or_default();
+            if let Some(death) = last_death(&container, &events, now) {
+                return Some(self.describe(&container, &death).await);
+            }
+            tokio::time::sleep(PAUSE).await;
         }
-        let exit_code = death
-            .and_then(|event| event.actor.attributes.get("exitCode")?.parse().ok())
-            .unwrap_or(container.state.exit_code);
-        let mut text = if out_of_memory {
+        None
+    }
+
+    async fn describe(&self, container: &ContainerInspect, death: &Death) -> String {
+        let name = self.container_name();
+        let exit_code = death.exit_code;
+        let mut text = if death.out_of_memory {
             let limit = match container.host_config.memory {
                 0 => "the machine's memory".to_owned(),
                 bytes => format!("its memory limit of {} MiB", bytes >> 20),
             };
             format!("the server in {name} was killed for exceeding {limit} (exit code {exit_code})")
+        } else if exit_code == 137 {
+            format!("the server in {name} was killed (exit code 137)")
         } else {
             format!("the server in {name} ended with exit code {exit_code}")
         };
@@ -52,6 +70,97 @@ impl ContainerDriver {
             text.push('\n');
             text.push_str(String::from_utf8_lossy(&piece.data).trim_end());
         }
-        Some(text)
+        text
+    }
+}
+
+/// How the last run ended: the container's own word when it does not run, and when the Engine has
+/// started it again just now, the Engine's memory of what happened before that.
+fn last_death(
+    container: &ContainerInspect,
+    events: &[ContainerEvent],
+    now_secs: i64,
+) -> Option<Death> {
+    let position = |action: &str, before: usize| {
+        events[..before]
+            .iter()
+            .rposition(|event| event.action == action)
+    };
+    let last_start = position("start", events.len());
+    let killed_for_memory = |from: Option<usize>, to: usize| {
+        events[from.unwrap_or(0)..to]
+            .iter()
+            .any(|event| event.action == "oom")
+    };
+    let state = &container.state;
+    if !state.running || state.restarting {
+        return Some(Death {
+            exit_code: state.exit_code,
+            out_of_memory: state.oom_killed || killed_for_memory(last_start, events.len()),
+        });
+    }
+    let start = last_start?;
+    if now_secs - events[start].time_nanos / 1_000_000_000 > RESTART_SECS {
+        return None;
+    }
+    let death = position("die", start)?;
+    let exit_code = events[death].actor.attributes.get("exitCode")?;
+    Some(Death {
+        exit_code: exit_code.parse().ok()?,
+        out_of_memory: killed_for_memory(position("start", death), death + 1),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine_api::EventActor;
+
+    fn event(secs: i64, action: &str, exit_code: Option<i64>) -> ContainerEvent {
+        let attributes = exit_code.map(|code| ("exitCode".to_owned(), code.to_string()));
+        ContainerEvent {
+            action: action.to_owned(),
+            actor: EventActor {
+                attributes: attributes.into_iter().collect(),
+            },
+            time_nanos: secs * 1_000_000_000,
+        }
+    }
+
+    fn container(running: bool, exit_code: i64) -> ContainerInspect {
+        let mut container = ContainerInspect::default();
+        container.state.running = running;
+        container.state.exit_code = exit_code;
+        container
+    }
+
+    #[test]
+    fn a_server_that_runs_on_did_not_die_of_an_earlier_stop() {
+        let events = [event(10, "die", Some(0)), event(20, "start", None)];
+        assert_eq!(last_death(&container(true, 0), &events, 100), None);
+        assert_eq!(
+            last_death(&container(false, 137), &events, 100),
+            Some(Death {
+                exit_code: 137,
+                out_of_memory: false
+            })
+        );
+    }
+
+    #[test]
+    fn a_server_killed_for_memory_and_started_again_is_recognised() {
+        let events = [
+            event(10, "start", None),
+            event(50, "oom", None),
+            event(51, "die", Some(137)),
+            event(52, "start", None),
+        ];
+        assert_eq!(
+            last_death(&container(true, 0), &events, 53),
+            Some(Death {
+                exit_code: 137,
+                out_of_memory: true
+            })
+        );
     }
 }

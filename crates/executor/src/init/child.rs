@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags};
@@ -158,8 +159,8 @@ fn make_working_directory(root: &Root<'_>, launch: &Launch) -> Result<(), Failur
         owner: Some((launch.user.uid, launch.user.gid)),
         keep_parent_times: false,
     };
-    let path = Path::new(&launch.cwd);
-    match rootpath::open_or_create(&root.fd, path, creation) {
+    let path = rootpath::clean(&launch.cwd);
+    match rootpath::open_or_create(&root.fd, &path, creation) {
         // Whether it is a directory is found out when it is entered.
         Ok(_) => Ok(()),
         Err(error) => {
@@ -168,11 +169,16 @@ fn make_working_directory(root: &Root<'_>, launch: &Launch) -> Result<(), Failur
     }
 }
 
-/// Enters the working directory, which may be on a mount and then is made there.
+/// Enters the working directory, which may be on a mount and then is made there. The path is taken
+/// as it is written: as for stock, `/x/y/../z` needs a `y`, which is made too, for root.
 fn change_directory(cwd: &str) -> Result<(), Failure> {
     let what = || format!("chdir to cwd ({cwd:?}) set in config.json failed");
     if let Err(rustix::io::Errno::NOENT) = rustix::process::chdir(cwd) {
-        std::fs::create_dir_all(cwd).doing(what)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(cwd)
+            .doing(what)?;
     }
     rustix::process::chdir(cwd).doing(what)?;
     // A link such as /proc/self/fd/N may have led out.

@@ -10,6 +10,7 @@ crate::harness::tests![
     a_foreign_program_is_an_exec_format_error,
     the_environment_is_what_was_given_and_home,
     a_missing_working_directory_is_made_for_the_user,
+    a_working_directory_is_entered_as_it_is_written,
     a_working_directory_that_leads_out_is_refused,
     users_and_groups_are_taken_on,
     a_user_can_open_its_own_streams,
@@ -114,6 +115,13 @@ fn a_missing_working_directory_is_made_for_the_user() {
     };
     assert_eq!(bench.run(spec).ok(), "/a/b\n1000:1001:755\n1000:1001:755\n");
     assert!(bench.root().join("a/b/x").exists());
+}
+
+fn a_working_directory_is_entered_as_it_is_written() {
+    let bench = Bench::new();
+    let mut spec = bench.script("pwd; cd /x/y; stat -c %n:%u:%a *");
+    spec.cwd = "/x//y/./z/../w/".to_owned();
+    assert_eq!(bench.run(spec).ok(), "/x/y/w\nw:0:755\nz:0:755\n");
 }
 
 fn a_working_directory_that_leads_out_is_refused() {

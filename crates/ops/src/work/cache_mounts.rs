@@ -230,12 +230,7 @@ impl Drop for CacheMount {
 }
 
 /// Makes a directory that is not there, whole or not at all, and notes its use.
-fn prepare(
-    dir: &Path,
-    name: &str,
-    base: Option<&Path>,
-    cancel: &CancellationToken,
-) -> Result<()> {
+fn prepare(dir: &Path, name: &str, base: Option<&Path>, cancel: &CancellationToken) -> Result<()> {
     if !dir.join("fs").is_dir() {
         let parent = dir.parent().unwrap_or(dir);
         let new = tempfile_in(parent)?;
@@ -353,8 +348,10 @@ mod tests {
         assert_eq!((info[0].name.as_str(), info[0].in_use), ("go", true));
         assert!(!mounts.remove(&info[0].id).unwrap());
         drop(mount);
-        let again = acquire(&CacheMounts::open(dir.path()).unwrap(), "go", CacheSharing::Locked);
-        assert!(again.await.path().join("x").exists());
+        let reopened = CacheMounts::open(dir.path()).unwrap();
+        let again = acquire(&reopened, "go", CacheSharing::Locked).await;
+        assert!(again.path().join("x").exists());
+        drop(again);
         assert!(mounts.remove(&info[0].id).unwrap());
         assert!(mounts.list().unwrap().is_empty());
     }

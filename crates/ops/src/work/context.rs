@@ -81,7 +81,7 @@ pub struct RunSink {
 
 impl RunSink {
     /// A sink for the work of a vertex.
-    pub fn new(context: &RunContext<BuildContext>, vertex: Digest) -> Arc<dyn StatusSink> {
+    pub fn of_vertex(context: &RunContext<BuildContext>, vertex: Digest) -> Arc<dyn StatusSink> {
         Arc::new(RunSink {
             context: context.clone(),
             vertex,

@@ -136,14 +136,13 @@ impl Mounts {
                 return Ok(());
             }
             let shown = if id.is_empty() { "default" } else { id };
-            return Err(Error::from(error)
-                .hint(format!("give the build an agent with `--ssh {shown}`")));
+            return Err(
+                Error::from(error).hint(format!("give the build an agent with `--ssh {shown}`"))
+            );
         }
         let socket = SshSocket::open(&parts.run_dir, session, id, (*uid, *gid, *mode))?;
-        let mut mounted = ProcessMount::new(
-            MountSource::Socket(socket.path().to_owned()),
-            &mount.dest,
-        );
+        let mut mounted =
+            ProcessMount::new(MountSource::Socket(socket.path().to_owned()), &mount.dest);
         mounted.flags = MountFlags::RESTRICTED;
         self.others.push((number, mounted));
         self._sockets.push(socket);
@@ -271,10 +270,7 @@ async fn secret_data(
     }
 }
 
-async fn secret(
-    mount: &Mount,
-    context: &RunContext<BuildContext>,
-) -> Result<Option<ProcessMount>> {
+async fn secret(mount: &Mount, context: &RunContext<BuildContext>) -> Result<Option<ProcessMount>> {
     let MountKind::Secret {
         id,
         uid,
@@ -314,7 +310,7 @@ async fn specification(
         .map(Prepared::path)
         .ok_or_else(|| Error::invalid("the root file system must be files"))?;
     let (passwd, user) = (rootfs.clone(), op.user.clone());
-    let user = blocking(move || Ok(executor::resolve_user(&passwd, &user)?)).await?;
+    let user = blocking(move || executor::resolve_user(&passwd, &user)).await?;
     let process_mounts = mounts.process_mounts(op);
     let _ = (parts, vertex);
     Ok(ProcessSpec {
@@ -467,6 +463,9 @@ mod tests {
     #[test]
     fn commands_are_quoted_as_go_quotes_them() {
         assert_eq!(quoted("/bin/sh -c exit 7"), "\"/bin/sh -c exit 7\"");
-        assert_eq!(quoted("a \"b\"\n'c' ü\u{1}"), "\"a \\\"b\\\"\\n'c' ü\\x01\"");
+        assert_eq!(
+            quoted("a \"b\"\n'c' ü\u{1}"),
+            "\"a \\\"b\\\"\\n'c' ü\\x01\""
+        );
     }
 }

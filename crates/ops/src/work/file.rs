@@ -78,7 +78,11 @@ fn check(op: &FileOp, inputs: usize) -> Result<()> {
     if outputs.is_empty() {
         return Err(Error::invalid("no outputs specified"));
     }
-    match outputs.iter().enumerate().find(|(at, output)| at != *output) {
+    match outputs
+        .iter()
+        .enumerate()
+        .find(|(at, output)| at != *output)
+    {
         Some((at, output)) if output < &at => {
             Err(Error::invalid(format!("duplicate output {output}")))
         }
@@ -157,7 +161,11 @@ impl State<'_> {
         // An outcome that one later action changes and nobody else looks at goes on as it is.
         let goes_on = action.output.is_none()
             && self.uses.get(&number) == Some(&1)
-            && self.op.actions.iter().any(|later| later.input == Some(number));
+            && self
+                .op
+                .actions
+                .iter()
+                .any(|later| later.input == Some(number));
         let outcome = if goes_on {
             Outcome::Open(writable)
         } else {

@@ -109,7 +109,10 @@ impl DirSync for ClientFolder {
         let told = reporter.clone();
         let stats = self
             .session
-            .sync_dir(request, Some(Arc::new(move |bytes, last| told.report(bytes, last))))
+            .sync_dir(
+                request,
+                Some(Arc::new(move |bytes, last| told.report(bytes, last))),
+            )
             .await?;
         reporter.report(stats.bytes, true);
         let paths = std::mem::take(&mut *changes.lock());

@@ -39,10 +39,7 @@ impl LogLimits {
         let default = LogLimits::default();
         LogLimits {
             size_bytes_max: read("BUILDKIT_STEP_LOG_MAX_SIZE", default.size_bytes_max),
-            bytes_per_second_max: read(
-                "BUILDKIT_STEP_LOG_MAX_SPEED",
-                default.bytes_per_second_max,
-            ),
+            bytes_per_second_max: read("BUILDKIT_STEP_LOG_MAX_SPEED", default.bytes_per_second_max),
         }
     }
 }
@@ -119,7 +116,10 @@ impl Clipper {
             let seconds = self.started.elapsed().as_secs_f64().ceil().max(1.0) as u64;
             (seconds * speed, format!("{}/s", size_text(speed)))
         });
-        let by_size = self.limits.size_bytes_max.map(|size| (size, size_text(size)));
+        let by_size = self
+            .limits
+            .size_bytes_max
+            .map(|size| (size, size_text(size)));
         let limit = match (by_speed, by_size) {
             (Some(speed), Some(size)) if speed.0 > size.0 => Some(size),
             (None, size) => size,

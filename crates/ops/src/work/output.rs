@@ -10,6 +10,7 @@ pub struct Output {
     pub stack: LayerStack,
     /// Keeps them; absent only in an output as it was stored.
     #[serde(skip)]
+    #[expect(dead_code, reason = "it is there to be dropped")]
     hold: Option<LayerHold>,
 }
 

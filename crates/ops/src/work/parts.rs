@@ -97,7 +97,5 @@ pub async fn blocking<T: Send + 'static>(
 ) -> diag::Result<T> {
     tokio::task::spawn_blocking(work)
         .await
-        .unwrap_or_else(|error| {
-            Err(diag::Error::internal(format!("file work crashed: {error}")))
-        })
+        .unwrap_or_else(|error| Err(diag::Error::internal(format!("file work crashed: {error}"))))
 }

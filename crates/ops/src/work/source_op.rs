@@ -95,7 +95,7 @@ impl Pinned {
     ) -> Result<Output> {
         match self {
             Pinned::Image { image, provider } => {
-                let statuses = RunSink::new(context, vertex.digest);
+                let statuses = RunSink::of_vertex(context, vertex.digest);
                 let pull = parts.images.pull(&**provider, image, &statuses);
                 let pulled = tokio::select! {
                     pulled = pull => pulled?,
@@ -103,10 +103,9 @@ impl Pinned {
                 };
                 Ok(Output::held(pulled.stack, pulled.hold))
             }
-            Pinned::Local(snapshot) => Ok(Output::held(
-                snapshot.stack.clone(),
-                snapshot.hold.clone(),
-            )),
+            Pinned::Local(snapshot) => {
+                Ok(Output::held(snapshot.stack.clone(), snapshot.hold.clone()))
+            }
         }
     }
 }
@@ -124,9 +123,9 @@ async fn pin_image(
         match name.as_str() {
             "image.layerlimit" | "oci.layerlimit" => {
                 let limit = value.parse().ok().filter(|limit| *limit > 0);
-                request.layer_limit = Some(limit.ok_or_else(|| {
-                    Error::invalid(format!("invalid layer limit {value}"))
-                })?);
+                request.layer_limit = Some(
+                    limit.ok_or_else(|| Error::invalid(format!("invalid layer limit {value}")))?,
+                );
             }
             "image.checksum" => {
                 let digest = value.parse();
@@ -136,15 +135,17 @@ async fn pin_image(
                 request.checksum = Some(digest);
             }
             "image.recordtype" => {
-                request.record_type = RecordType::from_name(value).ok_or_else(|| {
-                    Error::invalid(format!("unknown record type {value}"))
-                })?;
+                request.record_type = RecordType::from_name(value)
+                    .ok_or_else(|| Error::invalid(format!("unknown record type {value}")))?;
             }
             _ => {}
         }
     }
-    let statuses = RunSink::new(context, vertex.digest);
-    let image = parts.images.resolve(&*provider, &request, &statuses).await?;
+    let statuses = RunSink::of_vertex(context, vertex.digest);
+    let image = parts
+        .images
+        .resolve(&*provider, &request, &statuses)
+        .await?;
     Ok(Pinned::Image {
         image: Box::new(image),
         provider,

@@ -372,8 +372,13 @@ colour = "blue"
 
     #[test]
     fn broken_files_say_where() {
-        let error = Config::parse("root = 5\n", "b.toml").unwrap_err().to_string();
-        assert!(error.contains("b.toml") && error.contains("line 1"), "{error}");
+        let error = Config::parse("root = 5\n", "b.toml")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("b.toml") && error.contains("line 1"),
+            "{error}"
+        );
         let error = Config::parse("[worker.containerd]\nenabled = true\n", "b.toml").unwrap_err();
         assert!(matches!(error, ConfigError::Unsupported(_)));
     }

@@ -2,51 +2,48 @@
 
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-use clap::{ArgAction, Args};
+use clap::Args;
 use client::{BuildFlags, Environment};
 use diag::Error;
 use progress_ui::Mode;
 
-/// Start a build
+/// Flags of `build`.
 #[derive(Args, Clone, Debug, Default)]
-#[command(args_override_self = true)]
-pub struct BuildArgs {
-    /// Where the files are
-    #[arg(value_name = "PATH | URL | -")]
-    pub contexts: Vec<String>,
+pub(crate) struct BuildArgs {
+    #[arg(hide = true)]
+    pub(crate) contexts: Vec<String>,
 
     /// Add a custom host-to-IP mapping (format: "host:ip")
     #[arg(long = "add-host", value_name = "strings")]
-    pub add_hosts: Vec<String>,
+    pub(crate) add_hosts: Vec<String>,
 
     /// Allow extra privileged entitlement (e.g., "network.host", "security.insecure", "device", "buildx.local.delete")
     #[arg(long, value_name = "stringArray")]
-    pub allow: Vec<String>,
+    pub(crate) allow: Vec<String>,
 
     /// Add annotation to the image
     #[arg(long = "annotation", value_name = "stringArray")]
-    pub annotations: Vec<String>,
+    pub(crate) annotations: Vec<String>,
 
     /// Attestation parameters (format: "type=sbom,generator=image")
     #[arg(long = "attest", value_name = "stringArray")]
-    pub attests: Vec<String>,
+    pub(crate) attests: Vec<String>,
 
     /// Set build-time variables
     #[arg(long = "build-arg", value_name = "stringArray")]
-    pub build_args: Vec<String>,
+    pub(crate) build_args: Vec<String>,
 
     /// Additional build contexts (e.g., name=path)
     #[arg(long = "build-context", value_name = "stringArray")]
-    pub build_contexts: Vec<String>,
+    pub(crate) build_contexts: Vec<String>,
 
     /// External cache sources (e.g., "user/app:cache", "type=local,src=path/to/dir")
     #[arg(long, value_name = "stringArray")]
-    pub cache_from: Vec<String>,
+    pub(crate) cache_from: Vec<String>,
 
     /// Cache export destinations (e.g., "user/app:cache", "type=local,dest=path/to/dir")
     #[arg(long, value_name = "stringArray")]
-    pub cache_to: Vec<String>,
+    pub(crate) cache_to: Vec<String>,
 
     /// Set method for evaluating build ("check", "outline", "targets")
     #[arg(
@@ -55,7 +52,7 @@ pub struct BuildArgs {
         default_value = "build",
         hide_default_value = true
     )]
-    pub call: String,
+    pub(crate) call: String,
 
     /// Set the parent cgroup for the "RUN" instructions during build
     #[arg(
@@ -64,11 +61,11 @@ pub struct BuildArgs {
         default_value = "",
         hide_default_value = true
     )]
-    pub cgroup_parent: String,
+    pub(crate) cgroup_parent: String,
 
     /// Shorthand for "--call=check"
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, value_parser = go_bool(), action = ArgAction::Set, hide_possible_values = true)]
-    pub check: bool,
+    #[arg(long)]
+    pub(crate) check: bool,
 
     /// Name of the Dockerfile (default: "PATH/Dockerfile")
     #[arg(
@@ -78,51 +75,51 @@ pub struct BuildArgs {
         default_value = "",
         hide_default_value = true
     )]
-    pub file: String,
+    pub(crate) file: String,
 
     /// Write the image ID to a file
     #[arg(long, value_name = "string")]
-    pub iidfile: Option<PathBuf>,
+    pub(crate) iidfile: Option<PathBuf>,
 
     /// Set metadata for an image
     #[arg(long = "label", value_name = "stringArray")]
-    pub labels: Vec<String>,
+    pub(crate) labels: Vec<String>,
 
     /// Shorthand for "--output=type=docker"
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, value_parser = go_bool(), action = ArgAction::Set, hide_possible_values = true)]
-    pub load: bool,
+    #[arg(long)]
+    pub(crate) load: bool,
 
     /// Write build result metadata to a file
     #[arg(long, value_name = "string")]
-    pub metadata_file: Option<PathBuf>,
+    pub(crate) metadata_file: Option<PathBuf>,
 
     /// Set the networking mode for the "RUN" instructions during build
     #[arg(long, value_name = "string", default_value = "default")]
-    pub network: String,
+    pub(crate) network: String,
 
     /// Do not use cache when building the image
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, value_parser = go_bool(), action = ArgAction::Set, hide_possible_values = true)]
-    pub no_cache: bool,
+    #[arg(long)]
+    pub(crate) no_cache: bool,
 
     /// Do not cache specified stages
     #[arg(long, value_name = "stringArray")]
-    pub no_cache_filter: Vec<String>,
+    pub(crate) no_cache_filter: Vec<String>,
 
     /// Output destination (format: "type=local,dest=path")
     #[arg(short, long = "output", value_name = "stringArray")]
-    pub outputs: Vec<String>,
+    pub(crate) outputs: Vec<String>,
 
     /// Set target platform for build
     #[arg(long = "platform", value_name = "stringArray")]
-    pub platforms: Vec<String>,
+    pub(crate) platforms: Vec<String>,
 
     /// Policy configuration (format: "filename=path[,filename=path][,reset=true|false][,disabled=true|false][,strict=true|false][,log-level=level]")
     #[arg(long, value_name = "stringArray")]
-    pub policy: Vec<String>,
+    pub(crate) policy: Vec<String>,
 
     /// Set type of progress output ("auto", "none", "plain", "quiet", "rawjson", "tty"). Use plain to show container output
     #[arg(long, value_name = "string", default_value = "auto")]
-    pub progress: String,
+    pub(crate) progress: String,
 
     /// Shorthand for "--attest=type=provenance"
     #[arg(
@@ -131,23 +128,23 @@ pub struct BuildArgs {
         default_value = "",
         hide_default_value = true
     )]
-    pub provenance: String,
+    pub(crate) provenance: String,
 
     /// Always attempt to pull all referenced images
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, value_parser = go_bool(), action = ArgAction::Set, hide_possible_values = true)]
-    pub pull: bool,
+    #[arg(long)]
+    pub(crate) pull: bool,
 
     /// Shorthand for "--output=type=registry,unpack=false"
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, value_parser = go_bool(), action = ArgAction::Set, hide_possible_values = true)]
-    pub push: bool,
+    #[arg(long)]
+    pub(crate) push: bool,
 
     /// Suppress the build output and print image ID on success
-    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, value_parser = go_bool(), action = ArgAction::Set, hide_possible_values = true)]
-    pub quiet: bool,
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
 
     /// Resource limits for build containers (format: "memory=2g", "cpu-quota=50000")
     #[arg(long = "resource", value_name = "stringArray")]
-    pub resources: Vec<String>,
+    pub(crate) resources: Vec<String>,
 
     /// Shorthand for "--attest=type=sbom"
     #[arg(
@@ -156,11 +153,11 @@ pub struct BuildArgs {
         default_value = "",
         hide_default_value = true
     )]
-    pub sbom: String,
+    pub(crate) sbom: String,
 
     /// Secret to expose to the build (format: "id=mysecret[,src=/local/secret]")
     #[arg(long = "secret", value_name = "stringArray")]
-    pub secrets: Vec<String>,
+    pub(crate) secrets: Vec<String>,
 
     /// Shared memory size for build containers
     #[arg(
@@ -169,15 +166,15 @@ pub struct BuildArgs {
         default_value = "",
         hide_default_value = true
     )]
-    pub shm_size: String,
+    pub(crate) shm_size: String,
 
     /// SSH agent socket or keys to expose to the build (format: "default|<id>[=<socket>|<key>[,<key>]]")
     #[arg(long, value_name = "stringArray")]
-    pub ssh: Vec<String>,
+    pub(crate) ssh: Vec<String>,
 
     /// Image identifier (format: "[registry/]repository[:tag]")
     #[arg(short, long = "tag", value_name = "stringArray")]
-    pub tags: Vec<String>,
+    pub(crate) tags: Vec<String>,
 
     /// Set the target build stage to build
     #[arg(
@@ -186,24 +183,24 @@ pub struct BuildArgs {
         default_value = "",
         hide_default_value = true
     )]
-    pub target: String,
+    pub(crate) target: String,
 
     /// Ulimit options
     #[arg(long = "ulimit", value_name = "ulimit")]
-    pub ulimits: Vec<String>,
+    pub(crate) ulimits: Vec<String>,
 
     #[command(flatten)]
-    pub(super) legacy: LegacyArgs,
+    legacy: LegacyArgs,
 }
 
 /// Flags of the builder before BuildKit: accepted, some with a warning.
 #[derive(Args, Clone, Debug, Default)]
-pub(super) struct LegacyArgs {
+struct LegacyArgs {
     #[arg(long, hide = true)]
     print: Option<String>,
     #[arg(short, long, hide = true)]
     memory: Vec<String>,
-    #[arg(long, hide = true, allow_hyphen_values = true)]
+    #[arg(long, hide = true)]
     memory_swap: Vec<String>,
     #[arg(short, long, hide = true)]
     cpu_shares: Vec<String>,
@@ -215,18 +212,18 @@ pub(super) struct LegacyArgs {
     cpuset_cpus: Vec<String>,
     #[arg(long, hide = true)]
     cpuset_mems: Vec<String>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool())]
-    compress: Option<bool>,
+    #[arg(long, hide = true)]
+    compress: bool,
     #[arg(long, hide = true)]
     isolation: Option<String>,
     #[arg(long, hide = true)]
     security_opt: Vec<String>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool())]
-    squash: Option<bool>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool())]
-    rm: Option<bool>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool())]
-    force_rm: Option<bool>,
+    #[arg(long, hide = true)]
+    squash: bool,
+    #[arg(long, hide = true)]
+    rm: bool,
+    #[arg(long, hide = true)]
+    force_rm: bool,
 }
 
 /// How progress is shown, from `--progress` and `--quiet`.
@@ -329,7 +326,7 @@ impl BuildArgs {
                 "security-opt flag is deprecated. \"RUN --security=insecure\" should be used with BuildKit.",
             );
         }
-        if legacy.squash.is_some() {
+        if legacy.squash {
             warnings.push(
                 "experimental flag squash is removed with BuildKit. You should squash inside build using a multi-stage Dockerfile for efficiency.",
             );
@@ -357,30 +354,36 @@ impl LegacyArgs {
     }
 }
 
-/// Booleans as Go reads them.
-fn go_bool() -> impl clap::builder::TypedValueParser<Value = bool> {
-    const WORDS: [&str; 12] = [
-        "1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False",
-    ];
-    PossibleValuesParser::new(WORDS)
-        .map(|word| matches!(word.as_str(), "1" | "t" | "T" | "TRUE" | "true" | "True"))
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use clap::{CommandFactory, FromArgMatches, Parser};
 
     use super::*;
+    use crate::arguments::{plain_booleans, prepare};
 
     #[derive(Parser)]
-    struct Command {
-        #[command(flatten)]
-        args: BuildArgs,
+    struct Root {
+        #[command(subcommand)]
+        command: Build,
+    }
+
+    #[derive(clap::Subcommand)]
+    enum Build {
+        Build(BuildArgs),
     }
 
     fn parse(words: &[&str]) -> BuildArgs {
-        let words = ["build"].iter().chain(words);
-        Command::try_parse_from(words).unwrap().args
+        let root = prepare(Root::command());
+        let words: Vec<String> = ["build"]
+            .iter()
+            .chain(words)
+            .map(|w| (*w).to_owned())
+            .collect();
+        let words = plain_booleans(&root, &words).unwrap();
+        let words = std::iter::once("buildx".to_owned()).chain(words);
+        let matches = root.clone().try_get_matches_from(words).unwrap();
+        let Build::Build(args) = Root::from_arg_matches(&matches).unwrap().command;
+        args
     }
 
     #[test]
