@@ -2,8 +2,13 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 
+use lzma_rust2::XzReader;
+
 use crate::gzip::GzipWriter;
 use crate::{ArchiveError, Result};
+
+/// The most memory that unpacking xz may take, in KiB: a stream names the size of its window itself.
+const XZ_MEMORY_MAX_KIB: u32 = 1 << 20;
 
 /// How a layer's bytes are packed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,20 +38,34 @@ impl Compression {
             .into_iter()
             .find(|kind| kind.name() == name)
     }
+}
 
-    /// The kind that a stream beginning with these bytes has.
-    ///
-    /// # Errors
-    /// [`ArchiveError::Unsupported`] for bzip2 and xz.
-    pub fn detect(start: &[u8]) -> Result<Self> {
+/// How a stream that is read is packed; more kinds are read than are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// Not at all, or in no known way.
+    None,
+    /// gzip, of one member or many.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+    /// bzip2, of one stream or many.
+    Bzip2,
+    /// xz, of one stream or many.
+    Xz,
+}
+
+impl Packing {
+    /// The packing of a stream that begins with these bytes; six suffice.
+    pub fn detect(start: &[u8]) -> Self {
         match start {
-            [0x1f, 0x8b, 0x08, ..] => Ok(Compression::Gzip),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Compression::Zstd),
+            [0x1f, 0x8b, 0x08, ..] => Packing::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Packing::Zstd,
             // A skippable frame may come first.
-            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Compression::Zstd),
-            [b'B', b'Z', b'h', ..] => Err(ArchiveError::Unsupported("bzip2")),
-            [0xfd, b'7', b'z', b'X', b'Z', 0x00, ..] => Err(ArchiveError::Unsupported("xz")),
-            _ => Ok(Compression::None),
+            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Packing::Zstd,
+            [b'B', b'Z', b'h', ..] => Packing::Bzip2,
+            [0xfd, b'7', b'z', b'X', b'Z', 0x00, ..] => Packing::Xz,
+            _ => Packing::None,
         }
     }
 }
@@ -132,6 +151,8 @@ enum Packed<R: Read> {
     None(Started<R>),
     Gzip(Box<flate2::bufread::MultiGzDecoder<Started<R>>>),
     Zstd(Box<zstd::stream::read::Decoder<'static, Started<R>>>),
+    Bzip2(Box<bzip2::bufread::MultiBzDecoder<Started<R>>>),
+    Xz(Box<XzReader<Started<R>>>),
 }
 
 type Started<R> = io::Chain<io::Cursor<Vec<u8>>, BufReader<R>>;
@@ -143,25 +164,32 @@ pub fn decompressor<R: Read>(mut input: R) -> Result<Decompressor<R>> {
         .take(6)
         .read_to_end(&mut start)
         .map_err(ArchiveError::Stream)?;
-    let kind = Compression::detect(&start)?;
+    let packing = Packing::detect(&start);
     let whole = io::Cursor::new(start).chain(BufReader::with_capacity(128 << 10, input));
-    Ok(Decompressor(match kind {
-        Compression::None => Packed::None(whole),
-        Compression::Gzip => Packed::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(whole))),
-        Compression::Zstd => {
+    Ok(Decompressor(match packing {
+        Packing::None => Packed::None(whole),
+        Packing::Gzip => Packed::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(whole))),
+        Packing::Zstd => {
             let decoder = zstd::stream::read::Decoder::with_buffer(whole);
             Packed::Zstd(Box::new(decoder.map_err(ArchiveError::Stream)?))
+        }
+        Packing::Bzip2 => Packed::Bzip2(Box::new(bzip2::bufread::MultiBzDecoder::new(whole))),
+        Packing::Xz => {
+            let decoder = XzReader::new_mem_limit(whole, true, XZ_MEMORY_MAX_KIB);
+            Packed::Xz(Box::new(decoder))
         }
     }))
 }
 
 impl<R: Read> Decompressor<R> {
-    /// How the stream is compressed.
-    pub fn kind(&self) -> Compression {
+    /// How the stream is packed.
+    pub fn packing(&self) -> Packing {
         match &self.0 {
-            Packed::None(_) => Compression::None,
-            Packed::Gzip(_) => Compression::Gzip,
-            Packed::Zstd(_) => Compression::Zstd,
+            Packed::None(_) => Packing::None,
+            Packed::Gzip(_) => Packing::Gzip,
+            Packed::Zstd(_) => Packing::Zstd,
+            Packed::Bzip2(_) => Packing::Bzip2,
+            Packed::Xz(_) => Packing::Xz,
         }
     }
 
@@ -173,6 +201,8 @@ impl<R: Read> Decompressor<R> {
             Packed::None(input) => Box::new(input),
             Packed::Gzip(decoder) => Box::new(decoder.into_inner()),
             Packed::Zstd(decoder) => Box::new(decoder.finish()),
+            Packed::Bzip2(decoder) => Box::new(decoder.into_inner()),
+            Packed::Xz(decoder) => Box::new(decoder.into_inner()),
         };
         io::copy(&mut rest, &mut io::sink()).map_err(ArchiveError::Stream)?;
         Ok(())
@@ -185,6 +215,8 @@ impl<R: Read> Read for Decompressor<R> {
             Packed::None(input) => input.read(buffer),
             Packed::Gzip(input) => input.read(buffer),
             Packed::Zstd(input) => input.read(buffer),
+            Packed::Bzip2(input) => input.read(buffer),
+            Packed::Xz(input) => input.read(buffer),
         }
     }
 }
@@ -192,6 +224,19 @@ impl<R: Read> Read for Decompressor<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HELLO_BZIP2: &[u8] = &[
+        0x42, 0x5a, 0x68, 0x39, 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, 0xc1, 0xc0, 0x80, 0xe2,
+        0x00, 0x00, 0x01, 0x41, 0x00, 0x00, 0x10, 0x02, 0x44, 0xa0, 0x00, 0x30, 0xcd, 0x00,
+        0xc3, 0x46, 0x29, 0x97, 0x17, 0x72, 0x45, 0x38, 0x50, 0x90, 0xc1, 0xc0, 0x80, 0xe2,
+    ];
+    const HELLO_XZ: &[u8] = &[
+        0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x04, 0xe6, 0xd6, 0xb4, 0x46, 0x02, 0x00,
+        0x21, 0x01, 0x16, 0x00, 0x00, 0x00, 0x74, 0x2f, 0xe5, 0xa3, 0x01, 0x00, 0x05, 0x68,
+        0x65, 0x6c, 0x6c, 0x6f, 0x0a, 0x00, 0x00, 0x00, 0xa5, 0x60, 0x97, 0xf1, 0x94, 0xf6,
+        0xfd, 0xe0, 0x00, 0x01, 0x1e, 0x06, 0xc1, 0x2f, 0xa4, 0x1d, 0x1f, 0xb6, 0xf3, 0x7d,
+        0x01, 0x00, 0x00, 0x00, 0x00, 0x04, 0x59, 0x5a,
+    ];
 
     fn sample() -> Vec<u8> {
         // Text with repeats over long distances, and a stretch that does not compress.
@@ -230,7 +275,12 @@ mod tests {
                 );
             }
             let mut reader = decompressor(&first[..]).unwrap();
-            assert_eq!(reader.kind(), kind);
+            let expected = match kind {
+                Compression::None => Packing::None,
+                Compression::Gzip => Packing::Gzip,
+                Compression::Zstd => Packing::Zstd,
+            };
+            assert_eq!(reader.packing(), expected);
             let mut back = Vec::new();
             reader.read_to_end(&mut back).unwrap();
             assert!(back == data, "{kind:?}");
@@ -266,15 +316,31 @@ mod tests {
     }
 
     #[test]
+    fn streams_of_bzip2_and_xz_are_read_one_after_another() {
+        for (packing, packed) in [(Packing::Bzip2, HELLO_BZIP2), (Packing::Xz, HELLO_XZ)] {
+            let twice = packed.repeat(2);
+            let mut input = &twice[..];
+            let mut reader = decompressor(&mut input).unwrap();
+            assert_eq!(reader.packing(), packing);
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "hello\nhello\n");
+            reader.drain().unwrap();
+            assert!(input.is_empty());
+            let mut cut = decompressor(&packed[..packed.len() - 3]).unwrap();
+            assert!(cut.read_to_end(&mut Vec::new()).is_err());
+        }
+    }
+
+    #[test]
     fn a_cut_or_foreign_stream_is_an_error() {
         let packed = pack(&sample(), Compression::Gzip, 1, 1 << 20);
         let mut reader = decompressor(&packed[..packed.len() / 2]).unwrap();
         assert!(reader.read_to_end(&mut Vec::new()).is_err());
-        let xz = b"\xfd7zXZ\0\0";
-        assert!(matches!(
-            decompressor(&xz[..]),
-            Err(ArchiveError::Unsupported("xz"))
-        ));
+        for foreign in [&b"\xfd7zXZ\0\0"[..], b"BZh9\0\0"] {
+            let mut reader = decompressor(foreign).unwrap();
+            assert!(reader.read_to_end(&mut Vec::new()).is_err());
+        }
         assert!(compressor(Vec::new(), Compression::Gzip, Some(10), 1).is_err());
     }
 

@@ -45,9 +45,6 @@ pub enum ArchiveError {
     /// The layer cannot be unpacked without the layers below it: it has a hard link into them.
     #[error("`{0}` is linked to a file of a layer below")]
     NeedsLowers(String),
-    /// Compressed by a method that is known but not offered.
-    #[error("{0} compression is not supported")]
-    Unsupported(&'static str),
     /// An option of a compression makes no sense.
     #[error("invalid compression level {level} for {kind}")]
     Level {
@@ -93,7 +90,6 @@ impl From<ArchiveError> for diag::Error {
             | ArchiveError::Entry { .. }
             | ArchiveError::Level { .. } => Code::InvalidArgument,
             ArchiveError::NeedsLowers(_) => Code::FailedPrecondition,
-            ArchiveError::Unsupported(_) => Code::Unimplemented,
         };
         diag::Error::new(code, text)
     }

@@ -29,7 +29,7 @@ mod whiteout;
 mod writer;
 pub mod xattr;
 
-pub use compress::{Compression, Compressor, Decompressor, compressor, decompressor};
+pub use compress::{Compression, Compressor, Decompressor, Packing, compressor, decompressor};
 pub use error::ArchiveError;
 pub use header::{EntryKind, Header, Mtime};
 pub use layer::{TarOptions, write_layer, write_tree};

@@ -186,7 +186,8 @@ impl Builder {
     }
 
     /// Boots every node that does not run, all at once. Says whether there was anything to boot;
-    /// errors are kept with the nodes, and the first is returned.
+    /// errors are kept with the nodes, and the first is returned. A node whose state could not be
+    /// found out is such an error.
     pub async fn boot(&mut self, progress: &BootProgress) -> Result<bool, diag::Error> {
         let waiting: Vec<&mut Node> = self
             .nodes
@@ -220,6 +221,9 @@ impl Builder {
         let mut booted = false;
         for result in results {
             booted |= result?;
+        }
+        if let Some(error) = self.nodes.iter().find_map(|node| node.error.clone()) {
+            return Err(error);
         }
         if booted && !self.is_context && self.broken.is_some() {
             let txn = self.docker.store().transaction();

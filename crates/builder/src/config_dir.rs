@@ -127,10 +127,10 @@ impl ConfigDir {
     /// one that is the same for this process only.
     pub fn node_id(&self) -> String {
         let path = self.dir.join(NODE_ID_FILE);
-        if let Ok(text) = std::fs::read_to_string(&path) {
-            if !text.trim().is_empty() {
-                return text.trim().to_owned();
-            }
+        if let Ok(text) = std::fs::read_to_string(&path)
+            && !text.trim().is_empty()
+        {
+            return text.trim().to_owned();
         }
         let id = format!("{:016x}", rand::random::<u64>());
         let _ = self.write(NODE_ID_FILE, id.as_bytes());

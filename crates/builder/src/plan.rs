@@ -80,10 +80,10 @@ fn best_node(nodes: &[Vec<Platform>], platform: &Platform, strict: bool) -> Opti
     for (index, platforms) in nodes.iter().enumerate() {
         let ranks = platforms.iter().filter_map(|own| own.match_rank(platform));
         let rank = ranks.filter(|rank| !strict || *rank == 0).min();
-        if let Some(rank) = rank {
-            if best.is_none_or(|(smallest, _)| rank < smallest) {
-                best = Some((rank, index));
-            }
+        if let Some(rank) = rank
+            && best.is_none_or(|(smallest, _)| rank < smallest)
+        {
+            best = Some((rank, index));
         }
     }
     best.map(|(_, index)| index)

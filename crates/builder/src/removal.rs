@@ -212,3 +212,73 @@ async fn running_builds(node: &Node) -> Vec<String> {
         _ => Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CreateRequest, DockerOptions, NodeGroup, NodeRecord, create};
+
+    /// Surroundings whose Engine is not there.
+    fn surroundings() -> (tempfile::TempDir, Docker) {
+        let dir = tempfile::tempdir().unwrap();
+        let options = DockerOptions {
+            config: Some(dir.path().to_owned()),
+            host: Some(format!("unix://{}/d.sock", dir.path().display())),
+            ..DockerOptions::default()
+        };
+        let docker = Docker::from_environment(&options).unwrap();
+        (dir, docker)
+    }
+
+    fn has_record(docker: &Docker, name: &str) -> bool {
+        docker.store().transaction().get(name).unwrap().is_some()
+    }
+
+    #[tokio::test]
+    async fn a_builder_whose_engine_is_not_there_is_not_made() {
+        let (_dir, docker) = surroundings();
+        let request = CreateRequest {
+            name: Some("b".to_owned()),
+            ..CreateRequest::default()
+        };
+        let error = create(&docker, &request).await.err().unwrap().to_string();
+        assert!(
+            error.starts_with("failed to initialize builder b (b0): Cannot connect"),
+            "{error}"
+        );
+        assert!(!has_record(&docker, "b"));
+    }
+
+    #[tokio::test]
+    async fn a_record_whose_engine_is_not_there_is_kept_until_it_is_to_be_forgotten() {
+        let (_dir, docker) = surroundings();
+        let group = NodeGroup {
+            name: "b".to_owned(),
+            driver: "docker-container".to_owned(),
+            nodes: vec![NodeRecord {
+                name: "b0".to_owned(),
+                endpoint: docker.current_endpoint(),
+                ..NodeRecord::default()
+            }],
+            ..NodeGroup::default()
+        };
+        docker.store().transaction().save(&group).unwrap();
+        let refused = Builder::remove(&docker, Some("b"), RemoveRequest::default()).await;
+        assert!(
+            refused
+                .unwrap_err()
+                .to_string()
+                .starts_with("Cannot connect")
+        );
+        assert!(has_record(&docker, "b"));
+        assert!(docker.store().transaction().broken("b").is_some());
+        let force = RemoveRequest {
+            force: true,
+            ..RemoveRequest::default()
+        };
+        let removed = Builder::remove(&docker, Some("b"), force).await.unwrap();
+        assert_eq!(removed.remains.len(), 2);
+        assert!(removed.remains[0].starts_with("container buildx_buildkit_b0 on unix://"));
+        assert!(!has_record(&docker, "b"));
+    }
+}

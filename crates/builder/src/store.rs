@@ -234,10 +234,10 @@ impl Transaction<'_> {
     pub fn current(&self, key: &str) -> Result<Option<NodeGroup>, BuilderError> {
         let current = self.read_current()?;
         if !current.name.is_empty() {
-            if current.global {
-                if let Ok(Some(group)) = self.get(&current.name) {
-                    return Ok(Some(group));
-                }
+            if current.global
+                && let Ok(Some(group)) = self.get(&current.name)
+            {
+                return Ok(Some(group));
             }
             if current.key == key {
                 return Ok(self.get(&current.name).unwrap_or(None));

@@ -114,11 +114,11 @@ fn left(arg: &Arg) -> String {
         Some(letter) => format!("  -{letter}, --{long}"),
         None => format!("      --{long}"),
     };
-    if !matches!(arg.get_action(), ArgAction::SetTrue) {
-        if let Some(name) = arg.get_value_names().and_then(|names| names.first()) {
-            text.push(' ');
-            text.push_str(name);
-        }
+    if !matches!(arg.get_action(), ArgAction::SetTrue)
+        && let Some(name) = arg.get_value_names().and_then(|names| names.first())
+    {
+        text.push(' ');
+        text.push_str(name);
     }
     text
 }

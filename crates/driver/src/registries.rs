@@ -1,8 +1,9 @@
 //! The registry settings a server in a container works with: those of its own configuration, and
 //! for registries that it does not name, those of the Engine it runs in.
 //!
-//! The Engine's list of insecure networks (CIDR) has no counterpart in BuildKit's configuration and
-//! is not inherited.
+//! The Engine's insecure networks (CIDR) become registries of that name: our server matches the
+//! addresses of registries with them, BuildKit's own has no counterpart and ignores them. This
+//! machine's own addresses need no entry.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,9 @@ use toml::{Table, Value};
 
 /// Name of the configuration file among a node's files.
 pub(crate) const CONFIG_FILE: &str = "buildkitd.toml";
+
+/// Networks that every Engine lists.
+const LOOPBACK: &[&str] = &["127.0.0.0/8", "::1/128"];
 
 /// Where a setting came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,12 +146,23 @@ fn inherited(engine: &RegistryConfig) -> Vec<EffectiveRegistry> {
     for (host, index) in &engine.index_configs {
         add_mirrors(host, &index.mirrors, &mut all);
         if !index.secure {
-            all.entry(host.clone())
-                .or_insert_with(|| of_engine(host))
-                .insecure = true;
+            insecure(host, &mut all);
+        }
+    }
+    for network in &engine.insecure_registry_cidrs {
+        if !LOOPBACK.contains(&network.as_str()) {
+            insecure(network, &mut all);
         }
     }
     all.into_values().collect()
+}
+
+/// The Engine tries TLS with any certificate and then plain HTTP, which takes both words.
+fn insecure(host: &str, all: &mut BTreeMap<String, EffectiveRegistry>) {
+    let entry = all
+        .entry(host.to_owned())
+        .or_insert_with(|| of_engine(host));
+    (entry.http, entry.insecure) = (true, true);
 }
 
 fn of_engine(host: &str) -> EffectiveRegistry {
@@ -167,7 +182,7 @@ mod tests {
 
     fn engine() -> RegistryConfig {
         RegistryConfig {
-            insecure_registry_cidrs: vec!["127.0.0.0/8".into()],
+            insecure_registry_cidrs: vec!["127.0.0.0/8".into(), "10.1.0.0/16".into()],
             index_configs: BTreeMap::from([
                 (
                     "docker.io".into(),
@@ -222,6 +237,7 @@ mod tests {
         assert_eq!(
             shown,
             [
+                ("10.1.0.0/16".to_owned(), Origin::Engine),
                 ("docker.io".to_owned(), Origin::Engine),
                 ("m:5000".to_owned(), Origin::Engine),
                 ("r:5000".to_owned(), Origin::Config)

@@ -188,3 +188,28 @@ impl Engine {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::boxed;
+
+    #[tokio::test]
+    async fn reading_does_not_wait_for_a_process_that_does_not_read() {
+        let (near, mut far) = tokio::io::duplex(1024);
+        let mut stream = ExecStream::new("id".to_owned(), boxed(near));
+        // Much more than the pipe holds, and nobody reads it yet.
+        let sent = vec![7; 4 << 20];
+        stream.write_all(&sent).await.unwrap();
+        far.write_all(&[1, 0, 0, 0, 0, 0, 0, 2]).await.unwrap();
+        far.write_all(b"ok").await.unwrap();
+        let mut answer = [0; 2];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"ok");
+        let mut arrived = vec![0; sent.len()];
+        far.read_exact(&mut arrived).await.unwrap();
+        assert_eq!(arrived, sent);
+        stream.shutdown().await.unwrap();
+        assert_eq!(far.read(&mut answer).await.unwrap(), 0);
+    }
+}

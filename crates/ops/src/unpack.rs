@@ -65,15 +65,10 @@ pub(crate) fn unpack_archive(
     }
 }
 
-/// Whether the file begins as an archive does; it is left at its start.
-///
-/// # Errors
-/// Only for a compression that is known and not offered: what cannot be read otherwise is copied as
-/// it is.
+/// Whether the file begins as an archive does; it is left at its start. What cannot be read is none.
 fn is_archive(file: &mut File) -> Result<bool, ArchiveError> {
     let known = match decompressor(&mut *file) {
         Ok(reader) => matches!(Reader::new(reader).next_entry(), Ok(Some(_))),
-        Err(error @ ArchiveError::Unsupported(_)) => return Err(error),
         Err(_) => false,
     };
     file.seek(SeekFrom::Start(0))

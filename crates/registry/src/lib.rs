@@ -34,3 +34,4 @@ pub use error::RegistryError;
 pub use manifest::MANIFEST_SIZE_MAX;
 pub use push::{BlobSource, BytesBlob, FileBlob, PushOutcome};
 pub use retry::RetryPolicy;
+pub use transport::{innermost, web_client};

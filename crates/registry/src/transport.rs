@@ -26,6 +26,11 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time a server may take to begin its answer to a request without a body.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A client for other web servers than registries, which trusts the same authorities.
+pub fn web_client() -> Result<reqwest::Client, RegistryError> {
+    Transport::default().pool_for(&TlsSettings::default(), "")
+}
+
 /// Connections shared by everything that talks to registries.
 #[derive(Default)]
 pub(crate) struct Transport {
@@ -162,7 +167,7 @@ pub(crate) fn sanitized(url: &Url) -> String {
 }
 
 /// The text of the innermost cause, which says what happened in the fewest words.
-pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
+pub fn innermost(error: &dyn std::error::Error) -> String {
     let mut last: &dyn std::error::Error = error;
     while let Some(source) = last.source() {
         last = source;

@@ -69,6 +69,13 @@ const LLB: &[&str] = &[
     "meta.exportcache",
     "meta.ignorecache",
     "platform",
+    // Its wire name is misspelt.
+    "soruce.http.uidgid",
+    "source.http",
+    "source.http.auth",
+    "source.http.checksum",
+    "source.http.header",
+    "source.http.perm",
     "source.image",
     "source.image.checksum",
     "source.image.resolvemode",

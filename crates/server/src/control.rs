@@ -147,8 +147,7 @@ impl Control for ControlService {
         request: Request<StatusRequest>,
     ) -> Result<Response<Self::StatusStream>, Status> {
         let id = request.into_inner().r#ref;
-        let now = |parts: &ServerParts| parts.builds.get(&id).map(|entry| entry.running);
-        let mut running = now(&self.parts);
+        let mut running = self.parts.builds.get(&id).map(|entry| entry.running);
         if running.is_none() {
             let (history, wanted) = (self.parts.history.clone(), id.clone());
             let said = blocking(move || history.status(&wanted))
@@ -159,8 +158,8 @@ impl Control for ControlService {
                 let messages: Vec<_> = messages.map(Ok).collect();
                 return Ok(timed(futures::stream::iter(messages).boxed()));
             }
-            let entry = self.parts.builds.wait(&id, BUILD_TIMEOUT).await;
-            running = entry.map(|entry| entry.running);
+            let builds = &self.parts.builds;
+            running = builds.wait_for_progress(&id, BUILD_TIMEOUT).await;
         }
         let running = running.ok_or_else(|| Status::not_found(format!("no such job {id}")))?;
         let messages = running

@@ -136,7 +136,6 @@ impl History {
         let events = self.events.subscribe();
         let now = self.present(&request)?;
         let wanted = request.r#ref.clone();
-        let active_only = request.active_only;
         let live = futures::stream::unfold(events, move |mut events| {
             let wanted = wanted.clone();
             async move {
@@ -153,9 +152,7 @@ impl History {
                 }
             }
         });
-        let live = (!request.early_exit
-            && !(active_only && now.is_empty() && !request.r#ref.is_empty()))
-        .then_some(live);
+        let live = (!request.early_exit).then_some(live);
         use futures::StreamExt;
         Ok(futures::stream::iter(now).chain(futures::stream::iter(live).flatten()))
     }

@@ -1,8 +1,9 @@
 //! What all builds of a server share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use content::ContentStore;
 use layers::LayerStore;
@@ -19,6 +20,10 @@ use crate::history::History;
 use crate::running::Running;
 use crate::usage::Cache;
 use crate::worker::Worker;
+
+/// How long, and how many, ended builds are kept for clients that ask for them late.
+const ENDED_AGE_MAX: Duration = Duration::from_secs(10);
+const ENDED_MAX: usize = 128;
 
 /// What all builds of a server share.
 pub struct ServerParts {
@@ -56,6 +61,8 @@ pub struct ServerParts {
 #[derive(Default)]
 pub struct Builds {
     state: Mutex<HashMap<String, Entry>>,
+    /// Builds that ended a moment ago: a client may ask for one after a very short life.
+    ended: Mutex<VecDeque<(Instant, Arc<Running>)>>,
     /// Changes whenever a build is entered, for those who wait for one.
     entered: watch::Sender<u64>,
 }
@@ -95,9 +102,35 @@ impl Builds {
         Ok(Listed { builds: self, id })
     }
 
+    /// What the build of that id says, waited for if it is not there yet: clients ask for a build in
+    /// the moment they begin it, and a build from the cache may have ended before they do.
+    pub async fn wait_for_progress(&self, id: &str, timeout: Duration) -> Option<Arc<Running>> {
+        if let Some(entry) = self.get(id) {
+            return Some(entry.running);
+        }
+        let ended = || {
+            let ended = self.ended.lock();
+            let found = ended.iter().find(|(_, running)| running.id() == id);
+            found.map(|(_, running)| running.clone())
+        };
+        let mut entered = self.entered.subscribe();
+        let found = async {
+            loop {
+                entered.borrow_and_update();
+                // In this order: a build that ends leaves the one list only when it is in the other.
+                let found = self.get(id).map(|entry| entry.running).or_else(ended);
+                if found.is_some() {
+                    return found;
+                }
+                entered.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(timeout, found).await.ok().flatten()
+    }
+
     /// The build of that id, waited for if it is not there yet: clients ask for a build in the
     /// moment they begin it.
-    pub async fn wait(&self, id: &str, timeout: std::time::Duration) -> Option<Entry> {
+    pub async fn wait(&self, id: &str, timeout: Duration) -> Option<Entry> {
         let mut entered = self.entered.subscribe();
         let found = async {
             loop {
@@ -129,6 +162,17 @@ impl Builds {
 
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
-        self.builds.state.lock().remove(&self.id);
+        let mut state = self.builds.state.lock();
+        if let Some(entry) = state.remove(&self.id) {
+            let mut ended = self.builds.ended.lock();
+            ended.push_back((Instant::now(), entry.running));
+            while ended.len() > ENDED_MAX
+                || ended
+                    .front()
+                    .is_some_and(|(at, _)| at.elapsed() > ENDED_AGE_MAX)
+            {
+                ended.pop_front();
+            }
+        }
     }
 }

@@ -28,6 +28,7 @@ use registry::RegistryHosts;
 use session::SessionManager;
 use solver::{KeyStore, Solver, SqliteKeyStore};
 use source::image::ImageSource;
+use source::http::HttpSource;
 use source::local::LocalSource;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -111,6 +112,7 @@ impl Server {
             executor: open_executor(&config, &options, &temporary)?,
             images: ImageSource::new(content.clone(), layers.clone()),
             locals: LocalSource::open(state.join("local"), layers.clone())?,
+            web: HttpSource::open(state.join("http"), layers.clone())?,
             cache_mounts: cache_mounts.clone(),
             files: FileDigests::new(),
             log_limits: LogLimits::from_env(),

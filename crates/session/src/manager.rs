@@ -24,6 +24,8 @@ use crate::pipe::{MessageIo, SpooledIo};
 const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 /// How long it has for the answer; generous, because a slow link full of data delays it.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a new session is given for its first answer before it is taken as it is.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Unanswered questions in a row after which the session is closed.
 const HEALTH_FAILURES_MAX: u32 = 2;
 
@@ -146,6 +148,20 @@ impl SessionManager {
     }
 }
 
+/// Returns when the first call was answered, whatever the answer.
+///
+/// Until then the two ends are still exchanging how they will talk. Stock clients that close a session
+/// in the midst of that, as they do after a build that takes no time, take the rest for a broken
+/// connection and complain on their user's terminal. A session is found, and so a build can end, only
+/// after this.
+async fn settle(session: &Session) {
+    let mut client = HealthClient::with_origin(session.connection.clone(), Connection::origin());
+    tokio::select! {
+        _ = tokio::time::timeout(SETTLE_TIMEOUT, client.check(HealthCheckRequest::default())) => {}
+        () = session.closed() => {}
+    }
+}
+
 /// Returns when the client no longer answers.
 async fn watch_health(session: &Session) {
     if !session.supports("/grpc.health.v1.Health/Check") {
@@ -183,7 +199,10 @@ impl Session {
     /// Whether the client serves a method, such as `/moby.filesync.v1.FileSync/DiffCopy`; the case of
     /// letters does not matter.
     pub fn supports(&self, method: &str) -> bool {
-        self.headers.methods.iter().any(|offered| offered.eq_ignore_ascii_case(method))
+        self.headers
+            .methods
+            .iter()
+            .any(|offered| offered.eq_ignore_ascii_case(method))
     }
 
     /// Whether the session has ended.

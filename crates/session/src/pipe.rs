@@ -154,6 +154,16 @@ impl MessageIo {
         (io, MessageStream { spool })
     }
 
+    /// Ends what is sent, because the peer has gone. What waits is not sent any more: stock clients take
+    /// what comes after their end for a broken connection and complain on their user's terminal.
+    fn cut(&self) {
+        let mut spool = self.spool.lock();
+        spool.chunks.clear();
+        spool.bytes = 0;
+        drop(spool);
+        self.end();
+    }
+
     fn end(&self) {
         let mut spool = self.spool.lock();
         spool.ended = true;
@@ -173,7 +183,10 @@ impl AsyncRead for MessageIo {
             match ready!(self.inbound.as_mut().poll_next(cx)) {
                 Some(Ok(message)) => self.current = message.data.into(),
                 Some(Err(status)) => return Poll::Ready(Err(io::Error::other(status))),
-                None => return Poll::Ready(Ok(())),
+                None => {
+                    self.cut();
+                    return Poll::Ready(Ok(()));
+                }
             }
         }
         let len = self.current.len().min(buffer.remaining());
@@ -293,6 +306,15 @@ mod tests {
         b.read_to_string(&mut text).await.unwrap();
         assert_eq!(text, "one two");
         assert!(a.write_all(b"x").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_after_the_peers_end() {
+        let (mut io, mut messages) = MessageIo::new(futures::stream::empty());
+        io.write_all(b"before").await.unwrap();
+        assert_eq!(io.read(&mut [0; 8]).await.unwrap(), 0);
+        assert!(io.write_all(b"after").await.is_err());
+        assert!(messages.next().await.is_none());
     }
 
     #[tokio::test]

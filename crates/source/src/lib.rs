@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`image`] | a registry, or an OCI layout that a client serves | digest of manifest or index |
 //! | [`local`] | a client's folder | digest of the tree |
+//! | [`http`] | a file of a web server | digest of the file, its name, mode, owner and time |
 //!
 //! Each is taken in two steps, because a build often needs only the first: *resolving* pins what a
 //! name stands for now; *pulling* makes a layer stack of it. Work asked for twice at the same time is
@@ -12,6 +13,7 @@
 //! This crate knows nothing of sessions: a client is seen through [`image::ContentProvider`],
 //! [`oci_layout::BlobStore`] and [`local::DirSync`].
 
+pub mod http;
 pub mod image;
 pub mod local;
 pub mod oci_layout;
@@ -20,5 +22,6 @@ mod flatten;
 mod flights;
 mod pull;
 mod resolve;
+mod state_file;
 mod stream;
 mod tree_digest;

@@ -14,13 +14,11 @@
 //! **Invariant**: a state is written only after its layers were committed. A state whose layers are
 //! gone counts as none: the client then sends everything again.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use diag::{Context, Error, Result};
+use diag::Result;
 use layers::{LayerHold, LayerNote, LayerStack, LayerStore, RecordType};
 use oci::Digest;
 use serde::{Deserialize, Serialize};
@@ -28,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::flatten::flatten;
 use crate::flights::Flights;
 use crate::resolve::blocking;
+use crate::state_file::{read_state, sweep, write_state};
 use crate::tree_digest::TreeSums;
 
 /// Version of the directory's format.
@@ -129,7 +128,7 @@ impl LocalSource {
         let _alone = self.flights.enter(key).await;
         let (layers, path) = (self.layers.clone(), self.state_path(key));
         let (state, writable) = blocking(move || {
-            let state = read_state(&path).filter(|state| layers.contains(&state.stack));
+            let state = read_state(&path).filter(|state: &State| layers.contains(&state.stack));
             let base = state.as_ref().map(|state| state.stack.clone());
             let writable = layers.writable(&base.unwrap_or_default())?;
             Ok((state, writable))
@@ -210,43 +209,16 @@ impl LocalSource {
     }
 
     fn sweep(&self) -> Result<()> {
-        let mut paths = Vec::new();
-        for entry in std::fs::read_dir(&self.dir)? {
-            paths.push(entry?.path());
-        }
-        // States come before their sums, `json` before `sums`.
-        paths.sort();
-        for path in paths {
-            let kept = match path.extension().and_then(|extension| extension.to_str()) {
-                Some("json") => {
-                    read_state(&path).is_some_and(|state| self.layers.contains(&state.stack))
-                }
+        sweep(&self.dir, |path| {
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("json") => read_state::<State>(path)
+                    .is_some_and(|state| self.layers.contains(&state.stack)),
                 Some("sums") => path.with_extension("json").exists(),
                 Some("new") => false,
                 _ => true,
-            };
-            if !kept {
-                std::fs::remove_file(&path)
-                    .with_context(|| format!("remove {}", path.display()))?;
             }
-        }
-        Ok(())
+        })
     }
-}
-
-/// A state that cannot be read is none.
-fn read_state(path: &Path) -> Option<State> {
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
-}
-
-fn write_state(path: &Path, state: &State) -> Result<()> {
-    let bytes = serde_json::to_vec(state).map_err(|error| Error::internal(error.to_string()))?;
-    let temporary = path.with_extension("json.new");
-    let mut file = File::create(&temporary)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `buildctl`: what a driver and an operator need of it.
 
+mod build;
 mod dial_stdio;
 mod records;
 mod workers;
@@ -63,6 +64,9 @@ struct Root {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// build
+    #[command(alias = "b")]
+    Build(build::BuildArgs),
     /// disk usage
     Du(records::DuArgs),
     /// clean up build cache
@@ -128,6 +132,10 @@ fn execute(root: Root) -> Result<(), diag::Error> {
         return dial_stdio::run(&root.addr, Duration::from_secs(root.timeout));
     }
     runtime::block_on(|cancel| async move {
+        if let Some(Command::Build(args)) = &root.command {
+            let connection = runtime::unless_cancelled(&cancel, connect(&root)).await?;
+            return build::run(&connection, args, &cancel).await;
+        }
         let work = async {
             let connection = connect(&root).await?;
             match root.command {
@@ -137,7 +145,7 @@ fn execute(root: Root) -> Result<(), diag::Error> {
                     DebugCommand::Workers(args) => workers::workers(&connection, &args).await,
                     DebugCommand::Info(args) => workers::info(&connection, &args).await,
                 },
-                Some(Command::DialStdio) | None => Ok(()),
+                Some(Command::DialStdio | Command::Build(_)) | None => Ok(()),
             }
         };
         runtime::unless_cancelled(&cancel, work).await

@@ -32,6 +32,9 @@ pub(crate) async fn run(app: &App, args: &InspectArgs) -> Result<(), diag::Error
     let options = LoadOptions::with_status(args.timeout);
     let mut loaded = builder.load_nodes(options).await;
     if args.bootstrap {
+        // Who asks for a builder that runs is told that there is none.
+        loaded?;
+        loaded = Ok(());
         let display = LazyDisplay::default();
         let booted = builder.boot(&display.progress()).await;
         display.finish();

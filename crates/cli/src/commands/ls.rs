@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
-use builder::{Builder, LoadOptions, Node, format_in_groups, list_builders};
+use builder::{Builder, BuilderError, LoadOptions, Node, format_in_groups, list_builders};
 use clap::Args;
 use futures::future::join_all;
 use oci::Platform;
@@ -54,7 +54,9 @@ pub(crate) async fn run(app: &App, args: &LsArgs) -> Result<(), diag::Error> {
     let format = OutputFormat::new(&args.format, !args.no_trunc)?;
     let current = match Builder::load(&app.docker, None) {
         Ok(builder) => builder.name().to_owned(),
-        Err(_) => String::new(),
+        // The list shows which record it is.
+        Err(BuilderError::CorruptRecord { name, .. }) => name,
+        Err(error) => return Err(error.into()),
     };
     let mut builders = list_builders(&app.docker)?;
     let options = LoadOptions::with_status(args.timeout);
@@ -84,12 +86,14 @@ fn print_errors(builders: &[Builder]) {
         let name = builder.name();
         if let Some(error) = &builder.error {
             lines.push(format!("Cannot load builder {name}: {error}"));
+            lines.extend(hints(error));
             continue;
         }
         for node in builder.nodes() {
             if let Some(error) = &node.error {
                 let node = node.name();
                 lines.push(format!("Failed to get status for {name} ({node}): {error}"));
+                lines.extend(hints(error));
             }
         }
         if let Some(reason) = &builder.broken {
@@ -99,6 +103,10 @@ fn print_errors(builders: &[Builder]) {
     if !lines.is_empty() {
         printer::err_line(format!("\n{}", lines.join("\n")));
     }
+}
+
+fn hints(error: &diag::Error) -> impl Iterator<Item = String> {
+    error.hints().iter().map(|hint| format!("  hint: {hint}"))
 }
 
 struct OutputFormat {
@@ -125,7 +133,7 @@ impl OutputFormat {
         let mut rows = String::new();
         for builder in builders {
             let is_current = builder.name() == current;
-            let whole = self.is_json || self.template_is_json();
+            let whole = self.template.is_whole_json();
             let json = builder_json(builder, is_current);
             let mut add = |row: Value| -> Result<(), diag::Error> {
                 let value = if whole { &json } else { &row };
@@ -157,11 +165,6 @@ impl OutputFormat {
         writer.line(self.template.render_header(&headers)?);
         writer.write(&rows);
         Ok(writer.finish())
-    }
-
-    /// `{{json .}}` is the builder itself and not a row.
-    fn template_is_json(&self) -> bool {
-        format!("{:?}", self.template).contains("Function(\"json\"), Field([])")
     }
 
     fn builder_row(&self, builder: &Builder, is_current: bool) -> Value {

@@ -73,6 +73,18 @@ impl Template {
         }
     }
 
+    /// True for `{{json .}}`: the value itself is asked for and not its fields.
+    pub(crate) fn is_whole_json(&self) -> bool {
+        self.nodes.iter().any(|node| match node {
+            Node::Print(Pipeline(commands)) => matches!(
+                commands.first().map(Vec::as_slice),
+                Some([Operand::Function(name), Operand::Field(path)])
+                    if name == "json" && path.is_empty()
+            ),
+            _ => false,
+        })
+    }
+
     /// Fills it in. A field that the value does not have is an error.
     pub(crate) fn render(&self, value: &Value) -> Result<String, TemplateError> {
         let mut out = String::new();

@@ -73,7 +73,13 @@ impl ContainerOptions {
             ..ContainerOptions::default()
         };
         for (key, value) in options {
-            parsed.set(key, value).map_err(DriverError::Option)?;
+            parsed.set(key, value).map_err(|reason| {
+                DriverError::Option(if names_itself(key, &reason) {
+                    reason
+                } else {
+                    format!("invalid value for driver option {key}: {reason}")
+                })
+            })?;
         }
         Ok(parsed)
     }
@@ -117,6 +123,12 @@ impl ContainerOptions {
         }
         Ok(())
     }
+}
+
+/// Sizes and whole options are refused in the words scripts know; elsewhere those words do not say
+/// which option is meant.
+fn names_itself(key: &str, reason: &str) -> bool {
+    matches!(key, "memory" | "memory-swap") || reason.contains(key)
 }
 
 fn restart_policy(text: &str) -> Result<RestartPolicy, String> {
@@ -282,22 +294,22 @@ mod tests {
             (
                 "default-load",
                 "maybe",
-                "strconv.ParseBool: parsing \"maybe\": invalid syntax",
+                "invalid value for driver option default-load: strconv.ParseBool: parsing \"maybe\": invalid syntax",
             ),
             (
                 "cpu-quota",
                 "x",
-                "strconv.ParseInt: parsing \"x\": invalid syntax",
+                "invalid value for driver option cpu-quota: strconv.ParseInt: parsing \"x\": invalid syntax",
             ),
             (
                 "restart-policy",
                 ":3",
-                "invalid restart policy format: no policy provided before colon",
+                "invalid value for driver option restart-policy: invalid restart policy format: no policy provided before colon",
             ),
             (
                 "restart-policy",
                 "sometimes",
-                "invalid restart policy: unknown policy 'sometimes'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'",
+                "invalid value for driver option restart-policy: invalid restart policy: unknown policy 'sometimes'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'",
             ),
         ] {
             assert_eq!(parse(&[(key, value)]), Err(words.to_owned()));

@@ -137,7 +137,11 @@ impl ContainerDriver {
                 env.insert(name.to_ascii_lowercase(), value.clone());
             }
         }
-        env.extend(self.options.env.clone());
+        for (name, value) in &self.options.env {
+            // What the user set is not contradicted by the same name in the other case.
+            env.retain(|known: &String, _| !known.eq_ignore_ascii_case(name));
+            env.insert(name.clone(), value.clone());
+        }
         env.into_iter()
             .map(|(name, value)| format!("{name}={value}"))
             .collect()

@@ -23,6 +23,8 @@ pub struct Parts {
     pub images: source::image::ImageSource,
     /// Clients' folders.
     pub locals: source::local::LocalSource,
+    /// Files of web servers.
+    pub web: source::http::HttpSource,
     /// Persistent cache mounts.
     pub cache_mounts: CacheMounts,
     /// Digests of files seen.

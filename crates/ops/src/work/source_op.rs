@@ -7,10 +7,12 @@ use layers::RecordType;
 use llb::{SourceOp, Vertex};
 use oci::{Platform, Reference};
 use solver::{Identity, KeyPart, RunContext};
+use source::http::{HttpPin, HttpRequest};
 use source::image::{ContentProvider, ImageRequest, ResolvedImage};
 use source::local::LocalSnapshot;
 
 use super::context::{BuildContext, RunSink};
+use super::http::{ClientSecrets, http_parts, http_request};
 use super::output::Output;
 use super::parts::Parts;
 use super::provider::{layout_provider, registry_provider};
@@ -26,6 +28,8 @@ pub enum Pinned {
     },
     /// A folder of the client, brought already.
     Local(Box<LocalSnapshot>),
+    /// A file of a web server.
+    Http(Box<(HttpRequest, HttpPin)>),
 }
 
 /// Finds out what a source stands for now.
@@ -57,6 +61,12 @@ pub async fn pin(
         "local" => super::local::pin_local(parts, vertex, source, context)
             .await
             .map(|snapshot| Pinned::Local(Box::new(snapshot))),
+        "http" | "https" => {
+            let request = http_request(source)?;
+            let secrets = ClientSecrets::new(&request, context);
+            let pin = cancellable(context, parts.web.pin(&request, &secrets)).await?;
+            Ok(Pinned::Http(Box::new((request, pin))))
+        }
         _ => Err(Error::unimplemented(format!(
             "sources of the kind {scheme}:// are not supported by this server"
         ))),
@@ -78,6 +88,7 @@ impl Pinned {
                 KeyPart::new("op", "source"),
                 KeyPart::new("local", snapshot.digest.to_string()),
             ]),
+            Pinned::Http(file) => Identity::of(http_parts(&file.0, &file.1)),
         }
     }
 
@@ -97,16 +108,31 @@ impl Pinned {
             Pinned::Image { image, provider } => {
                 let statuses = RunSink::of_vertex(context, vertex.digest);
                 let pull = parts.images.pull(&**provider, image, &statuses);
-                let pulled = tokio::select! {
-                    pulled = pull => pulled?,
-                    () = context.cancel.cancelled() => return Err(Error::canceled()),
-                };
+                let pulled = cancellable(context, pull).await?;
                 Ok(Output::held(pulled.stack, pulled.hold))
             }
             Pinned::Local(snapshot) => {
                 Ok(Output::held(snapshot.stack.clone(), snapshot.hold.clone()))
             }
+            Pinned::Http(file) => {
+                let (request, pin) = &**file;
+                let secrets = ClientSecrets::new(request, context);
+                let fetch = parts.web.fetch(request, pin, &secrets);
+                let (stack, hold) = cancellable(context, fetch).await?;
+                Ok(Output::held(stack, hold))
+            }
         }
+    }
+}
+
+/// Waits for work unless nobody wants it any more.
+async fn cancellable<T>(
+    context: &RunContext<BuildContext>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::select! {
+        done = work => done,
+        () = context.cancel.cancelled() => Err(Error::canceled()),
     }
 }
 

@@ -20,9 +20,11 @@
 //! Below, HTTP/2 keeps the same rule, see [`crate::pipe`].
 
 mod dest;
+mod differ;
 mod order;
 mod receive;
 mod send;
+mod writer;
 
 use std::sync::Arc;
 

@@ -1,0 +1,310 @@
+//! Comparing what a sender announces with what is there.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use super::dest::Dest;
+use super::order::{self, OpenDir, OrderCheck};
+use super::receive::{Change, ChangeKind, Owner, ReceiveOptions, SyncStats};
+use super::writer::ToWriter;
+use crate::codec::Batch;
+use crate::error::SessionError;
+use crate::mode;
+use crate::packet::{FileStat, Packet};
+use crate::walk::{Entry, HardLinks, WalkOptions, Walker};
+
+/// Files whose content was asked for and has not begun to come, by id.
+pub type Pendings = Arc<Mutex<HashMap<u32, Pending>>>;
+
+/// A file whose content was asked for.
+pub struct Pending {
+    pub stat: FileStat,
+    pub replaces: bool,
+}
+
+/// What is to be done when all content has come.
+#[derive(Default)]
+pub struct Outcome {
+    pub requested: u64,
+    pub links: Vec<FileStat>,
+    pub dirs: Vec<FileStat>,
+    pub stats: SyncStats,
+}
+
+/// Compares what is announced with what is there, and asks for content.
+pub struct Differ {
+    pub dest: Dest,
+    root: PathBuf,
+    options: ReceiveOptions,
+    order: OrderCheck,
+    pending: Pendings,
+    outbound: mpsc::UnboundedSender<Batch>,
+    requests: Batch,
+    outcome: Outcome,
+    is_root: bool,
+}
+
+/// What is in the destination, in order.
+struct Present {
+    walker: Walker,
+    links: HardLinks,
+    next: Option<Entry>,
+}
+
+impl Present {
+    fn advance(&mut self) -> Result<(), SessionError> {
+        self.next = self.walker.next_entry()?;
+        if let Some(entry) = &mut self.next {
+            self.links.mark(entry);
+        }
+        Ok(())
+    }
+}
+
+impl Differ {
+    pub fn new(
+        root: &Path,
+        options: ReceiveOptions,
+        pending: Pendings,
+        outbound: mpsc::UnboundedSender<Batch>,
+    ) -> Result<Self, SessionError> {
+        Ok(Differ {
+            dest: Dest::open(root, 'd')?,
+            root: root.to_owned(),
+            options,
+            order: OrderCheck::default(),
+            pending,
+            outbound,
+            requests: Batch::new(),
+            outcome: Outcome::default(),
+            is_root: rustix::process::geteuid().is_root(),
+        })
+    }
+
+    /// Takes entries until the empty batch, and then tells the writer what is left to be done.
+    pub fn run(
+        mut self,
+        mut entries: mpsc::Receiver<Vec<(u32, FileStat)>>,
+        writer: &mpsc::Sender<Vec<ToWriter>>,
+    ) -> Result<(), SessionError> {
+        let mut present = None;
+        if !self.options.merge {
+            let walker = Walker::new(&self.root, WalkOptions::default())?;
+            let mut start = Present {
+                walker,
+                links: HardLinks::default(),
+                next: None,
+            };
+            start.advance()?;
+            present = Some(start);
+        }
+        loop {
+            let batch = entries.blocking_recv().ok_or(SessionError::Canceled)?;
+            if batch.is_empty() {
+                break;
+            }
+            for (id, stat) in batch {
+                self.entry(id, stat, present.as_mut())?;
+            }
+            self.send_requests();
+        }
+        if let Some(present) = &mut present {
+            self.remove_until(present, None)?;
+        }
+        let rest = self.order.finish();
+        self.note_dirs(rest);
+        let done = vec![ToWriter::EntriesDone(Box::new(self.outcome))];
+        writer
+            .blocking_send(done)
+            .map_err(|_| SessionError::Canceled)
+    }
+
+    fn entry(
+        &mut self,
+        id: u32,
+        mut stat: FileStat,
+        present: Option<&mut Present>,
+    ) -> Result<(), SessionError> {
+        if let Owner::Fixed(uid, gid) = self.options.owner {
+            (stat.uid, stat.gid) = (uid, gid);
+        }
+        if stat.uid == u32::MAX || stat.gid == u32::MAX {
+            return Err(SessionError::Protocol("invalid owner".into()));
+        }
+        let done = self.order.next(&stat)?;
+        self.note_dirs(done);
+        self.outcome.stats.entries += 1;
+        let existing = match present {
+            None => self.dest.lstat(&stat.path)?,
+            Some(present) => self.matching(present, &stat)?,
+        };
+        self.apply(id, stat, existing)
+    }
+
+    /// What is there under the path; what is there before it is not announced, and goes.
+    fn matching(
+        &mut self,
+        present: &mut Present,
+        stat: &FileStat,
+    ) -> Result<Option<FileStat>, SessionError> {
+        self.remove_until(present, Some(&stat.path))?;
+        if present
+            .next
+            .as_ref()
+            .is_none_or(|next| next.stat.path != stat.path)
+        {
+            return Ok(None);
+        }
+        let Some(entry) = present.next.take() else {
+            return Ok(None);
+        };
+        if entry.stat.is_dir() && !stat.is_dir() {
+            present.walker.skip_directory();
+        }
+        present.advance()?;
+        Ok(Some(entry.stat))
+    }
+
+    fn remove_until(
+        &mut self,
+        present: &mut Present,
+        path: Option<&[u8]>,
+    ) -> Result<(), SessionError> {
+        while let Some(next) = &present.next {
+            if path.is_some_and(|path| order::compare(&next.stat.path, path).is_ge()) {
+                break;
+            }
+            let is_dir = next.stat.is_dir();
+            if is_dir {
+                present.walker.skip_directory();
+            }
+            self.dest.remove(&next.stat.path, is_dir)?;
+            self.order.touch_parent(&next.stat.path);
+            self.outcome.stats.removed += 1;
+            self.tell(ChangeKind::Removed, &next.stat.path, None);
+            present.advance()?;
+        }
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        id: u32,
+        stat: FileStat,
+        existing: Option<FileStat>,
+    ) -> Result<(), SessionError> {
+        if stat.is_dir()
+            && let Some(existing) = existing.as_ref().filter(|existing| existing.is_dir())
+        {
+            return self.keep_dir(&stat, existing);
+        }
+        if existing
+            .as_ref()
+            .is_some_and(|existing| self.is_same(&stat, existing))
+        {
+            return Ok(());
+        }
+        let kind = match existing {
+            Some(_) => ChangeKind::Modified,
+            None => ChangeKind::Added,
+        };
+        self.outcome.stats.changed += 1;
+        self.tell(kind, &stat.path, Some(&stat));
+        self.order.touch_parent(&stat.path);
+        let is_file = |stat: &FileStat| mode::is_regular(stat.mode);
+        let replaces_file = existing.as_ref().is_some_and(is_file) && is_file(&stat);
+        if let Some(existing) = &existing
+            && !replaces_file
+        {
+            self.dest.remove(&stat.path, existing.is_dir())?;
+        }
+        if stat.is_dir() {
+            self.dest.make_dir(&stat)?;
+            self.order.touch_last();
+        } else if mode::is_symlink(stat.mode) {
+            self.dest.make_symlink(&stat)?;
+        } else if stat.mode & (mode::DEVICE | mode::NAMED_PIPE) != 0 {
+            self.dest.make_special(&stat)?;
+        } else if stat.is_hard_link() {
+            self.outcome.links.push(stat);
+        } else if !is_file(&stat) {
+            return Err(SessionError::Protocol(format!(
+                "unknown file mode {:#o}",
+                stat.mode
+            )));
+        } else if stat.size == 0 {
+            let file = self.dest.create(&stat, replaces_file)?;
+            self.dest.finish(file, &stat)?;
+        } else {
+            self.request(id, stat, replaces_file);
+        }
+        Ok(())
+    }
+
+    fn keep_dir(&mut self, stat: &FileStat, existing: &FileStat) -> Result<(), SessionError> {
+        let same = same_metadata(stat, existing);
+        if !same {
+            self.outcome.stats.changed += 1;
+            self.tell(ChangeKind::Modified, &stat.path, Some(stat));
+        }
+        let locked = !self.is_root && existing.mode & 0o700 != 0o700;
+        if locked {
+            self.dest.unlock_dir(stat)?;
+        }
+        if !same || locked || stat.mod_time != existing.mod_time {
+            self.order.touch_last();
+        }
+        Ok(())
+    }
+
+    /// Whether what is there need not be touched: as for stock receivers, the content of a file is
+    /// taken to be the same when size, time, mode and owner are.
+    fn is_same(&self, stat: &FileStat, existing: &FileStat) -> bool {
+        if self.options.fetch_all && mode::is_regular(stat.mode) {
+            return false;
+        }
+        if self.options.merge && stat.is_hard_link() {
+            return false;
+        }
+        stat.size == existing.size
+            && stat.mod_time == existing.mod_time
+            && same_metadata(stat, existing)
+    }
+
+    fn request(&mut self, id: u32, stat: FileStat, replaces: bool) {
+        self.outcome.requested += 1;
+        self.requests.push(Packet::Request(id).encode());
+        self.pending.lock().insert(id, Pending { stat, replaces });
+    }
+
+    fn send_requests(&mut self) {
+        if !self.requests.is_empty() {
+            // Without a sender the transfer is about to be dropped.
+            let _ = self.outbound.send(std::mem::take(&mut self.requests));
+        }
+    }
+
+    fn note_dirs(&mut self, done: Vec<OpenDir>) {
+        let touched = done.into_iter().filter(|dir| dir.touched);
+        self.outcome.dirs.extend(touched.map(|dir| dir.stat));
+    }
+
+    fn tell(&self, kind: ChangeKind, path: &[u8], stat: Option<&FileStat>) {
+        if let Some(on_change) = &self.options.on_change {
+            on_change(Change { kind, path, stat });
+        }
+    }
+}
+
+fn same_metadata(a: &FileStat, b: &FileStat) -> bool {
+    a.mode == b.mode
+        && a.uid == b.uid
+        && a.gid == b.gid
+        && a.devmajor == b.devmajor
+        && a.devminor == b.devminor
+        && a.linkname == b.linkname
+}
