@@ -237,6 +237,12 @@ impl Builder {
         self.docker.store().transaction().touch(&self.group.name);
     }
 
+    /// False when it had a record and that was removed since: nothing must be booted for it.
+    pub fn still_exists(&self) -> bool {
+        let txn = self.docker.store().transaction();
+        self.is_context || !matches!(txn.get(self.name()), Ok(None))
+    }
+
     /// True when no node's server runs.
     pub fn is_inactive(&self) -> bool {
         !self.nodes.iter().any(Node::is_running)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use driver::{BootProgress, Connection, Driver, NodeConfig, ProxySettings, Status};
+use driver::{BootProgress, Connection, Driver, Loss, NodeConfig, ProxySettings, Status};
 use oci::Platform;
 use proto::control::control_client::ControlClient;
 use proto::control::{InfoRequest, ListWorkersRequest};
@@ -326,7 +326,7 @@ impl Node {
     }
 
     /// Why the connection to its server broke, when the server is the cause.
-    pub async fn diagnose(&self) -> Option<String> {
+    pub async fn diagnose(&self) -> Option<Loss> {
         self.driver.as_ref()?.diagnose().await
     }
 }

@@ -4,8 +4,9 @@ use std::io::Read;
 use std::sync::Arc;
 
 use builder::{BootProgress, Builder, ResolvedNode};
-use diag::{Context, Error};
+use diag::{Code, Context, Error};
 use docker_config::DockerConfig;
+use driver::Loss;
 use driver::engine::Engine;
 use futures::future::try_join_all;
 use oci::Reference;
@@ -98,7 +99,7 @@ pub async fn build(builder: &Builder, job: BuildJob) -> Result<Outcome, Error> {
     };
     let solving = work.into_iter().map(|(node, facts, plan)| {
         planned(&facts, &plan);
-        solve_on(node, facts, plan, &prepared.services, &cancel)
+        solve_on(builder, node, facts, plan, &prepared.services, &cancel)
     });
     let mut responses = try_join_all(solving).await?;
     let response = match push {
@@ -299,8 +300,9 @@ fn repositories(names: &str) -> Result<String, Error> {
 }
 
 /// Carries out a plan on its node. A server that is lost in the middle is booted again, once, and
-/// continues from its cache.
+/// continues from its cache; one that somebody stopped or removed is not.
 async fn solve_on(
+    builder: &Builder,
     node: ResolvedNode<'_>,
     facts: NodeFacts,
     mut plan: SolvePlan,
@@ -322,15 +324,24 @@ async fn solve_on(
             Ok(response) => break response,
             Err(failure) => failure,
         };
-        if !failure.connection_lost || cancel.is_cancelled() {
+        // A server that ends in good order cancels its builds first.
+        let may_be_lost = failure.connection_lost || failure.error.is_canceled();
+        if !may_be_lost || cancel.is_cancelled() {
             return Err(failure.error);
         }
-        let Some(cause) = node.node.diagnose().await else {
+        let Some(Loss { cause, on_purpose }) = node.node.diagnose().await else {
             return Err(match connection.trouble() {
                 Some(trouble) => failure.error.hint(trouble),
                 None => failure.error,
             });
         };
+        if on_purpose {
+            return Err(ended_by_somebody(&cause));
+        }
+        if !builder.still_exists() {
+            let cause = format!("builder {:?} was removed", builder.name());
+            return Err(ended_by_somebody(&cause));
+        }
         if std::mem::replace(&mut retried, true) {
             return Err(failure.error.hint(cause));
         }
@@ -357,6 +368,11 @@ async fn solve_on(
         response.remove(CONFIG_DIGEST);
     }
     Ok(response)
+}
+
+/// The error of a build whose server is not to come back.
+fn ended_by_somebody(cause: &str) -> Error {
+    Error::new(Code::Unavailable, format!("{cause} during the build")).context("failed to solve")
 }
 
 /// Opens the session, solves, and ends the session.

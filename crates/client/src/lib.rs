@@ -36,7 +36,9 @@ pub use git_info::GitInfo;
 pub use git_ref::is_local_context;
 pub use id::new_id;
 pub use inputs::{Inputs, OciLayoutRef, Upload, is_archive};
-pub use outcome::{BUILD_REF, CONFIG_DIGEST, DESCRIPTOR, DIGEST, IMAGE_NAME, Outcome, write_file};
+pub use outcome::{
+    BUILD_REF, CONFIG_DIGEST, DESCRIPTOR, DIGEST, IMAGE_NAME, Outcome, write_file, write_image_id,
+};
 pub use plan::{NodeFacts, PlanContext, SolvePlan, no_output_warning};
 pub use report::{error_report, exit_code};
 pub use request::{BuildFlags, BuildRequest, Network};

@@ -10,6 +10,7 @@ use diag::{Context, Error};
 use progress::VertexWarning;
 use serde_json::Value;
 
+use crate::inputs::go_path_error;
 use crate::solve::Response;
 use crate::spec::CallFunction;
 
@@ -95,6 +96,9 @@ pub fn write_file(path: &Path, text: &str) -> Result<(), Error> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
+    std::fs::metadata(parent)
+        .map_err(|error| go_path_error("stat", &parent.to_string_lossy(), &error))
+        .context("invalid output path")?;
     let mut file = tempfile::Builder::new()
         .prefix(".tmp-")
         .permissions(std::fs::Permissions::from_mode(0o644))
@@ -106,6 +110,13 @@ pub fn write_file(path: &Path, text: &str) -> Result<(), Error> {
         .map_err(|error| Error::from(error.error))
         .with_context(|| format!("writing {}", path.display()))?;
     Ok(())
+}
+
+/// Writes the file of `--iidfile`.
+pub fn write_image_id(path: &Path, id: &str) -> Result<(), Error> {
+    std::fs::write(path, id)
+        .map_err(|error| go_path_error("open", &path.to_string_lossy(), &error))
+        .context("writing image ID file")
 }
 
 /// Objects and lists of objects as such, everything else as the text it came as.

@@ -150,6 +150,12 @@ impl SolvePlan {
         plan.set_arguments(context, facts)?;
         plan.set_platforms(facts, &platforms)?;
         plan.set_step_options(request, facts)?;
+        plan.cache_to
+            .iter()
+            .try_for_each(CacheEntry::check_export)?;
+        plan.cache_from
+            .iter()
+            .try_for_each(CacheEntry::check_import)?;
         Ok(plan)
     }
 

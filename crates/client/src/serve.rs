@@ -101,8 +101,12 @@ fn secrets(plan: &SolvePlan, env: &Environment) -> Result<BTreeMap<String, Secre
             spec::SecretSource::Named if env.get(&secret.id).is_some() => variable(env, &secret.id),
             spec::SecretSource::Named => SecretSource::File(env.path(&secret.id)),
         };
-        if let (SecretSource::File(_), spec::SecretSource::File(shown)) = (&source, &secret.source)
-            && let Err(error) = std::fs::metadata(env.path(shown))
+        let shown = match &secret.source {
+            spec::SecretSource::File(path) => path,
+            _ => &secret.id,
+        };
+        if let SecretSource::File(path) = &source
+            && let Err(error) = std::fs::metadata(path)
         {
             return Err(
                 go_path_error("stat", shown, &error).context(format!("failed to stat {shown}"))
@@ -141,7 +145,7 @@ fn agents(plan: &SolvePlan, env: &Environment) -> Result<Vec<SshAgent>, Error> {
         }
         let made = SshAgent::new(id, &paths, false).map_err(Error::from);
         let context = format!(
-            "failed to convert agent config {{{id} [{}] false}}",
+            "failed to convert agent config {{{id} [{}] false}}: failed to convert agent config for ID: {id:?}",
             agent.paths.join(" ")
         );
         agents.push(made.map_err(|error| error.context(context))?);

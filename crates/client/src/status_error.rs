@@ -13,6 +13,8 @@ use serde::Deserialize;
 const SOURCE: &str = "errdefs.Source+json";
 const VERTEX: &str = "errdefs.Vertex+json";
 const EXIT: &str = "gatewayapi.ExitMessage+json";
+/// Our own server's: hints, the code that stands for what happened, the exit code.
+const OWN: &str = "cooperage/diag.Error+json";
 
 /// The error a status stands for. Its text is the server's, after the name of the code unless that
 /// is `Unknown`, as Go's clients print it.
@@ -48,6 +50,12 @@ fn described(code: Code, message: &str) -> Error {
 
 fn with_details(error: Error, status: &rpc::Status) -> Error {
     status.details.iter().fold(error, |error, detail| {
+        if detail.type_url == OWN {
+            return match serde_json::from_slice::<JsonOwn>(&detail.value) {
+                Ok(own) => own.add_to(error),
+                Err(_) => error,
+            };
+        }
         let kind = detail.type_url.rsplit('/').next().unwrap_or_default();
         // A detail that cannot be read costs its information, never the error.
         match kind {
@@ -77,6 +85,29 @@ struct JsonVertex {
 struct JsonExit {
     #[serde(default, alias = "Code")]
     code: u32,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct JsonOwn {
+    code: Option<i32>,
+    hints: Vec<String>,
+    exit_code: Option<i32>,
+}
+
+impl JsonOwn {
+    /// The text stays as the status has it; it names only codes that stock servers send.
+    fn add_to(self, error: Error) -> Error {
+        let error = match self.code {
+            Some(code) => error.with_code(Code::from_number(code)),
+            None => error,
+        };
+        let error = match self.exit_code {
+            Some(code) => error.exit_code(code),
+            None => error,
+        };
+        self.hints.into_iter().fold(error, Error::hint)
+    }
 }
 
 #[derive(Deserialize)]
@@ -180,6 +211,24 @@ pub(crate) mod tests {
             "{excerpt}"
         );
         assert!(excerpt.contains("   3 | >>> RUN exit 7\n"), "{excerpt}");
+    }
+
+    #[test]
+    fn what_our_own_server_adds_is_read() {
+        let own = r#"{"code":9,"hints":["install an emulator","or do not"],"exitCode":255}"#;
+        let status = rpc::Status {
+            code: 2,
+            message: "exec /x: exec format error".to_owned(),
+            details: vec![bollard_buildkit_proto::google::protobuf::Any {
+                type_url: OWN.to_owned(),
+                value: own.as_bytes().to_vec(),
+            }],
+        };
+        let error = from_rpc_status(&status);
+        assert_eq!(error.to_string(), "exec /x: exec format error");
+        assert_eq!(error.hints(), ["install an emulator", "or do not"]);
+        assert_eq!(error.code(), Code::FailedPrecondition);
+        assert_eq!(error.process_exit_code(), Some(255));
     }
 
     #[test]

@@ -36,10 +36,25 @@ impl Lease {
         self.0.store.size(&digest).is_some()
     }
 
+    /// The same for a blob whose size in bytes is known. One that has another size was damaged after
+    /// it was stored, by a disk or a hand; it is removed, and so not here.
+    pub fn protect_sized(&self, digest: Digest, size: u64) -> bool {
+        if !self.protect(digest) {
+            return false;
+        }
+        if self.0.store.size(&digest) == Some(size) {
+            return true;
+        }
+        tracing::warn!("blob {digest} is damaged: it has not the {size} bytes it had");
+        // One that cannot be removed is replaced by whoever brings it again.
+        let _ = self.0.store.remove(&digest);
+        false
+    }
+
     /// Stores these bytes, protected.
     pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = Digest::of(bytes);
-        if self.protect(digest) {
+        if self.protect_sized(digest, bytes.len() as u64) {
             return Ok(digest);
         }
         let mut writer = self.writer()?;

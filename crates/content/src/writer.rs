@@ -68,8 +68,8 @@ impl BlobWriter {
         let target = self.store.path(&actual);
         // Protected first: no sweep can come between the rename and the protection.
         let present = match &self.lease {
-            Some(lease) => lease.protect(actual),
-            None => self.store.size(&actual).is_some(),
+            Some(lease) => lease.protect_sized(actual, self.size),
+            None => self.store.size(&actual) == Some(self.size),
         };
         if !present {
             let io = |action| ContentError::io(action, target.clone());

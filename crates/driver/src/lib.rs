@@ -113,6 +113,15 @@ pub struct Removal {
     pub daemon: bool,
 }
 
+/// How a server was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// What happened, for users.
+    pub cause: String,
+    /// Somebody stopped or removed it: it must not be booted again.
+    pub on_purpose: bool,
+}
+
 /// One node's build server.
 ///
 /// Life cycle: a driver is made by [`create`] from a node's record, which checks its options and
@@ -197,7 +206,7 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Why a connection that just broke did: memory, exit code, last words. `None` when the
     /// server runs on.
-    async fn diagnose(&self) -> Option<String> {
+    async fn diagnose(&self) -> Option<Loss> {
         None
     }
 

@@ -2,8 +2,8 @@
 //! for registries that it does not name, those of the Engine it runs in.
 //!
 //! The Engine's insecure networks (CIDR) become registries of that name: our server matches the
-//! addresses of registries with them, BuildKit's own has no counterpart and ignores them. This
-//! machine's own addresses need no entry.
+//! addresses of registries with them. BuildKit's own has no counterpart, so its images are not
+//! given them. This machine's own addresses need no entry.
 
 use std::collections::BTreeMap;
 

@@ -37,10 +37,12 @@ pub enum ExecError {
         reason: String,
     },
     /// The kernel killed processes of the step because memory ran out.
-    #[error("{}", oom_text(*.limit, *.peak))]
+    #[error("{}", oom_text(*.limit, *.reserved, *.peak))]
     OutOfMemory {
-        /// The limit in bytes that held for it, if any did.
+        /// The limit in bytes that held for it and the server together, if any did.
         limit: Option<u64>,
+        /// What of that is kept for the server, in bytes.
+        reserved: u64,
         /// The most it used in bytes.
         peak: Option<u64>,
         /// The exit code it had.
@@ -102,26 +104,43 @@ impl From<ExecError> for diag::Error {
         match error {
             ExecError::ExecFormat { hint: Some(hint), .. } => out.hint(hint),
             ExecError::OutOfMemory { limit: Some(_), .. } => out.hint(
-                "the step and the builder share this limit: give the builder more memory or the step less to do",
+                "all steps that run at a time share this limit: give the builder more memory (for a container: `--driver-opt memory=SIZE` at `create`), or have less run at a time",
             ),
             _ => out,
         }
     }
 }
 
-fn oom_text(limit: Option<u64>, peak: Option<u64>) -> String {
+fn oom_text(limit: Option<u64>, reserved: u64, peak: Option<u64>) -> String {
     let mut text = "cannot allocate memory: the step was killed because memory ran out".to_owned();
     let mut facts = Vec::new();
-    if let Some(limit) = limit {
-        facts.push(format!("limit {limit} bytes"));
+    match limit {
+        Some(limit) if reserved > 0 => facts.push(format!(
+            "the builder's limit is {}, {} of it are kept for the build server",
+            size_text(limit),
+            size_text(reserved)
+        )),
+        Some(limit) => facts.push(format!("limit {}", size_text(limit))),
+        None => {}
     }
     if let Some(peak) = peak {
-        facts.push(format!("peak {peak} bytes"));
+        facts.push(format!("the step's peak was {}", size_text(peak)));
     }
     if !facts.is_empty() {
-        text.push_str(&format!(" ({})", facts.join(", ")));
+        text.push_str(&format!(" ({})", facts.join("; ")));
     }
     text
+}
+
+/// A size in MiB, as limits are mostly given, with a decimal where it has one; small ones in bytes.
+fn size_text(bytes: u64) -> String {
+    const MIB: u64 = 1 << 20;
+    let tenths = (bytes as f64 * 10.0 / MIB as f64).round() as u64;
+    match (tenths / 10, tenths % 10) {
+        (0, _) => format!("{bytes} bytes"),
+        (whole, 0) => format!("{whole} MiB"),
+        (whole, tenth) => format!("{whole}.{tenth} MiB"),
+    }
 }
 
 #[cfg(test)]
@@ -143,15 +162,19 @@ mod tests {
     #[test]
     fn running_out_of_memory_names_limit_and_peak() {
         let error: diag::Error = ExecError::OutOfMemory {
-            limit: Some(1024),
-            peak: Some(1000),
+            limit: Some(300 << 20),
+            reserved: (300 << 20) / 8,
+            peak: Some((262 << 20) + 1),
             exit_code: 137,
         }
         .into();
+        let text = error.to_string();
         assert!(
-            error
-                .to_string()
-                .contains("limit 1024 bytes, peak 1000 bytes")
+            text.ends_with(
+                "(the builder's limit is 300 MiB, 37.5 MiB of it are kept for the build server; \
+                 the step's peak was 262 MiB)"
+            ),
+            "{text}"
         );
         assert_eq!(error.process_exit_code(), Some(137));
         assert_eq!(error.code(), Code::ResourceExhausted);

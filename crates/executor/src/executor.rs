@@ -542,6 +542,7 @@ fn exit_status(exited: &Exited) -> Result<ExitStatus, ExecError> {
     if exited.oom_kills > 0 && exited.code != 0 {
         return Err(ExecError::OutOfMemory {
             limit: exited.memory_limit,
+            reserved: exited.memory_reserved,
             peak: exited.memory_peak,
             exit_code: exited.code,
         });
@@ -561,7 +562,7 @@ fn exec_error(failure: Failure) -> ExecError {
         Failure::NotExecutable { program, reason } => ExecError::NotExecutable { program, reason },
         Failure::ExecFormat { program, machine } => ExecError::ExecFormat {
             program,
-            hint: machine.and_then(platforms::machine_hint),
+            hint: platforms::exec_format_hint(machine),
         },
         Failure::Exec { program, reason } => ExecError::Exec { program, reason },
         Failure::Invalid(text) => ExecError::InvalidSpec(text),

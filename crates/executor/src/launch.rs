@@ -110,6 +110,7 @@ pub(crate) struct Exited {
     pub(crate) oom_kills: u64,
     pub(crate) memory_peak: Option<u64>,
     pub(crate) memory_limit: Option<u64>,
+    pub(crate) memory_reserved: u64,
 }
 
 /// Why it never ran.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 
 use archive::{Compression, EntryKind, Mtime, Reader, Writer};
 use content::{ContentStore, Lease};
-use diag::{Error, Result};
+use diag::{Context, Error, Result};
 use layers::{LayerBlob, LayerStack, LayerStore};
 use oci::{Descriptor, Digest, DigestHasher, media_type};
 use parking_lot::Mutex;
@@ -73,7 +73,9 @@ impl LayerBlobs {
         lease: &Lease,
     ) -> Result<LayerBlob> {
         let (kind, level) = (compression.kind, compression.level);
-        Ok(self.layers.compute_blob(stack, index, lease, kind, level)?)
+        self.layers
+            .compute_blob(stack, index, lease, kind, level)
+            .context("packing a layer")
     }
 
     /// A blob of exactly this kind: one that exists, or one that exists packed again so that its
@@ -90,7 +92,7 @@ impl LayerBlobs {
         let _alone = lock.lock();
         for (_, blob) in self.layers.blobs(id)? {
             if kind_of(&blob.descriptor) == Some(compression.kind)
-                && lease.protect(blob.descriptor.digest)
+                && lease.protect_sized(blob.descriptor.digest, blob.descriptor.size)
             {
                 return Ok(blob);
             }

@@ -35,7 +35,7 @@ impl LayerStore {
         let key = blob_key(compression, level);
         let _guard = self.blob_locks().lock(format!("{id} {key}"));
         for (known, blob) in self.blobs(id)? {
-            if known == key && lease.protect(blob.descriptor.digest) {
+            if known == key && is_stored(&blob, lease) {
                 return Ok(blob);
             }
         }
@@ -51,7 +51,7 @@ impl LayerStore {
         let blobs = self.blobs(id)?.into_iter().map(|(_, blob)| blob);
         Ok(blobs
             .into_iter()
-            .find(|blob| lease.protect(blob.descriptor.digest)))
+            .find(|blob| is_stored(blob, lease)))
     }
 
     fn pack(
@@ -88,6 +88,10 @@ impl LayerStore {
             diff_id,
         })
     }
+}
+
+fn is_stored(blob: &LayerBlob, lease: &Lease) -> bool {
+    lease.protect_sized(blob.descriptor.digest, blob.descriptor.size)
 }
 
 /// The key under which a blob is recorded: `gzip`, or `gzip:9` with a level asked for.

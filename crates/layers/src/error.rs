@@ -97,6 +97,11 @@ impl From<LayerError> for diag::Error {
                 .hint("stop the other server, or give this one a `--root` of its own"),
             LayerError::Id(_) | LayerError::DiffId { .. } => diag::Error::invalid(text),
             LayerError::Index { .. } => diag::Error::internal(text),
+            LayerError::Database(error)
+                if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) =>
+            {
+                diag::Error::new(Code::ResourceExhausted, text)
+            }
             LayerError::Database(_) => diag::Error::internal(text),
             LayerError::Archive(error) => error.into(),
             LayerError::Content(error) => error.into(),

@@ -28,10 +28,40 @@ pub struct Platform {
     pub variant: String,
 }
 
-/// Why a text is not a platform.
+/// Why a text is not a platform, in containerd's words.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\": unknown operating system or architecture: invalid argument")]
-pub struct PlatformError(pub String);
+pub enum PlatformError {
+    /// A single word that is neither.
+    #[error("{0:?}: unknown operating system or architecture: invalid argument")]
+    Unknown(String),
+    /// Too many parts.
+    #[error("{0:?}: cannot parse platform specifier: invalid argument")]
+    Parts(String),
+    /// The first part is no word.
+    #[error(
+        "{part:?} is an invalid OS component of {text:?}: OSAndVersion specifier component must match {OS_PATTERN:?}: invalid argument"
+    )]
+    Os {
+        /// The first part.
+        part: String,
+        /// The whole.
+        text: String,
+    },
+    /// Another part is no word.
+    #[error(
+        "{part:?} is an invalid component of {text:?}: platform specifier component must match {PART_PATTERN:?}: invalid argument"
+    )]
+    Part {
+        /// The part.
+        part: String,
+        /// The whole.
+        text: String,
+    },
+}
+
+/// As containerd prints its patterns in errors; here words are looked at by hand.
+const OS_PATTERN: &str = r"^([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.%-]*)((?:\+[A-Za-z0-9_.%-]+)*)\))?$";
+const PART_PATTERN: &str = r"^[A-Za-z0-9_.-]+$";
 
 const OSES: &[&str] = &[
     "aix",
@@ -200,7 +230,7 @@ impl FromStr for Platform {
     /// Reads `os`, `architecture`, `os/architecture` or `os/architecture/variant`; a single word
     /// is completed from this machine's own platform.
     fn from_str(text: &str) -> Result<Self, PlatformError> {
-        let bad = || PlatformError(text.to_owned());
+        let bad = || PlatformError::Unknown(text.to_owned());
         let word = |part: &str| {
             !part.is_empty()
                 && part
@@ -208,8 +238,12 @@ impl FromStr for Platform {
                     .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
         };
         let parts: Vec<&str> = text.trim().split('/').collect();
-        if !parts.iter().all(|part| word(part)) {
-            return Err(bad());
+        if let Some(index) = parts.iter().take(4).position(|part| !word(part)) {
+            let (part, text) = (parts[index].to_owned(), text.to_owned());
+            return Err(match index {
+                0 => PlatformError::Os { part, text },
+                _ => PlatformError::Part { part, text },
+            });
         }
         match parts.as_slice() {
             ["local"] => Ok(Platform::host()),
@@ -231,7 +265,7 @@ impl FromStr for Platform {
             }
             [os, architecture] => Ok(Platform::new(os, architecture, "")),
             [os, architecture, variant] => Ok(Platform::new(os, architecture, variant)),
-            _ => Err(bad()),
+            _ => Err(PlatformError::Parts(text.to_owned())),
         }
     }
 }

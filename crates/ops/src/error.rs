@@ -80,15 +80,49 @@ impl From<OpError> for diag::Error {
             OpError::Invalid(_) => Code::InvalidArgument,
             _ => Code::Unknown,
         };
-        let full = code == Code::ResourceExhausted;
-        let error = diag::Error::new(code, error.to_string());
-        if full {
-            error.hint("the disk of the build server is full: `prune` frees space")
-        } else {
-            error
-        }
+        diag::Error::new(code, error.to_string())
     }
 }
+
+/// What to do about a full disk.
+const DISK_FULL: &str = "the disk of the build server is full: `docker-buildx prune` frees space";
+
+/// Adds what to do about it to an error of the server's own that says that the disk is full, in
+/// the words of the kernel or of SQLite.
+pub fn hint_at_full_disk(error: diag::Error) -> diag::Error {
+    if error.code() != diag::Code::ResourceExhausted || error.hints().iter().any(|h| h == DISK_FULL)
+    {
+        return error;
+    }
+    let text = error.to_string().to_lowercase();
+    let words = [
+        "no space left on device",
+        "disk quota exceeded",
+        "database or disk is full",
+    ];
+    match words.iter().any(|words| text.contains(words)) {
+        true => error.hint(DISK_FULL),
+        false => error,
+    }
+}
+
+/// The same for a process that failed, which says nothing of the disk itself: looked at is whether
+/// that of the root file system it wrote to is full.
+pub(crate) fn hint_at_disk_of(rootfs: &std::path::Path, error: diag::Error) -> diag::Error {
+    match rustix::fs::statvfs(rootfs) {
+        Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) < DISK_LEFT_BYTES_MIN => {
+            error.hint(DISK_FULL)
+        }
+        // Some file systems count no inodes.
+        Ok(disk) if disk.f_files > 0 && disk.f_favail == 0 => error.hint(
+            "the disk of the build server has no inodes left: `docker-buildx prune` frees some",
+        ),
+        _ => error,
+    }
+}
+
+/// With less than this a disk counts as full: the last bytes of one are rarely written.
+const DISK_LEFT_BYTES_MIN: u64 = 1 << 20;
 
 /// The kernel's error in the words Go programs print: lower case, without the number.
 pub fn errno_text(errno: Errno) -> String {
@@ -104,6 +138,15 @@ pub fn errno_text(errno: Errno) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_hinted_at_once() {
+        let full = diag::Error::from(OpError::path("write", "/x", Errno::NOSPC));
+        let hinted = hint_at_full_disk(hint_at_full_disk(full));
+        assert_eq!(hinted.hints(), [DISK_FULL]);
+        let other = diag::Error::new(diag::Code::ResourceExhausted, "message too large");
+        assert!(hint_at_full_disk(other).hints().is_empty());
+    }
 
     #[test]
     fn errors_read_as_stock_prints_them() {

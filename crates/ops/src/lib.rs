@@ -17,6 +17,6 @@ pub mod tree_copy;
 mod unpack;
 pub mod work;
 
-pub use error::{OpError, errno_text};
+pub use error::{OpError, errno_text, hint_at_full_disk};
 pub use owner::Owner;
 pub use root::{LastLink, Resolved, Root, clean, is_dir, is_link, is_regular};

@@ -51,7 +51,7 @@ impl Client {
         descriptor: &Descriptor,
         offset: u64,
     ) -> Result<BlobReader, RegistryError> {
-        let repository = self.repository(reference);
+        let repository = self.repository(reference).await;
         let limit = self.transport().limit(&repository.registry);
         let mut reader = BlobReader {
             client: self.clone(),

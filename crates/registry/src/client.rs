@@ -145,11 +145,11 @@ impl Client {
     }
 
     /// The repository of a name with the endpoints for reading from it.
-    pub(crate) fn repository(&self, reference: &Reference) -> Repository {
+    pub(crate) async fn repository(&self, reference: &Reference) -> Repository {
         Repository {
             registry: reference.registry().to_owned(),
             path: reference.repository().to_owned(),
-            endpoints: self.hosts.endpoints(reference.registry()),
+            endpoints: self.hosts.endpoints(reference.registry()).await,
         }
     }
 

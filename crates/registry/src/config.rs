@@ -1,11 +1,18 @@
 //! How each registry is reached: mirrors, plain HTTP, certificates.
+//!
+//! Settings are found by a registry's host and port. One without settings of its own may have those
+//! of a network its address is in (`[registry."10.0.0.0/8"]`), as the Docker Engine has it with
+//! insecure registries; the network with the longest prefix wins.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Deserialize;
+
+use crate::network::Network;
 
 /// The settings of one registry: the `[registry."host"]` table of `buildkitd.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
@@ -71,48 +78,104 @@ pub(crate) struct TlsSettings {
 
 /// All configured registries. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct RegistryHosts(Arc<BTreeMap<String, RegistryConfig>>);
+pub struct RegistryHosts(Arc<Configured>);
+
+#[derive(Clone, Debug, Default)]
+struct Configured {
+    hosts: BTreeMap<String, RegistryConfig>,
+    /// Longest prefix first.
+    networks: Vec<(Network, RegistryConfig)>,
+}
 
 impl RegistryHosts {
-    /// Registries by the host of their names (`docker.io`, `localhost:5000`).
+    /// Registries by the host of their names (`docker.io`, `localhost:5000`), and networks of
+    /// registries by their address and prefix length (`10.0.0.0/8`).
     pub fn new(configs: BTreeMap<String, RegistryConfig>) -> Self {
-        RegistryHosts(Arc::new(configs))
+        let mut configured = Configured::default();
+        for (key, config) in configs {
+            match key.parse() {
+                Ok(network) => configured.networks.push((network, config)),
+                Err(_) => {
+                    configured.hosts.insert(key, config);
+                }
+            }
+        }
+        configured
+            .networks
+            .sort_by_key(|(network, _)| Reverse(network.prefix_bits()));
+        RegistryHosts(Arc::new(configured))
     }
 
     /// The same, except that this registry may be plain HTTP or have any certificate: what
     /// `registry.insecure=true` of an exporter asks for.
     #[must_use]
     pub fn with_insecure(&self, registry: &str) -> Self {
-        let mut configs = (*self.0).clone();
-        let entry = configs.entry(registry.to_owned()).or_default();
+        let mut configured = (*self.0).clone();
+        let entry = configured.hosts.entry(registry.to_owned()).or_default();
         entry.insecure = Some(true);
         entry.http = Some(true);
-        RegistryHosts(Arc::new(configs))
-    }
-
-    /// The settings of a registry, if it has some.
-    pub fn get(&self, registry: &str) -> Option<&RegistryConfig> {
-        self.0.get(registry)
+        RegistryHosts(Arc::new(configured))
     }
 
     /// Whom to ask for the repositories of a registry, in order; the registry itself is last.
-    pub fn endpoints(&self, registry: &str) -> Vec<Endpoint> {
-        let none = RegistryConfig::default();
-        let config = self.0.get(registry).unwrap_or(&none);
-        let mut endpoints: Vec<Endpoint> = config
-            .mirrors
-            .iter()
-            .map(|mirror| {
-                let (host, path) = split_mirror(mirror);
-                endpoint(&host, path, self.0.get(&host).unwrap_or(&none), true)
-            })
-            .collect();
-        let host = match registry {
-            "docker.io" => "registry-1.docker.io",
-            other => other,
-        };
+    ///
+    /// Looks up the addresses of a registry's name when there are settings by network.
+    pub async fn endpoints(&self, registry: &str) -> Vec<Endpoint> {
+        if registry == "docker.io" {
+            // Public whatever its addresses are.
+            let config = self.0.hosts.get(registry).cloned().unwrap_or_default();
+            return self.with_mirrors("registry-1.docker.io", &config).await;
+        }
+        let config = self.config(registry).await;
+        self.with_mirrors(registry, &config).await
+    }
+
+    async fn with_mirrors(&self, host: &str, config: &RegistryConfig) -> Vec<Endpoint> {
+        let mut endpoints = Vec::with_capacity(config.mirrors.len() + 1);
+        for mirror in &config.mirrors {
+            let (host, path) = split_mirror(mirror);
+            let own = self.config(&host).await;
+            endpoints.push(endpoint(&host, path, &own, true));
+        }
         endpoints.push(endpoint(host, "/v2".to_owned(), config, false));
         endpoints
+    }
+
+    /// The settings of a host: its own, else those of a network that one of its addresses is in.
+    async fn config(&self, host: &str) -> RegistryConfig {
+        if let Some(config) = self.0.hosts.get(host) {
+            return config.clone();
+        }
+        if self.0.networks.is_empty() {
+            return RegistryConfig::default();
+        }
+        let addresses = addresses(host).await;
+        let mut networks = self.0.networks.iter();
+        let found = networks
+            .find(|(network, _)| addresses.iter().any(|address| network.contains(*address)));
+        found.map(|(_, config)| config.clone()).unwrap_or_default()
+    }
+}
+
+/// The addresses of a host with or without a port; none for a name that cannot be looked up, of
+/// which the request itself will say what is wrong.
+async fn addresses(host: &str) -> Vec<IpAddr> {
+    let name = host_name(host);
+    if let Ok(address) = name.parse() {
+        return vec![address];
+    }
+    match tokio::net::lookup_host((name, 0)).await {
+        Ok(found) => found.map(|address| address.ip()).collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// A host without its port and without the brackets of IPv6.
+fn host_name(host: &str) -> &str {
+    match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None if host.matches(':').count() > 1 => host,
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     }
 }
 
@@ -157,11 +220,8 @@ fn endpoint(host: &str, path: String, config: &RegistryConfig, mirror: bool) -> 
 
 /// True for `localhost`, `127.0.0.0/8` and `::1`, each with or without a port.
 fn is_loopback(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
-    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()) || host == "::1"
+    let name = host_name(host);
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]
@@ -177,8 +237,8 @@ mod tests {
         )
     }
 
-    #[test]
-    fn this_machines_registries_are_plain_http_unless_told_otherwise() {
+    #[tokio::test]
+    async fn this_machines_registries_are_plain_http_unless_told_otherwise() {
         let none = hosts(&[]);
         for (registry, scheme) in [
             ("localhost:5000", Scheme::Http),
@@ -187,11 +247,15 @@ mod tests {
             ("example.com:5000", Scheme::Https),
             ("10.0.0.1:5000", Scheme::Https),
         ] {
-            assert_eq!(none.endpoints(registry)[0].scheme, scheme, "{registry}");
+            assert_eq!(
+                none.endpoints(registry).await[0].scheme,
+                scheme,
+                "{registry}"
+            );
         }
         let insecure = none.with_insecure("example.com");
         assert_eq!(
-            insecure.endpoints("example.com")[0].scheme,
+            insecure.endpoints("example.com").await[0].scheme,
             Scheme::HttpsThenHttp
         );
         let https = RegistryConfig {
@@ -199,11 +263,11 @@ mod tests {
             ..Default::default()
         };
         let hosts = hosts(&[("localhost", https)]);
-        assert_eq!(hosts.endpoints("localhost")[0].scheme, Scheme::Https);
+        assert_eq!(hosts.endpoints("localhost").await[0].scheme, Scheme::Https);
     }
 
-    #[test]
-    fn mirrors_come_first_with_their_own_settings() {
+    #[tokio::test]
+    async fn mirrors_come_first_with_their_own_settings() {
         let hosts = hosts(&[
             (
                 "docker.io",
@@ -220,7 +284,7 @@ mod tests {
                 },
             ),
         ]);
-        let all = hosts.endpoints("docker.io");
+        let all = hosts.endpoints("docker.io").await;
         let seen: Vec<_> = all
             .iter()
             .map(|e| (e.host.as_str(), e.path.as_str(), e.scheme, e.mirror))
@@ -233,5 +297,38 @@ mod tests {
                 ("registry-1.docker.io", "/v2", Scheme::Https, false),
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn a_registry_without_settings_has_those_of_its_network() {
+        let insecure = RegistryConfig {
+            http: Some(true),
+            insecure: Some(true),
+            ..Default::default()
+        };
+        let https = RegistryConfig {
+            http: Some(false),
+            ..Default::default()
+        };
+        let hosts = hosts(&[
+            ("10.0.0.0/8", insecure.clone()),
+            ("10.1.0.0/16", https.clone()),
+            ("127.0.0.0/8", insecure),
+            ("10.2.3.4:5000", https),
+        ]);
+        for (registry, scheme) in [
+            ("10.0.0.1:5000", Scheme::HttpsThenHttp),
+            ("10.1.0.1:5000", Scheme::Https),
+            ("10.2.3.4:5000", Scheme::Https),
+            ("10.2.3.4:5001", Scheme::HttpsThenHttp),
+            ("11.0.0.1", Scheme::Https),
+            // By the addresses of its name.
+            ("localhost:5000", Scheme::HttpsThenHttp),
+        ] {
+            let endpoints = hosts.endpoints(registry).await;
+            assert_eq!(endpoints[0].scheme, scheme, "{registry}");
+            let insecure = scheme == Scheme::HttpsThenHttp;
+            assert_eq!(endpoints[0].tls.insecure, insecure, "{registry}");
+        }
     }
 }

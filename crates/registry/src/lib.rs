@@ -19,6 +19,7 @@ mod config;
 mod credentials;
 mod error;
 mod manifest;
+mod network;
 mod push;
 mod retry;
 mod scope;

@@ -29,7 +29,7 @@ impl Client {
     /// [`RegistryError::NotFound`] with the whole name; [`RegistryError::PullDenied`]; of several
     /// endpoints that fail, the failure of the one that got furthest.
     pub async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
-        let repository = self.repository(reference);
+        let repository = self.repository(reference).await;
         let object = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => digest.to_string(),
             (None, Some(tag)) => tag.to_owned(),
@@ -113,7 +113,7 @@ impl Client {
         reference: &Reference,
         descriptor: &Descriptor,
     ) -> Result<Bytes, RegistryError> {
-        let repository = self.repository(reference);
+        let repository = self.repository(reference).await;
         let mut first: Option<RegistryError> = None;
         for (index, endpoint) in repository.endpoints.iter().enumerate() {
             let last = index + 1 == repository.endpoints.len();
@@ -173,7 +173,7 @@ impl Client {
         descriptor: &Descriptor,
         manifest: Bytes,
     ) -> Result<(), RegistryError> {
-        let repository = self.repository(reference);
+        let repository = self.repository(reference).await;
         let Some(endpoint) = repository.endpoints.last() else {
             return Err(RegistryError::NotFound(reference.to_string()));
         };

@@ -207,7 +207,7 @@ impl Client {
         reference: &Reference,
         digest: Digest,
     ) -> Result<bool, RegistryError> {
-        let repository = self.repository(reference);
+        let repository = self.repository(reference).await;
         let Some(endpoint) = repository.endpoints.last() else {
             return Ok(false);
         };
@@ -236,7 +236,7 @@ impl Client {
         mount_from: &[String],
         progress: Arc<dyn Fn(u64) + Send + Sync>,
     ) -> Result<PushOutcome, RegistryError> {
-        let repository = self.repository(reference);
+        let repository = self.repository(reference).await;
         let Some(endpoint) = repository.endpoints.last() else {
             return Err(RegistryError::NotFound(reference.to_string()));
         };

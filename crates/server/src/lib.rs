@@ -18,6 +18,7 @@ pub mod config;
 pub mod control;
 mod credentials;
 mod daemon;
+mod damaged;
 pub mod entitlements;
 pub mod errors;
 mod exporting;

@@ -28,6 +28,7 @@ use registry::RegistryHosts;
 use session::SessionManager;
 use solver::{KeyStore, Solver, SqliteKeyStore};
 use source::image::ImageSource;
+use source::git::GitSource;
 use source::http::HttpSource;
 use source::local::LocalSource;
 use tokio_util::sync::CancellationToken;
@@ -94,6 +95,10 @@ impl Server {
             }
             _ => std::fs::create_dir_all(&temporary)?,
         }
+        for database in ["layers/layers.db", "keys.db", "history.db"] {
+            crate::damaged::set_aside_if_damaged(&state.join(database))
+                .with_context(|| format!("setting {database} aside"))?;
+        }
         let content = ContentStore::open(state.join("content"))?;
         let layers = LayerStore::open(state.join("layers"), backend(&config)?)?;
         let cache_mounts = CacheMounts::open(&state.join("cache-mounts"))?;
@@ -112,6 +117,7 @@ impl Server {
             executor: open_executor(&config, &options, &temporary)?,
             images: ImageSource::new(content.clone(), layers.clone()),
             locals: LocalSource::open(state.join("local"), layers.clone())?,
+            git: GitSource::open(state.join("git"), layers.clone())?,
             web: HttpSource::open(state.join("http"), layers.clone())?,
             cache_mounts: cache_mounts.clone(),
             files: FileDigests::new(),

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use diag::{Error, Result};
 use exporter::{ClientTarget, ExportContext, ExportSource, ExporterSpec};
@@ -27,6 +28,9 @@ use crate::parts::{Entry, ServerParts};
 use crate::running::Running;
 use crate::wire::timestamp;
 
+/// How long a refused client's session is waited for.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A request that was checked.
 struct Plan {
     request: SolveRequest,
@@ -49,7 +53,14 @@ pub async fn solve(
     request: SolveRequest,
     cancel: CancellationToken,
 ) -> Result<SolveResponse> {
-    let plan = check(&parts, request)?;
+    let session = request.session.clone();
+    let plan = match check(&parts, request) {
+        Ok(plan) => plan,
+        Err(error) => {
+            await_session(&parts, &session).await;
+            return Err(error);
+        }
+    };
     let request = &plan.request;
     let running = Running::new(
         &request.r#ref,
@@ -75,7 +86,7 @@ pub async fn solve(
     };
     job.cancel();
     running.end();
-    let outcome = outcome.map_err(|error| running.locate(error));
+    let outcome = outcome.map_err(|error| ops::hint_at_full_disk(running.locate(error)));
     if !request.internal {
         remember(&parts, record, &running, &outcome).await;
     }
@@ -84,6 +95,15 @@ pub async fn solve(
     Ok(SolveResponse {
         exporter_response: exports.response.into_iter().collect(),
     })
+}
+
+/// Waits until a client has its session: one that is refused before closes it half open, and stock's
+/// complains of that on its user's terminal.
+async fn await_session(parts: &ServerParts, id: &str) {
+    if !id.is_empty() {
+        // Refused is the request either way.
+        let _ = parts.sessions.get(id, REFUSAL_PATIENCE).await;
+    }
 }
 
 /// Returns when the session of the build's client ends after it was there once.

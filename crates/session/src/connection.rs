@@ -22,7 +22,12 @@ use tower::Service;
 /// Bytes a peer may send on a stream before it is read.
 pub const STREAM_WINDOW: u32 = 1 << 20;
 /// The same for all streams of a connection together: only what HTTP/2 allows at most.
-const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+///
+/// **Whoever carries sessions over HTTP/2 must set it too, or a window of that order** (`Control` on a
+/// server, the connection of a driver): the HTTP/2 library closes connections on which more small DATA
+/// frames wait than half of this window allows (`too_many_data_frames`), 136 of them with the default
+/// window. A stock client that receives an export sends one for every file.
+pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// The largest frame a peer may send.
 const FRAME_BYTES_MAX: u32 = 64 << 10;
 /// Concurrent calls a peer may make.

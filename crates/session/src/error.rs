@@ -125,7 +125,7 @@ impl From<SessionError> for tonic::Status {
 
 /// Errors of the system in the words Go has for them, which are those scripts know; Rust's carry
 /// ` (os error N)` behind.
-fn io_text(error: &io::Error) -> String {
+pub(crate) fn io_text(error: &io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error") {
         Some(end) => text[..end].to_lowercase(),

@@ -123,14 +123,15 @@ impl SessionManager {
             headers: Arc::new(headers),
             connection,
         };
-        let id = session.id().to_owned();
-        self.inner
-            .sessions
-            .lock()
-            .insert(id.clone(), session.clone());
-        self.inner.opened.send_modify(|count| *count += 1);
         let (inner, watched) = (self.inner.clone(), session.clone());
         tokio::spawn(async move {
+            settle(&watched).await;
+            if watched.is_closed() {
+                return;
+            }
+            let id = watched.id().to_owned();
+            inner.sessions.lock().insert(id.clone(), watched.clone());
+            inner.opened.send_modify(|count| *count += 1);
             tokio::select! {
                 () = watched.closed() => {}
                 () = watch_health(&watched) => watched.close(),

@@ -252,7 +252,11 @@ impl HttpSource {
         etag: Option<&str>,
     ) -> Result<Response> {
         let shown = diag::redact_url(&exchange.request.url);
-        let verb = if method == Method::HEAD { "Head" } else { "Get" };
+        let verb = if method == Method::HEAD {
+            "Head"
+        } else {
+            "Get"
+        };
         let mut request = self
             .client
             .request(method, exchange.url.clone())
@@ -260,7 +264,8 @@ impl HttpSource {
         if let Some(etag) = etag {
             request = request.header(IF_NONE_MATCH, etag);
         }
-        let failed = |cause: &str| Error::new(Code::Unavailable, format!("{verb} {shown:?}: {cause}"));
+        let failed =
+            |cause: &str| Error::new(Code::Unavailable, format!("{verb} {shown:?}: {cause}"));
         let response = match tokio::time::timeout(SILENCE_MAX, request.send()).await {
             Ok(response) => response.map_err(|error| failed(&registry::innermost(&error)))?,
             Err(_) => return Err(failed("timeout awaiting response headers")),

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`image`] | a registry, or an OCI layout that a client serves | digest of manifest or index |
 //! | [`local`] | a client's folder | digest of the tree |
+//! | [`git`] | a repository | the commit, and what is made of it |
 //! | [`http`] | a file of a web server | digest of the file, its name, mode, owner and time |
 //!
 //! Each is taken in two steps, because a build often needs only the first: *resolving* pins what a
@@ -13,6 +14,7 @@
 //! This crate knows nothing of sessions: a client is seen through [`image::ContentProvider`],
 //! [`oci_layout::BlobStore`] and [`local::DirSync`].
 
+pub mod git;
 pub mod http;
 pub mod image;
 pub mod local;

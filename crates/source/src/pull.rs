@@ -95,11 +95,11 @@ impl Job<'_> {
         let _alone = self.source.flights.enter(layer.descriptor.digest).await;
         if let Some((id, hold)) = self.source.find(layer).await? {
             // Who exports wants the blob that the image had.
-            self.image.lease.protect(layer.descriptor.digest);
+            self.protect(layer);
             return Ok(Got::Layer(id, hold));
         }
         let packed = self.packed(layer);
-        if !self.image.lease.protect(layer.descriptor.digest) {
+        if !self.protect(layer) {
             let streamed = stream_layer(
                 &self.source.layers,
                 self.provider,
@@ -124,6 +124,12 @@ impl Job<'_> {
             Unpacked::Layer(id, hold) => Got::Layer(id, hold),
             Unpacked::NeedsLowers => Got::NeedsLowers(packed),
         })
+    }
+
+    /// Keeps the layer's blob if it is here; true when it is.
+    fn protect(&self, layer: &ResolvedLayer) -> bool {
+        let blob = &layer.descriptor;
+        self.image.lease.protect_sized(blob.digest, blob.size)
     }
 
     fn packed(&self, layer: &ResolvedLayer) -> PackedLayer {

@@ -68,6 +68,9 @@ impl ImageSource {
             return Ok(None);
         }
         let bytes = self.read(digest).await?;
+        if Digest::of(&bytes) != digest {
+            return Ok(None);
+        }
         Ok(
             detect(&bytes)
                 .map(|media_type| Descriptor::new(media_type, digest, bytes.len() as u64)),
@@ -110,7 +113,10 @@ impl Getter<'_> {
             ));
         }
         let _alone = self.source.flights.enter(descriptor.digest).await;
-        if self.lease.protect(descriptor.digest) {
+        if self
+            .lease
+            .protect_sized(descriptor.digest, descriptor.size)
+        {
             return self.source.read(descriptor.digest).await;
         }
         let bytes = self

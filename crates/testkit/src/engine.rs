@@ -29,15 +29,20 @@ impl Engine {
     /// Address of the lab's network as containers on the default bridge see it.
     pub const GATEWAY: &'static str = "10.88.0.1";
 
-    /// Starts one in the lab and waits until it answers.
+    /// Starts one in the lab that trusts the lab's registries, and waits until it answers.
     pub fn start(lab: &Lab, release: Release) -> Engine {
+        Self::start_trusting(lab, release, &[&format!("{}/24", Self::GATEWAY)])
+    }
+
+    /// Starts one with these `insecure-registries`.
+    pub fn start_trusting(lab: &Lab, release: Release, insecure: &[&str]) -> Engine {
         let directory = lab.subdirectory(&format!("engine-{release:?}").to_lowercase());
         let (dockerd, path) = programs(release);
         let log = File::create(directory.join("log")).expect("make the Engine's log");
         let configuration = directory.join("daemon.json");
         std::fs::write(
             &configuration,
-            configuration_for(&directory, release).to_string(),
+            configuration_for(&directory, release, insecure).to_string(),
         )
         .expect("write the Engine's configuration");
         let mut command = lab.command(&dockerd);
@@ -144,9 +149,9 @@ fn programs(release: Release) -> (PathBuf, String) {
     }
 }
 
-fn configuration_for(directory: &Path, release: Release) -> serde_json::Value {
+fn configuration_for(directory: &Path, release: Release, insecure: &[&str]) -> serde_json::Value {
     let mut configuration = serde_json::json!({
-        "insecure-registries": [format!("{}/24", Engine::GATEWAY)],
+        "insecure-registries": insecure,
         "default-address-pools": [{"base": "10.89.0.0/16", "size": 24}],
     });
     if needs_runtime_wrapper() {

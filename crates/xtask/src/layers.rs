@@ -10,8 +10,8 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
     (
         "words",
         &[
-            &["proto", "diag", "oci", "pathmatch", "docker-config", "status"],
-            &["llb", "dockerfile"],
+            &["proto", "diag", "oci"],
+            &["pathmatch", "docker-config", "status", "llb", "dockerfile"],
             &["progress"],
         ],
     ),
@@ -30,7 +30,10 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
         ],
     ),
     ("engine", &[&["solver"]]),
-    ("semantics", &[&["source", "ops", "frontend", "exporter"]]),
+    (
+        "semantics",
+        &[&["source", "frontend", "exporter"], &["ops"]],
+    ),
     ("server", &[&["server"]]),
     (
         "clients",

@@ -110,8 +110,7 @@ impl Results {
             printer::out_line(outcome.image_id());
         }
         if let Some(path) = &self.image_id_file {
-            std::fs::write(path, outcome.image_id())
-                .with_context(|| format!("writing image ID file: open {}", path.display()))?;
+            client::write_image_id(path, outcome.image_id())?;
         }
         if let Some(path) = &self.metadata_file {
             let told = match self.metadata_warnings && self.call.is_none() {

@@ -63,7 +63,7 @@ impl OciLayoutRef {
         let file = directory.join("index.json");
         let text = fs::read(&file)
             .map_err(|error| go_path_error("open", &file.to_string_lossy(), &error))
-            .context("could not read")?;
+            .with_context(|| format!("could not read {}", file.display()))?;
         let index: ImageIndex = serde_json::from_slice(&text)
             .map_err(|error| Error::invalid(error.to_string()))
             .with_context(|| format!("could not unmarshal {}", file.display()))?;

@@ -33,6 +33,28 @@ pub fn parse_cache_entries(values: &[String]) -> Result<Vec<CacheEntry>, Error> 
 }
 
 impl CacheEntry {
+    /// Refuses an entry of `--cache-to` that lacks what its type cannot do without.
+    pub fn check_export(&self) -> Result<(), Error> {
+        self.require("local", "dest", "exporter")?;
+        self.require("registry", "ref", "exporter")
+    }
+
+    /// Refuses an entry of `--cache-from` that lacks what its type cannot do without.
+    pub fn check_import(&self) -> Result<(), Error> {
+        self.require("local", "src", "importer")?;
+        self.require("registry", "ref", "importer")
+    }
+
+    fn require(&self, kind: &str, key: &str, what: &str) -> Result<(), Error> {
+        let missing = self.attributes.get(key).is_none_or(String::is_empty);
+        if self.kind == kind && missing {
+            return Err(Error::invalid(format!(
+                "{kind} cache {what} requires {key}"
+            )));
+        }
+        Ok(())
+    }
+
     /// Adds what the environment has for this type (GitHub's tokens); `None` when it cannot be used
     /// without.
     #[must_use]
@@ -105,6 +127,26 @@ mod tests {
         );
         let error = parse("ref=a").unwrap_err().to_string();
         assert_eq!(error, "type required for \"ref=a\"");
+    }
+
+    #[test]
+    fn what_a_type_cannot_do_without_is_asked_for() {
+        let entry = |value: &str| parse(value).unwrap().remove(0);
+        let refused = |result: Result<(), Error>| result.unwrap_err().to_string();
+        assert_eq!(
+            refused(entry("type=local").check_import()),
+            "local cache importer requires src"
+        );
+        assert_eq!(
+            refused(entry("type=local,src=x").check_export()),
+            "local cache exporter requires dest"
+        );
+        assert_eq!(
+            refused(entry("type=registry").check_export()),
+            "registry cache exporter requires ref"
+        );
+        assert!(entry("type=inline").check_export().is_ok());
+        assert!(entry("a").check_import().is_ok());
     }
 
     #[test]

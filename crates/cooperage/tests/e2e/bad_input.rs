@@ -210,7 +210,9 @@ fn a_dockerfile_error_is_shown_with_its_line() {
         .cooperage
         .fails(&["build", "-f", "/nowhere/Dockerfile", &context]);
     assert!(
-        failed.stderr.contains("failed to read dockerfile"),
+        failed
+            .stderr
+            .contains("lstat /nowhere: no such file or directory"),
         "{}",
         failed.stderr
     );

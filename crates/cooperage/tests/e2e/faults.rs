@@ -2,7 +2,8 @@
 //! `docs/driver.md`. Those shown by unit tests say where in that page's table.
 
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use testkit::{Engine, Release};
@@ -20,8 +21,9 @@ fn volumes(shop: &Workshop) -> String {
     shop.engine.docker(&["volume", "ls", "-q"])
 }
 
-/// Starts a build that sleeps, and returns when its step runs.
-fn start_sleeping_build(shop: &Workshop) -> std::process::Child {
+/// Starts a build that sleeps, and returns when its step runs; all that it says comes over the
+/// receiver, a line each.
+fn start_sleeping_build(shop: &Workshop) -> (Child, Receiver<String>) {
     let context = shop.context_with_busybox("sleeper", &[("Dockerfile", SLEEPER)]);
     let mut build = shop
         .cooperage
@@ -29,19 +31,26 @@ fn start_sleeping_build(shop: &Workshop) -> std::process::Child {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(build.stderr.take().unwrap()).lines();
+    let lines = BufReader::new(build.stderr.take().unwrap()).lines();
+    let (sender, log) = channel();
+    // Read to its end, so that the build is not stopped by a full pipe.
+    std::thread::spawn(move || lines.for_each(|line| sender.send(line.unwrap()).unwrap_or(())));
     let mut seen = String::new();
-    for line in &mut lines {
-        let line = line.unwrap();
+    for line in &log {
+        if line.contains("RUN [\"/bin/busybox\"") {
+            return (build, log);
+        }
         seen += &line;
         seen.push('\n');
-        if line.contains("RUN [\"/bin/busybox\"") {
-            // The pipe is read on, so that the build is not stopped by a full one.
-            std::thread::spawn(move || lines.for_each(drop));
-            return build;
-        }
     }
     panic!("the build ended early:\n{seen}");
+}
+
+/// What a build says that fails now.
+fn failure_of(mut build: Child, log: &Receiver<String>) -> String {
+    let said: Vec<String> = log.iter().collect();
+    assert_eq!(build.wait().unwrap().code(), Some(1), "{said:?}");
+    said.join("\n")
 }
 
 #[test]
@@ -88,7 +97,7 @@ fn fault_04_stop_and_rm_refuse_while_a_build_runs() {
     let shop = Workshop::open();
     shop.cooperage
         .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
-    let mut build = start_sleeping_build(&shop);
+    let (mut build, log) = start_sleeping_build(&shop);
     for command in ["stop", "rm"] {
         let refused = shop.cooperage.fails(&[command, "c"]);
         assert!(
@@ -101,8 +110,14 @@ fn fault_04_stop_and_rm_refuse_while_a_build_runs() {
         build.try_wait().unwrap().is_none(),
         "the build was disturbed"
     );
+    shop.cooperage.ok(&["stop", "--force", "c"]);
+    let said = failure_of(build, &log);
+    assert!(said.contains("was stopped"), "{said}");
+    let (build, log) = start_sleeping_build(&shop);
     shop.cooperage.ok(&["rm", "--force", "c"]);
-    build.wait().unwrap();
+    let said = failure_of(build, &log);
+    assert!(said.contains("was removed"), "{said}");
+    assert_eq!(shop.engine.docker(&["ps", "-aq"]), "");
     assert_eq!(volumes(&shop), "");
 }
 
@@ -406,7 +421,20 @@ fn fault_18_a_step_that_eats_the_memory_is_named_and_the_server_lives() {
         .fails(&["build", "--progress=plain", &context])
         .stderr;
     assert!(failed.contains("memory"), "{failed}");
-    assert!(failed.contains("300"), "the limit is not named:\n{failed}");
+    assert!(
+        failed.contains("the builder's limit is 300 MiB"),
+        "the limit is not named:\n{failed}"
+    );
+    assert!(
+        failed.contains("the step's peak was "),
+        "the peak is not named:\n{failed}"
+    );
+    assert!(
+        failed.contains("process \"/bin/sh -c x=aaaaaaaaaaaaaaaa;")
+            && failed.contains(">>> RUN x=aaaaaaaaaaaaaaaa;"),
+        "the step is not named:\n{failed}"
+    );
+    assert!(failed.contains("hint: "), "no word on what to do:\n{failed}");
     assert_eq!(container_id(&shop, "buildx_buildkit_c0"), before);
     let restarts = [
         "inspect",
@@ -594,4 +622,24 @@ fn fault_30_a_program_for_another_machine_is_named_as_such() {
         .stderr;
     assert!(failed.contains("exec format error"), "{failed}");
     assert!(failed.contains("emulat"), "no word on emulators:\n{failed}");
+    assert!(failed.contains("unknown machine (number 83"), "{failed}");
+    // One that emulators are known for: what to do depends on this machine, unless it runs them.
+    let known = [183, 243, 22].iter().find_map(|machine| {
+        let mut elf = std::fs::read(&path).unwrap();
+        elf[18] = *machine;
+        (elf[4], elf[5]) = if *machine == 22 { (2, 2) } else { (2, 1) };
+        if *machine == 22 {
+            (elf[18], elf[19]) = (0, 22);
+        }
+        std::fs::write(&path, elf).unwrap();
+        let failed = shop
+            .cooperage
+            .fails(&["build", "--progress=plain", &context])
+            .stderr;
+        failed.contains("exec format error").then_some(failed)
+    });
+    if let Some(failed) = known {
+        assert!(failed.contains("\nhint: "), "{failed}");
+        assert!(failed.contains("emulator"), "{failed}");
+    }
 }

@@ -4,9 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod disk;
 mod driver_page;
 mod faults;
 mod flow;
+mod mistakes;
 mod options;
 mod stock;
 mod workshop;

@@ -26,7 +26,7 @@ const OPTIONS: &[&[&str]] = &[
 
 #[test]
 fn containers_are_made_as_stock_makes_them() {
-    let shop = Workshop::open();
+    let shop = Workshop::untrusting();
     shop.engine.docker(&["network", "create", "foonet"]);
     shop.cooperage
         .ok(&["create", "--name", "first", "--bootstrap"]);

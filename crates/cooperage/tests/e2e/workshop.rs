@@ -31,6 +31,18 @@ impl Workshop {
         let lab = Lab::start();
         lab.enter_network();
         let engine = Engine::start(&lab, release);
+        Self::furnish(lab, engine)
+    }
+
+    /// With Debian's Engine as it comes: it trusts no registry, so builders inherit nothing.
+    pub fn untrusting() -> Workshop {
+        let lab = Lab::start();
+        lab.enter_network();
+        let engine = Engine::start_trusting(&lab, Release::Debian, &[]);
+        Self::furnish(lab, engine)
+    }
+
+    fn furnish(lab: Lab, engine: Engine) -> Workshop {
         let cooperage =
             Tool::new(executable(), &lab.subdirectory("home")).env("DOCKER_HOST", engine.host());
         let base = base_image(&lab.subdirectory("images"));

@@ -1,10 +1,11 @@
-//! Saying why a server that was just there is gone.
+//! Saying why a server that was just there is gone, and whether somebody wanted it gone.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine_api::{ContainerEvent, ContainerInspect};
 
 use super::ContainerDriver;
+use crate::Loss;
 
 /// How far back the Engine is asked, in seconds.
 const LOOK_BACK_SECS: i64 = 120;
@@ -15,27 +16,40 @@ const ATTEMPTS: u32 = 15;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Lines of the log that are shown.
 const LOG_LINES: u32 = 5;
+/// SIGINT, SIGQUIT and SIGTERM: a server that gets one of them was asked to end.
+const STOP_SIGNALS: &[&str] = &["2", "3", "15"];
 
 /// How a run of the server ended.
 #[derive(Debug, PartialEq, Eq)]
 struct Death {
     exit_code: i64,
     out_of_memory: bool,
+    /// It was asked to end, as `docker stop` does.
+    stopped: bool,
 }
 
 impl ContainerDriver {
     /// What just ended the server; `None` when nothing did.
-    pub(super) async fn diagnosis(&self) -> Option<String> {
+    pub(super) async fn diagnosis(&self) -> Option<Loss> {
         let name = self.container_name();
         for _ in 0..ATTEMPTS {
             let Ok(container) = self.inspect().await else {
-                return Some(format!(
-                    "the Docker daemon at {} does not answer any more",
-                    self.engine.endpoint().host
-                ));
+                return Some(Loss {
+                    cause: format!(
+                        "the Docker daemon at {} does not answer any more",
+                        self.engine.endpoint().host
+                    ),
+                    on_purpose: false,
+                });
             };
-            let Some(container) = container else {
-                return Some(format!("container {name} was removed"));
+            let being_removed = |container: &ContainerInspect| {
+                container.state.dead || container.state.status == "removing"
+            };
+            let Some(container) = container.filter(|container| !being_removed(container)) else {
+                return Some(Loss {
+                    cause: format!("container {name} was removed"),
+                    on_purpose: true,
+                });
             };
             let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs() as i64;
             let events = self
@@ -44,7 +58,10 @@ impl ContainerDriver {
                 .await
                 .unwrap_or_default();
             if let Some(death) = last_death(&container, &events, now) {
-                return Some(self.describe(&container, &death).await);
+                return Some(Loss {
+                    cause: self.describe(&container, &death).await,
+                    on_purpose: death.stopped,
+                });
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -60,6 +77,9 @@ impl ContainerDriver {
                 bytes => format!("its memory limit of {} MiB", bytes >> 20),
             };
             format!("the server in {name} was killed for exceeding {limit} (exit code {exit_code})")
+        } else if death.stopped {
+            // Its last words are those of every orderly end.
+            return format!("container {name} was stopped");
         } else if exit_code == 137 {
             format!("the server in {name} was killed (exit code 137)")
         } else {
@@ -92,11 +112,22 @@ fn last_death(
             .iter()
             .any(|event| event.action == "oom")
     };
+    let stopped = |from: Option<usize>, to: usize| {
+        events[from.unwrap_or(0)..to].iter().any(|event| {
+            let signal = event.actor.attributes.get("signal");
+            event.action == "stop"
+                || event.action == "kill"
+                    && signal.is_some_and(|signal| STOP_SIGNALS.contains(&signal.as_str()))
+        })
+    };
     let state = &container.state;
-    if !state.running || state.restarting {
+    let is_stopped = stopped(last_start, events.len());
+    // A server that was told to end may take its time.
+    if !state.running || state.restarting || is_stopped {
         return Some(Death {
             exit_code: state.exit_code,
             out_of_memory: state.oom_killed || killed_for_memory(last_start, events.len()),
+            stopped: is_stopped,
         });
     }
     let start = last_start?;
@@ -108,6 +139,8 @@ fn last_death(
     Some(Death {
         exit_code: exit_code.parse().ok()?,
         out_of_memory: killed_for_memory(position("start", death), death + 1),
+        // Started again, so it is wanted.
+        stopped: false,
     })
 }
 
@@ -142,7 +175,8 @@ mod tests {
             last_death(&container(false, 137), &events, 100),
             Some(Death {
                 exit_code: 137,
-                out_of_memory: false
+                out_of_memory: false,
+                stopped: false,
             })
         );
     }
@@ -159,8 +193,31 @@ mod tests {
             last_death(&container(true, 0), &events, 53),
             Some(Death {
                 exit_code: 137,
-                out_of_memory: true
+                out_of_memory: true,
+                stopped: false,
             })
         );
+    }
+
+    #[test]
+    fn a_server_that_was_asked_to_end_is_told_from_one_that_was_killed() {
+        let signalled = |number: &str| {
+            let mut event = event(50, "kill", None);
+            let attributes = &mut event.actor.attributes;
+            attributes.insert("signal".to_owned(), number.to_owned());
+            event
+        };
+        for (signal, exit_code, stopped) in [("15", 0, true), ("9", 137, false)] {
+            let earlier = [event(5, "stop", None), event(10, "start", None)];
+            let events: Vec<_> = earlier
+                .into_iter()
+                .chain([signalled(signal), event(51, "die", Some(exit_code))])
+                .collect();
+            let death = last_death(&container(false, exit_code), &events, 52).unwrap();
+            assert_eq!(death.stopped, stopped, "signal {signal}");
+        }
+        let asked = [event(10, "start", None), signalled("15")];
+        let death = last_death(&container(true, 0), &asked, 52).unwrap();
+        assert!(death.stopped, "it still ends");
     }
 }

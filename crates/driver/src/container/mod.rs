@@ -18,15 +18,16 @@ use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use engine_api::{
-    ContainerInspect, Engine, EngineError, EngineInfo, ExecStream, StderrTail, boxed,
+    ContainerInspect, Engine, EngineError, EngineInfo, ExecStream, RegistryConfig, StderrTail,
+    boxed,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OnceCell;
 
 use crate::registries::{CONFIG_FILE, effective_registries};
 use crate::{
-    BootProgress, BoxedIo, Driver, DriverError, EffectiveRegistry, Feature, Features, NodeConfig,
-    Removal, Status,
+    BootProgress, BoxedIo, Driver, DriverError, EffectiveRegistry, Feature, Features, Loss,
+    NodeConfig, Removal, Status,
 };
 
 use options::ContainerOptions;
@@ -102,6 +103,16 @@ impl ContainerDriver {
 
     async fn info(&self) -> Result<&EngineInfo, EngineError> {
         self.info.get_or_try_init(|| self.engine.info()).await
+    }
+
+    /// The Engine's registry settings that a server can be told: settings by network are for our
+    /// own, an image that the user named may not know them.
+    fn inheritable(&self, info: &EngineInfo) -> RegistryConfig {
+        let mut settings = info.registry_config.clone();
+        if self.options.image.is_some() {
+            settings.insecure_registry_cidrs.clear();
+        }
+        settings
     }
 
     /// The container, if there is one.
@@ -300,14 +311,14 @@ impl Driver for ContainerDriver {
             })
     }
 
-    async fn diagnose(&self) -> Option<String> {
+    async fn diagnose(&self) -> Option<Loss> {
         self.diagnosis().await
     }
 
     async fn registries(&self) -> Vec<EffectiveRegistry> {
         let config = self.node.files.get(CONFIG_FILE).map(Vec::as_slice);
         match self.info().await {
-            Ok(info) => effective_registries(config, &info.registry_config),
+            Ok(info) => effective_registries(config, &self.inheritable(info)),
             Err(_) => effective_registries(config, &Default::default()),
         }
     }

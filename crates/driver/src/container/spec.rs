@@ -40,7 +40,7 @@ impl ContainerDriver {
     pub(super) fn spec(&self, info: &EngineInfo) -> Result<ContainerSpec, DriverError> {
         let mut files = self.node.files.clone();
         let own = files.get(CONFIG_FILE).map(Vec::as_slice);
-        if let Some(merged) = with_inherited(own, &info.registry_config) {
+        if let Some(merged) = with_inherited(own, &self.inheritable(info)) {
             files.insert(CONFIG_FILE.to_owned(), merged);
         }
         let mut cmd = Vec::new();

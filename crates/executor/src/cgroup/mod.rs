@@ -1,8 +1,9 @@
 //! Each step in a cgroup of its own, where this machine lets us make one.
 //!
 //! The cgroup tells how much memory the step used and whether the kernel killed it for want of
-//! memory, and keeps it from opening devices it has no business with. Nothing here makes a step
-//! fail: on a machine without usable cgroups it simply has none.
+//! memory, and keeps it from opening devices it has no business with. Where memory is limited, all
+//! steps together get a little less than the server's container has (see `memory`). Nothing here
+//! makes a step fail: on a machine without usable cgroups it simply has none.
 //!
 //! Where: `<own cgroup>/cooperage/<instance>/<step>` in each hierarchy used, so that limits of the
 //! server's container hold for its steps; or `<parent>/cooperage-<instance>-<step>` from the root
@@ -15,6 +16,7 @@
 
 mod detect;
 mod device;
+mod memory;
 mod step;
 
 use std::fs;
@@ -82,12 +84,26 @@ pub(crate) struct StepDir {
     pub(crate) controllers: Vec<String>,
     /// Where the hierarchy is mounted: limits are looked for from the step up to here.
     pub(crate) mount: PathBuf,
+    /// The server's own cgroup, when the step's is below it and shares its limits.
+    pub(crate) server: Option<PathBuf>,
     pub(crate) dir: PathBuf,
 }
 
 impl StepDir {
     pub(crate) fn has(&self, controller: &str) -> bool {
         self.controllers.iter().any(|c| c == controller)
+    }
+}
+
+impl Opened {
+    /// Keeps some of the memory that this server's container may use for the server itself.
+    fn keep_reserve(&self) {
+        let Hierarchy {
+            v2, mount, base, ..
+        } = &self.hierarchy;
+        if self.hierarchy.has("memory") {
+            memory::keep_reserve(&self.dir, base, mount, *v2);
+        }
     }
 }
 
@@ -146,7 +162,10 @@ impl Cgroups {
         let used = self.hierarchies.iter().map(|opened| {
             let dir = match parent {
                 Some(parent) => self.under(&opened.hierarchy, parent, step),
-                None => opened.dir.join(step),
+                None => {
+                    opened.keep_reserve();
+                    opened.dir.join(step)
+                }
             };
             (&opened.hierarchy, dir)
         });
@@ -160,6 +179,7 @@ impl Cgroups {
                 v2: hierarchy.v2,
                 controllers: hierarchy.controllers.clone(),
                 mount: hierarchy.mount.clone(),
+                server: parent.is_none().then(|| hierarchy.base.clone()),
                 dir: dir.clone(),
             });
             if !hierarchy.v2 {

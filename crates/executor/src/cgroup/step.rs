@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{StepDir, StepPlan, device};
+use super::{StepDir, StepPlan, device, memory};
 
 /// How long a cgroup is waited for whose processes are gone already.
 const REMOVAL_MAX: Duration = Duration::from_secs(5);
@@ -25,8 +25,10 @@ pub(crate) struct Usage {
     pub(crate) oom_kills: u64,
     /// Most memory at a time in bytes.
     pub(crate) memory_peak: Option<u64>,
-    /// The limit in bytes that held for it.
+    /// The limit in bytes that held for it and the server together.
     pub(crate) memory_limit: Option<u64>,
+    /// What of that is kept for the server, in bytes.
+    pub(crate) memory_reserved: u64,
 }
 
 impl StepCgroup {
@@ -85,7 +87,10 @@ impl StepCgroup {
             let one = if dir.v2 { usage_v2(dir) } else { usage_v1(dir) };
             usage.oom_kills += one.oom_kills;
             usage.memory_peak = usage.memory_peak.or(one.memory_peak);
-            usage.memory_limit = usage.memory_limit.or(one.memory_limit);
+            if usage.memory_limit.is_none() {
+                usage.memory_limit = one.memory_limit;
+                usage.memory_reserved = one.memory_reserved;
+            }
         }
         usage
     }
@@ -153,29 +158,46 @@ fn inherit_cpuset(dir: &Path) -> io::Result<()> {
 }
 
 fn usage_v1(dir: &StepDir) -> Usage {
-    let limit = field(&dir.dir.join("memory.stat"), "hierarchical_memory_limit");
+    // What holds above all that can be seen from here is in this number too.
+    let tightest = field(&dir.dir.join("memory.stat"), "hierarchical_memory_limit")
+        .filter(|limit| memory::is_limit(*limit));
+    let (memory_limit, memory_reserved) = memory_limit(dir, tightest);
     Usage {
         oom_kills: field(&dir.dir.join("memory.oom_control"), "oom_kill").unwrap_or(0),
         memory_peak: number(&dir.dir.join("memory.max_usage_in_bytes")),
-        // "No limit" is the largest multiple of the page size.
-        memory_limit: limit.filter(|limit| *limit < i64::MAX as u64 - (1 << 20)),
+        memory_limit,
+        memory_reserved,
     }
 }
 
 fn usage_v2(dir: &StepDir) -> Usage {
-    let limits = dir
-        .dir
-        .ancestors()
-        .take_while(|ancestor| ancestor.starts_with(&dir.mount))
-        .filter_map(|ancestor| number(&ancestor.join("memory.max")));
+    let tightest = memory::limit(&dir.dir, &dir.mount, true);
+    let (memory_limit, memory_reserved) = memory_limit(dir, tightest);
     Usage {
         oom_kills: field(&dir.dir.join("memory.events"), "oom_kill").unwrap_or(0),
         memory_peak: number(&dir.dir.join("memory.peak")),
-        memory_limit: limits.min(),
+        memory_limit,
+        memory_reserved,
     }
 }
 
-fn number(file: &Path) -> Option<u64> {
+/// The limit that users know, which is the one around the server, and what of it is the server's.
+fn memory_limit(dir: &StepDir, tightest: Option<u64>) -> (Option<u64>, u64) {
+    let Some(tightest) = tightest else {
+        return (None, 0);
+    };
+    let around = dir
+        .server
+        .as_deref()
+        .and_then(|server| memory::limit(server, &dir.mount, dir.v2))
+        .filter(|around| memory::for_steps(*around) == tightest);
+    match around {
+        Some(around) => (Some(around), around - tightest),
+        None => (Some(tightest), 0),
+    }
+}
+
+pub(super) fn number(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 

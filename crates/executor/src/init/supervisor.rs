@@ -114,6 +114,7 @@ impl<'a> Prepared<'a> {
             exited.oom_kills = usage.oom_kills;
             exited.memory_peak = usage.memory_peak;
             exited.memory_limit = usage.memory_limit;
+            exited.memory_reserved = usage.memory_reserved;
             exited
         })
     }

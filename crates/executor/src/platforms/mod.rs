@@ -145,14 +145,29 @@ pub fn emulator_hint(platform: &Platform) -> Option<String> {
     }
 }
 
-/// The hint for a program whose ELF header has that machine number.
-pub(crate) fn machine_hint(number: u16) -> Option<String> {
+/// What to do about a program whose format the kernel does not know; `machine` is the number in its
+/// ELF header, if it has one.
+pub(crate) fn exec_format_hint(machine: Option<u16>) -> Option<String> {
+    let Some(number) = machine else {
+        return Some(
+            "the file is neither an ELF program nor a script: a script begins with a line such as `#!/bin/sh`".to_owned(),
+        );
+    };
     // Of two byte orders the little one is the one in use.
     let of_number = || elf::MACHINES.iter().filter(|m| m.number == number);
-    let machine = of_number()
+    let known = of_number()
         .find(|m| m.order == elf::Order::Little)
-        .or_else(|| of_number().next())?;
-    emulator_hint(&Platform::new("linux", machine.architecture, ""))
+        .or_else(|| of_number().next());
+    let host = Platform::host().architecture;
+    match known {
+        Some(machine) if machine.architecture == host => Some(format!(
+            "the file begins like a program for {host}, as this machine runs them, but it is damaged or cut off"
+        )),
+        Some(machine) => emulator_hint(&Platform::new("linux", machine.architecture, "")),
+        None => Some(format!(
+            "the file is a program for an unknown machine (number {number} in its ELF header): take the one for linux/{host}, or register an emulator for it with binfmt_misc on this machine, with the flag F"
+        )),
+    }
 }
 
 /// The variants of this machine's own architecture.
@@ -307,6 +322,13 @@ mod tests {
         let mut unique = all.clone();
         unique.dedup();
         assert_eq!(unique, all);
+    }
+
+    #[test]
+    fn what_no_emulator_is_known_for_is_said_so() {
+        let hint = exec_format_hint(Some(83)).unwrap();
+        assert!(hint.contains("number 83") && hint.contains("emulator"), "{hint}");
+        assert!(exec_format_hint(None).unwrap().contains("#!/bin/sh"));
     }
 
     #[test]

@@ -247,7 +247,7 @@ fn running_out_of_memory_is_told() {
     spec.cgroup_parent = "/cooperage-test-parent".to_owned();
     let outcome = bench.run(spec);
     let error = outcome.error();
-    assert!(error.contains("limit 33554432 bytes"), "{error}");
+    assert!(error.contains("limit 32 MiB"), "{error}");
     assert!(matches!(
         outcome.result,
         Err(executor::ExecError::OutOfMemory { exit_code: 137, .. })

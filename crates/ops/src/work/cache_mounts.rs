@@ -68,9 +68,20 @@ struct Note {
 }
 
 impl CacheMounts {
-    /// The mounts kept in `dir`, which is made if needed.
+    /// The mounts kept in `dir`, which is made if needed. What a killed server was making or removing
+    /// is removed in the background.
     pub fn open(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir).context("cache mounts")?;
+        let left = half_made(dir).context("cache mounts")?;
+        if !left.is_empty() {
+            std::thread::spawn(move || {
+                for path in left {
+                    if let Err(error) = std::fs::remove_dir_all(&path) {
+                        tracing::warn!("left-over cache mount {}: {error}", path.display());
+                    }
+                }
+            });
+        }
         Ok(CacheMounts(Arc::new(Inner {
             dir: dir.to_owned(),
             used: Mutex::new(HashMap::new()),
@@ -233,8 +244,8 @@ impl Drop for CacheMount {
 fn prepare(dir: &Path, name: &str, base: Option<&Path>, cancel: &CancellationToken) -> Result<()> {
     if !dir.join("fs").is_dir() {
         let parent = dir.parent().unwrap_or(dir);
-        let new = tempfile_in(parent)?;
-        let fs = new.join("fs");
+        let new = New(tempfile_in(parent)?);
+        let fs = new.0.join("fs");
         std::fs::create_dir(&fs)?;
         rustix::fs::chmod(&fs, rustix::fs::Mode::from_raw_mode(0o755))
             .map_err(std::io::Error::from)?;
@@ -249,9 +260,9 @@ fn prepare(dir: &Path, name: &str, base: Option<&Path>, cancel: &CancellationTok
             file_actions::copy(&Root::open(base)?, &Root::open(&fs)?, &copy, None, cancel)?;
         }
         let _ = std::fs::remove_dir_all(dir);
-        match std::fs::rename(&new, dir) {
+        match std::fs::rename(&new.0, dir) {
             // Somebody else was faster: theirs is used.
-            Err(_) if dir.join("fs").is_dir() => std::fs::remove_dir_all(&new)?,
+            Err(_) if dir.join("fs").is_dir() => {}
             outcome => outcome?,
         }
     }
@@ -263,7 +274,21 @@ fn prepare(dir: &Path, name: &str, base: Option<&Path>, cancel: &CancellationTok
     Ok(())
 }
 
-/// A new directory beside others, under a name that is swept when the mounts are listed.
+/// A directory being made; what is still there under its first name when it is dropped is removed.
+struct New(PathBuf);
+
+impl Drop for New {
+    fn drop(&mut self) {
+        match std::fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!("unfinished cache mount {}: {error}", self.0.display());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A new directory beside others, under a name that is swept when the mounts are opened again.
 fn tempfile_in(parent: &Path) -> Result<PathBuf> {
     let mut random = [0_u8; 8];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
@@ -282,10 +307,34 @@ fn read_note(dir: &Path) -> Note {
 
 /// The directories in one, those being made or removed left out.
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = directories(dir)?;
+    found.retain(|path| !is_half_made(path));
+    Ok(found)
+}
+
+/// What is being made or removed in a directory of mounts.
+fn half_made(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for path in directories(dir)? {
+        match is_half_made(&path) {
+            true => found.push(path),
+            false => found.extend(directories(&path)?.into_iter().filter(|p| is_half_made(p))),
+        }
+    }
+    Ok(found)
+}
+
+fn is_half_made(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().starts_with('.')
+}
+
+/// The directories in one, sorted; what else lies there is none of ours.
+fn directories(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
-        if !entry.file_name().to_string_lossy().starts_with('.') {
+        if entry.file_type()?.is_dir() {
             found.push(entry.path());
         }
     }

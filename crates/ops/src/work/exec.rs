@@ -388,6 +388,7 @@ async fn run_process(
     };
     let limits = parts.log_limits;
     let id = step_id();
+    let rootfs = spec.rootfs.clone();
     let run = parts
         .executor
         .run(&id, spec, stdio, context.cancel.child_token());
@@ -406,7 +407,8 @@ async fn run_process(
             if fine {
                 return Ok(());
             }
-            Error::new(diag::Code::Unknown, format!("exit code: {code}")).exit_code(code)
+            let failure = Error::new(diag::Code::Unknown, format!("exit code: {code}"));
+            crate::error::hint_at_disk_of(&rootfs, failure.exit_code(code))
         }
         Err(ExecError::Canceled) => return Err(Error::canceled()),
         Err(error) => error.into(),

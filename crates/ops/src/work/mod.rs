@@ -8,6 +8,7 @@ mod cache_mounts;
 mod context;
 mod exec;
 mod file;
+mod git;
 mod http;
 mod keys;
 mod local;

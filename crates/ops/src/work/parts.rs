@@ -23,6 +23,8 @@ pub struct Parts {
     pub images: source::image::ImageSource,
     /// Clients' folders.
     pub locals: source::local::LocalSource,
+    /// Repositories.
+    pub git: source::git::GitSource,
     /// Files of web servers.
     pub web: source::http::HttpSource,
     /// Persistent cache mounts.

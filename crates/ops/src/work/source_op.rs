@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use diag::{Error, Result};
 use layers::RecordType;
-use llb::{SourceOp, Vertex};
+use llb::{Op, SourceOp, Vertex};
 use oci::{Platform, Reference};
 use solver::{Identity, KeyPart, RunContext};
+use source::git::{GitPin, GitRequest};
 use source::http::{HttpPin, HttpRequest};
 use source::image::{ContentProvider, ImageRequest, ResolvedImage};
 use source::local::LocalSnapshot;
 
 use super::context::{BuildContext, RunSink};
+use super::git::{Access, git_parts, git_request};
 use super::http::{ClientSecrets, http_parts, http_request};
 use super::output::Output;
 use super::parts::Parts;
@@ -30,6 +32,8 @@ pub enum Pinned {
     Local(Box<LocalSnapshot>),
     /// A file of a web server.
     Http(Box<(HttpRequest, HttpPin)>),
+    /// A commit of a repository.
+    Git(Box<(GitRequest, GitPin)>),
 }
 
 /// Finds out what a source stands for now.
@@ -61,6 +65,15 @@ pub async fn pin(
         "local" => super::local::pin_local(parts, vertex, source, context)
             .await
             .map(|snapshot| Pinned::Local(Box::new(snapshot))),
+        "git" => {
+            let request = git_request(source)?;
+            let pin = async {
+                let access = Access::of_client(parts, vertex, source, context).await?;
+                parts.git.pin(&request, &access.git).await
+            };
+            let pin = cancellable(context, pin).await?;
+            Ok(Pinned::Git(Box::new((request, pin))))
+        }
         "http" | "https" => {
             let request = http_request(source)?;
             let secrets = ClientSecrets::new(&request, context);
@@ -89,6 +102,7 @@ impl Pinned {
                 KeyPart::new("local", snapshot.digest.to_string()),
             ]),
             Pinned::Http(file) => Identity::of(http_parts(&file.0, &file.1)),
+            Pinned::Git(commit) => Identity::of(git_parts(&commit.0, &commit.1)),
         }
     }
 
@@ -113,6 +127,18 @@ impl Pinned {
             }
             Pinned::Local(snapshot) => {
                 Ok(Output::held(snapshot.stack.clone(), snapshot.hold.clone()))
+            }
+            Pinned::Git(commit) => {
+                let (request, pin) = &**commit;
+                let Op::Source(source) = &vertex.op else {
+                    return Err(Error::internal("a source that is none"));
+                };
+                let fetch = async {
+                    let access = Access::of_client(parts, vertex, source, context).await?;
+                    parts.git.fetch(request, pin, &access.git).await
+                };
+                let (stack, hold) = cancellable(context, fetch).await?;
+                Ok(Output::held(stack, hold))
             }
             Pinned::Http(file) => {
                 let (request, pin) = &**file;

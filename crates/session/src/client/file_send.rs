@@ -24,7 +24,7 @@ use tower::Service;
 use super::file_sync::{Answers, raw_grpc, with_result};
 use crate::codec::{decode_bytes_message, flat};
 use crate::diffcopy::{self, Owner, Progress, ReceiveOptions};
-use crate::error::SessionError;
+use crate::error::{SessionError, io_text};
 use crate::headers::first;
 
 /// What a file that comes is written to. It is complete when it was shut down; one that is dropped
@@ -98,14 +98,27 @@ fn open_file(path: &Path) -> io::Result<ExportWriter> {
     let (file, temp) = temp.into_parts();
     Ok(Box::pin(FileWriter {
         file: tokio::fs::File::from_std(file),
-        rename: Some((temp, path.to_owned())),
+        temp: Some(temp),
+        path: path.to_owned(),
     }))
 }
 
 /// A file that gets its name when it is shut down.
 struct FileWriter {
     file: tokio::fs::File,
-    rename: Option<(tempfile::TempPath, PathBuf)>,
+    temp: Option<tempfile::TempPath>,
+    path: PathBuf,
+}
+
+impl FileWriter {
+    /// The error with the file it is about.
+    fn named(&self, error: io::Error) -> io::Error {
+        let text = io_text(&error);
+        io::Error::new(
+            error.kind(),
+            format!("write {}: {text}", self.path.display()),
+        )
+    }
 }
 
 impl AsyncWrite for FileWriter {
@@ -114,17 +127,20 @@ impl AsyncWrite for FileWriter {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.file).poll_write(cx, data)
+        let written = Pin::new(&mut self.file).poll_write(cx, data);
+        written.map_err(|error| self.named(error))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.file).poll_flush(cx)
+        let flushed = Pin::new(&mut self.file).poll_flush(cx);
+        flushed.map_err(|error| self.named(error))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        std::task::ready!(Pin::new(&mut self.file).poll_flush(cx))?;
-        if let Some((temp, path)) = self.rename.take() {
-            temp.persist(path).map_err(|error| error.error)?;
+        std::task::ready!(self.as_mut().poll_flush(cx))?;
+        if let Some(temp) = self.temp.take() {
+            let persisted = temp.persist(&self.path).map_err(|error| error.error);
+            persisted.map_err(|error| self.named(error))?;
         }
         Poll::Ready(Ok(()))
     }

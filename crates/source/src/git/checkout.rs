@@ -42,10 +42,9 @@ impl Checkout<'_> {
             let commit = format!("{}^{{commit}}", self.pin.object);
             let args = ["log", "-1", "--format=%ct", &commit];
             let said = self.git.run(&place, &args).await?;
-            let seconds = said
-                .trim()
-                .parse()
-                .map_err(|_| Error::internal(format!("failed to parse commit timestamp {said:?}")))?;
+            let seconds = said.trim().parse().map_err(|_| {
+                Error::internal(format!("failed to parse commit timestamp {said:?}"))
+            })?;
             let target = self.target.to_owned();
             blocking(move || set_times(&target, seconds)).await?;
         }
@@ -62,7 +61,10 @@ impl Checkout<'_> {
             work_tree: Some(tree),
         };
         let args = ["read-tree", "--reset", "-u", &self.pin.object];
-        self.git.run(&place, &args).await.map_err(|e| self.failed(e))?;
+        self.git
+            .run(&place, &args)
+            .await
+            .map_err(|e| self.failed(e))?;
         if self.wants_submodules(tree) {
             // In a repository of its own: what git notes down of the submodules of one commit must
             // not count for another.
@@ -103,9 +105,8 @@ impl Checkout<'_> {
             .run(&place, &["remote", "add", "origin", remote])
             .await?;
         // By the file protocol: a clone by path may copy whatever links in it lead to.
-        let mut from = std::ffi::OsString::from("file://");
-        from.push(self.repository);
-        let from = from.to_string_lossy().into_owned();
+        let path = self.repository.to_string_lossy().replace('%', "%25");
+        let from = format!("file://{path}");
         let spec = if self.pin.reference == self.pin.object {
             self.pin.object.clone()
         } else {
@@ -127,10 +128,14 @@ impl Checkout<'_> {
             work_tree: Some(tree),
         };
         let args = ["submodule", "update", "--init", "--recursive", "--depth=1"];
-        self.git.run(&place, &args).await.map(drop).with_context(|| {
-            let shown = diag::redact_url(&self.request.remote);
-            format!("failed to update submodules for {shown}")
-        })
+        self.git
+            .run(&place, &args)
+            .await
+            .map(drop)
+            .with_context(|| {
+                let shown = diag::redact_url(&self.request.remote);
+                format!("failed to update submodules for {shown}")
+            })
     }
 
     fn wants_submodules(&self, tree: &Path) -> bool {
@@ -156,8 +161,10 @@ fn take_subdirectory(tree: &Path, subdir: &str, target: &Path) -> Result<()> {
     let mut from = tree.to_owned();
     for part in subdir.split('/').filter(|part| !matches!(*part, "" | ".")) {
         if part == ".." {
-            return Err(Error::invalid("a subdirectory must be inside of its repository"))
-                .with_context(invalid);
+            return Err(Error::invalid(
+                "a subdirectory must be inside of its repository",
+            ))
+            .with_context(invalid);
         }
         from.push(part);
         let meta = from

@@ -102,7 +102,11 @@ impl<'a> Git<'a> {
     ///
     /// # Errors
     /// With all it wrote to standard error; a missing program is `FailedPrecondition`.
-    pub(super) async fn run<S: AsRef<OsStr>>(&self, place: &Place<'_>, args: &[S]) -> Result<String> {
+    pub(super) async fn run<S: AsRef<OsStr>>(
+        &self,
+        place: &Place<'_>,
+        args: &[S],
+    ) -> Result<String> {
         let mut running = Running(Some(self.start(place, args)?));
         let Some(child) = running.0.as_mut() else {
             return Err(Error::internal("git was not started"));
@@ -119,11 +123,12 @@ impl<'a> Git<'a> {
             return Ok(String::from_utf8_lossy(&stdout).into_owned());
         }
         let said = String::from_utf8_lossy(&stderr);
-        let status = if said.trim().is_empty() { "failed" } else { said.trim_end() };
-        Err(Error::new(
-            Code::Unknown,
-            format!("git stderr:\n{status}"),
-        ))
+        let status = if said.trim().is_empty() {
+            "failed"
+        } else {
+            said.trim_end()
+        };
+        Err(Error::new(Code::Unknown, format!("git stderr:\n{status}")))
     }
 
     /// Like [`Git::run`] for a question: an unsuccessful end is a no.
@@ -244,9 +249,15 @@ impl Drop for Running {
 }
 
 /// Reads to the end, keeping the beginning.
-async fn collect(stream: Option<impl AsyncRead + Unpin>, number: i64, log: &Option<GitLog>) -> Vec<u8> {
+async fn collect(
+    stream: Option<impl AsyncRead + Unpin>,
+    number: i64,
+    log: &Option<GitLog>,
+) -> Vec<u8> {
     let mut kept = Vec::new();
-    let Some(mut stream) = stream else { return kept };
+    let Some(mut stream) = stream else {
+        return kept;
+    };
     let mut buffer = vec![0; 16 << 10];
     while let Ok(count @ 1..) = stream.read(&mut buffer).await {
         let piece = &buffer[..count];
@@ -300,11 +311,19 @@ mod tests {
         let access = GitAccess::default();
         let git = Git::new(OsStr::new("git"), "r", "", &access).unwrap();
         let place = Place::default();
-        assert!(!git.ask(&place, &["config", "--get", "user.name"]).await.unwrap());
+        assert!(
+            !git.ask(&place, &["config", "--get", "user.name"])
+                .await
+                .unwrap()
+        );
         let environment = git.environment();
-        let prompt = environment.iter().find(|(name, _)| name == "GIT_TERMINAL_PROMPT");
+        let prompt = environment
+            .iter()
+            .find(|(name, _)| name == "GIT_TERMINAL_PROMPT");
         assert_eq!(prompt.unwrap().1, "0");
-        let ssh = environment.iter().find(|(name, _)| name == "GIT_SSH_COMMAND");
+        let ssh = environment
+            .iter()
+            .find(|(name, _)| name == "GIT_SSH_COMMAND");
         assert!(ssh.unwrap().1.to_str().unwrap().contains("BatchMode=yes"));
     }
 }

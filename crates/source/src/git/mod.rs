@@ -210,8 +210,11 @@ impl GitSource {
             error.context(format!("failed to fetch remote {shown}"))
         };
         let kept = format!("refs/cooperage/{}", pin.object);
-        if !git.ask(&place, &["rev-parse", "--verify", "--quiet", &kept]).await? {
-            self.fetch_object(git, pin, &place, &kept)
+        if !git
+            .ask(&place, &["rev-parse", "--verify", "--quiet", &kept])
+            .await?
+        {
+            self.fetch_object(git, request, pin, &place, &kept)
                 .await
                 .map_err(failed)?;
         }
@@ -235,7 +238,12 @@ impl GitSource {
     ) -> Result<()> {
         let ready = repository.join(READY);
         if ready.exists() {
-            for lock in ["shallow.lock", "config.lock", "packed-refs.lock", "HEAD.lock"] {
+            for lock in [
+                "shallow.lock",
+                "config.lock",
+                "packed-refs.lock",
+                "HEAD.lock",
+            ] {
                 let _ = std::fs::remove_file(repository.join(lock));
             }
             // Its time says when the repository was used last.
@@ -266,15 +274,16 @@ impl GitSource {
     async fn fetch_object(
         &self,
         git: &Git<'_>,
+        request: &GitRequest,
         pin: &GitPin,
         place: &Place<'_>,
         kept: &str,
     ) -> Result<()> {
         let update = ["update-ref", kept, &pin.object];
         let short = ["fetch", "--no-tags", "--force", "--depth=1", "origin"];
-        if pin.reference != pin.object {
+        if pin.reference != pin.object && !request.fetch_by_commit {
             let spec = format!("+{}:{kept}", pin.reference);
-            git.run(place, &fetch_args(&short, &spec)).await?;
+            git.run(place, &[&short[..], &[&spec]].concat()).await?;
             let said = git.run(place, &["rev-parse", "--verify", kept]).await?;
             if said.trim() == pin.object {
                 return Ok(());
@@ -282,13 +291,19 @@ impl GitSource {
             // The reference has moved since it was pinned.
             git.run(place, &["update-ref", "-d", kept]).await?;
         }
-        if git.ask(place, &fetch_args(&short, &pin.object)).await? {
+        if git
+            .ask(place, &[&short[..], &[&pin.object]].concat())
+            .await?
+        {
             git.run(place, &update).await?;
             return Ok(());
         }
         // The server gives no objects by name: all of its branches and tags may have it.
-        let mut whole = vec!["fetch", "--tags", "--force"];
-        if place.git_dir.is_some_and(|dir| dir.join("shallow").exists()) {
+        let mut whole = vec!["fetch", "--tags", "--force", "--prune"];
+        if place
+            .git_dir
+            .is_some_and(|dir| dir.join("shallow").exists())
+        {
             whole.push("--unshallow");
         }
         whole.extend(["origin", "+refs/heads/*:refs/remotes/origin/*"]);
@@ -308,7 +323,10 @@ impl GitSource {
 impl GitRequest {
     fn check(&self) -> Result<()> {
         if self.reference.starts_with('-') {
-            return Err(Error::invalid(format!("invalid git ref {:?}", self.reference)));
+            return Err(Error::invalid(format!(
+                "invalid git ref {:?}",
+                self.reference
+            )));
         }
         if !self.checksum.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(Error::invalid(format!(
@@ -405,10 +423,6 @@ fn is_commit(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-fn fetch_args<'a>(args: &[&'a str], spec: &'a str) -> Vec<&'a str> {
-    args.iter().copied().chain(["--", spec].into_iter().skip(1)).collect()
-}
-
 fn mismatch(expected: &str, found: &[&str]) -> Error {
     Error::new(
         Code::FailedPrecondition,
@@ -445,9 +459,13 @@ fn choose(reference: &str, said: &str) -> Result<GitPin> {
             continue;
         };
         if !is_commit(&object_name) {
-            return Err(Error::invalid(format!("invalid commit sha {object_name:?}")));
+            return Err(Error::invalid(format!(
+                "invalid commit sha {object_name:?}"
+            )));
         }
-        let commit = (name == tag).then(|| object(&format!("{tag}^{{}}"))).flatten();
+        let commit = (name == tag)
+            .then(|| object(&format!("{tag}^{{}}")))
+            .flatten();
         return Ok(GitPin {
             reference: name,
             object: object_name,
