@@ -49,9 +49,7 @@ impl LayerStore {
     /// protected by `lease`.
     pub fn stored_blob(&self, id: LayerId, lease: &Lease) -> Result<Option<LayerBlob>> {
         let blobs = self.blobs(id)?.into_iter().map(|(_, blob)| blob);
-        Ok(blobs
-            .into_iter()
-            .find(|blob| is_stored(blob, lease)))
+        Ok(blobs.into_iter().find(|blob| is_stored(blob, lease)))
     }
 
     fn pack(

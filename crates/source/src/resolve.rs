@@ -113,10 +113,7 @@ impl Getter<'_> {
             ));
         }
         let _alone = self.source.flights.enter(descriptor.digest).await;
-        if self
-            .lease
-            .protect_sized(descriptor.digest, descriptor.size)
-        {
+        if self.lease.protect_sized(descriptor.digest, descriptor.size) {
             return self.source.read(descriptor.digest).await;
         }
         let bytes = self

@@ -434,7 +434,10 @@ fn fault_18_a_step_that_eats_the_memory_is_named_and_the_server_lives() {
             && failed.contains(">>> RUN x=aaaaaaaaaaaaaaaa;"),
         "the step is not named:\n{failed}"
     );
-    assert!(failed.contains("hint: "), "no word on what to do:\n{failed}");
+    assert!(
+        failed.contains("hint: "),
+        "no word on what to do:\n{failed}"
+    );
     assert_eq!(container_id(&shop, "buildx_buildkit_c0"), before);
     let restarts = [
         "inspect",
@@ -623,23 +626,16 @@ fn fault_30_a_program_for_another_machine_is_named_as_such() {
     assert!(failed.contains("exec format error"), "{failed}");
     assert!(failed.contains("emulat"), "no word on emulators:\n{failed}");
     assert!(failed.contains("unknown machine (number 83"), "{failed}");
-    // One that emulators are known for: what to do depends on this machine, unless it runs them.
-    let known = [183, 243, 22].iter().find_map(|machine| {
-        let mut elf = std::fs::read(&path).unwrap();
-        elf[18] = *machine;
-        (elf[4], elf[5]) = if *machine == 22 { (2, 2) } else { (2, 1) };
-        if *machine == 22 {
-            (elf[18], elf[19]) = (0, 22);
-        }
-        std::fs::write(&path, elf).unwrap();
-        let failed = shop
-            .cooperage
-            .fails(&["build", "--progress=plain", &context])
-            .stderr;
-        failed.contains("exec format error").then_some(failed)
-    });
-    if let Some(failed) = known {
-        assert!(failed.contains("\nhint: "), "{failed}");
-        assert!(failed.contains("emulator"), "{failed}");
-    }
+    // One that an emulator is known for; on a machine that has it, what is wrong is the file.
+    let mut elf = std::fs::read(&path).unwrap();
+    (elf[5], elf[18], elf[19]) = (2, 0, 22);
+    std::fs::write(&path, elf).unwrap();
+    let failed = shop
+        .cooperage
+        .fails(&["build", "--progress=plain", &context])
+        .stderr;
+    assert!(
+        failed.contains("hint: no emulator for s390x") || failed.contains("damaged"),
+        "{failed}"
+    );
 }

@@ -160,10 +160,13 @@ pub(crate) fn exec_format_hint(machine: Option<u16>) -> Option<String> {
         .or_else(|| of_number().next());
     let host = Platform::host().architecture;
     match known {
-        Some(machine) if machine.architecture == host => Some(format!(
-            "the file begins like a program for {host}, as this machine runs them, but it is damaged or cut off"
-        )),
-        Some(machine) => emulator_hint(&Platform::new("linux", machine.architecture, "")),
+        Some(machine) => {
+            let architecture = machine.architecture;
+            let hint = emulator_hint(&Platform::new("linux", architecture, ""));
+            hint.or_else(|| Some(format!(
+                "the file begins like a program for {architecture}, and such run here, but it is damaged or cut off"
+            )))
+        }
         None => Some(format!(
             "the file is a program for an unknown machine (number {number} in its ELF header): take the one for linux/{host}, or register an emulator for it with binfmt_misc on this machine, with the flag F"
         )),
@@ -327,7 +330,10 @@ mod tests {
     #[test]
     fn what_no_emulator_is_known_for_is_said_so() {
         let hint = exec_format_hint(Some(83)).unwrap();
-        assert!(hint.contains("number 83") && hint.contains("emulator"), "{hint}");
+        assert!(
+            hint.contains("number 83") && hint.contains("emulator"),
+            "{hint}"
+        );
         assert!(exec_format_hint(None).unwrap().contains("#!/bin/sh"));
     }
 
