@@ -221,6 +221,21 @@ mod tests {
     }
 
     #[test]
+    fn a_blob_that_was_cut_off_is_not_here_and_comes_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ContentStore::open(dir.path()).unwrap();
+        let digest = store.put(b"all of it").unwrap();
+        let lease = store.lease();
+        assert!(lease.protect_sized(digest, 9));
+        fs::write(store.path(&digest), b"all").unwrap();
+        assert!(!lease.protect_sized(digest, 9));
+        assert_eq!(store.size(&digest), None);
+        fs::write(store.path(&digest), b"all").unwrap();
+        assert_eq!(lease.put(b"all of it").unwrap(), digest);
+        assert_eq!(store.read(&digest).unwrap(), b"all of it");
+    }
+
+    #[test]
     fn what_is_put_is_read_back_and_listed() {
         let (_dir, store) = store();
         let digest = store.put(b"hello").unwrap();

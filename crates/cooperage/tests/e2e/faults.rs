@@ -43,7 +43,8 @@ fn start_sleeping_build(shop: &Workshop) -> (Child, Receiver<String>) {
         seen += &line;
         seen.push('\n');
     }
-    panic!("the build ended early:\n{seen}");
+    let status = build.wait().unwrap();
+    panic!("the build ended early ({status}):\n{seen}");
 }
 
 /// What a build says that fails now.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use testkit::Release;
+use testkit::{Release, Tool};
 
 use crate::workshop::{Workshop, text};
 
@@ -11,16 +11,24 @@ const FILE_BYTES: usize = 15_000;
 
 #[test]
 fn twenty_thousand_files_go_in_and_come_out_on_engine_20() {
-    files_go_in_and_come_out(Release::Debian);
+    files_go_in_and_come_out(&Workshop::with(Release::Debian), |shop| {
+        shop.cooperage.clone()
+    });
 }
 
 #[test]
 fn twenty_thousand_files_go_in_and_come_out_on_engine_28() {
-    files_go_in_and_come_out(Release::Newest);
+    files_go_in_and_come_out(&Workshop::with(Release::Newest), |shop| {
+        shop.cooperage.clone()
+    });
 }
 
-fn files_go_in_and_come_out(release: Release) {
-    let shop = Workshop::with(release);
+#[test]
+fn twenty_thousand_files_go_in_and_come_out_with_the_stock_client() {
+    files_go_in_and_come_out(&Workshop::with(Release::Debian), Workshop::stock);
+}
+
+fn files_go_in_and_come_out(shop: &Workshop, client: impl Fn(&Workshop) -> Tool) {
     let context = shop.context(
         "many",
         &[("Dockerfile", "FROM scratch\nCOPY files /files\n")],
@@ -32,11 +40,19 @@ fn files_go_in_and_come_out(release: Release) {
         }
         std::fs::write(folder.join(number.to_string()), content(number)).unwrap();
     }
-    shop.cooperage.ok(&["create", "--name", "c", "--use"]);
+    shop.cooperage
+        .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
     let out = shop.lab.directory().join("out");
     let output = format!("type=local,dest={}", text(&out));
-    shop.cooperage
-        .ok(&["build", "--progress=plain", "-o", &output, &context]);
+    let build = [
+        "build",
+        "--builder=c",
+        "--progress=plain",
+        "-o",
+        &output,
+        &context,
+    ];
+    client(shop).ok(&build);
     for number in 0..FILES {
         let path = out.join(format!("files/{}/{number}", number / 200));
         let found = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
