@@ -1,6 +1,7 @@
 //! The whole test run: formatting, lints, layers, the executable, and every test.
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::peers::{self, run};
@@ -27,6 +28,7 @@ pub fn all() -> Result<(), String> {
     run(cargo().args(["build", "--quiet", "-p", "testkit"]))?;
     let mut tests = cargo()
         .args(["test", "--workspace", "--no-fail-fast", "--quiet"])
+        .env("COOPERAGE_BIN", executable()?)
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| format!("cargo test: {error}"))?;
@@ -49,6 +51,24 @@ pub fn all() -> Result<(), String> {
     }
     println!("{passed} passed, {failed} failed");
     std::process::exit(i32::from(failed > 0));
+}
+
+/// The release build of the executable, which the end-to-end tests run.
+fn executable() -> Result<PathBuf, String> {
+    let target = match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(folder) => PathBuf::from(folder),
+        None => super::workspace().join("target"),
+    };
+    let version = Command::new("rustc")
+        .arg("-vV")
+        .output()
+        .map_err(|error| format!("rustc: {error}"))?;
+    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    let host = host.ok_or("rustc -vV names no host")?;
+    let path = target.join(host).join("release/cooperage");
+    path.canonicalize()
+        .map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// The number before a word in `ok. 3 passed; 0 failed; …`.

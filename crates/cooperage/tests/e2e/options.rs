@@ -81,6 +81,10 @@ fn comparable(inspected: &str) -> Value {
         container.as_object_mut().unwrap().remove(name);
     }
     container["Config"]["Hostname"] = Value::Null;
+    // Stock's variables come in any order.
+    if let Some(env) = container["Config"]["Env"].as_array_mut() {
+        env.sort_by_key(Value::to_string);
+    }
     let networks: Vec<String> = container["NetworkSettings"]["Networks"]
         .as_object()
         .unwrap()
