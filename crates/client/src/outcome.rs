@@ -215,7 +215,8 @@ mod tests {
         assert_eq!(mode & 0o777, 0o644);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         let error = write_file(&dir.path().join("no/x"), "").unwrap_err();
-        assert!(error.to_string().starts_with("writing "), "{error}");
+        let expected = "invalid output path: stat ";
+        assert!(error.to_string().starts_with(expected), "{error}");
     }
 
     #[test]
