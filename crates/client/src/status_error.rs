@@ -49,7 +49,8 @@ fn described(code: Code, message: &str) -> Error {
 }
 
 fn with_details(error: Error, status: &rpc::Status) -> Error {
-    status.details.iter().fold(error, |error, detail| {
+    // Details stand on the wire outermost first; stock prints sources innermost first.
+    status.details.iter().rev().fold(error, |error, detail| {
         if detail.type_url == OWN {
             return match serde_json::from_slice::<JsonOwn>(&detail.value) {
                 Ok(own) => own.add_to(error),
