@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use crate::flight::{Departure, Subscription, board};
-use crate::keys::{KeyInput, fresh, key};
+use crate::keys::{KeyInput, key};
 use crate::store::RecordNote;
 use crate::work::{Context, Identity, InputKey, KeyPart, Outcome, Work};
 use crate::{Inner, RunContext};
@@ -234,9 +234,6 @@ impl<W: Work> Build<W> {
             started: started(),
         };
         if !reuse {
-            if node.work.ignore_cache() {
-                keyed.canonical = fresh(&canonical);
-            }
             return Ok(keyed);
         }
         if let Some(content_key) = content_key
@@ -302,6 +299,7 @@ impl<W: Work> Build<W> {
             inputs,
             canonical: keyed.canonical,
             keys: keyed.keys,
+            reuse: !node.work.ignore_cache() && node.work.keep(),
             note: RecordNote {
                 description: node.work.description(),
                 parts: keyed.parts,

@@ -217,6 +217,8 @@ pub(crate) struct Departure<W: Work> {
     pub(crate) inputs: Vec<W::Output>,
     pub(crate) canonical: Digest,
     pub(crate) keys: Vec<Digest>,
+    /// Whether an outcome that is there already will do.
+    pub(crate) reuse: bool,
     pub(crate) note: RecordNote,
 }
 
@@ -292,6 +294,7 @@ async fn run<W: Work>(
         inputs,
         canonical,
         keys,
+        reuse,
         note,
     } = departure;
     let slot = async {
@@ -305,7 +308,7 @@ async fn run<W: Work>(
         () = flight.cancel.cancelled() => return Err(Error::canceled()),
     };
     // Another build may have finished the same work between our lookup and now.
-    if work.keep()
+    if reuse
         && let Some(record) = solver.store.lookup(&canonical)?
         && let Some(outputs) = record.outputs
     {

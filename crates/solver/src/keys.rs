@@ -30,13 +30,3 @@ pub(crate) fn key(identity: &Digest, inputs: &[KeyInput]) -> Digest {
     }
     hasher.finish()
 }
-
-/// A key that nothing was ever kept under: for work that must ignore its cache, whose users must
-/// not find what belongs to an earlier outcome.
-pub(crate) fn fresh(key: &Digest) -> Digest {
-    let mut hasher = DigestHasher::new();
-    hasher.field(b"cooperage fresh key 1");
-    hasher.field(key.as_bytes());
-    hasher.field(&rand::random::<[u8; 16]>());
-    hasher.finish()
-}

@@ -10,13 +10,14 @@
 //! | identity | what the vertex is, without its inputs; sources pin what they stand for (image digest, content of a context) | after [`Work::identity`] |
 //! | definition key | identity, canonical keys and output numbers of all inputs | before anything runs |
 //! | content key | identity; for inputs keyed by content the digest of what is read, for the others their canonical key | when those inputs exist |
-//! | canonical key | the content key if the vertex has one, else the definition key; for a step that must ignore its cache a fresh one | with the two above |
+//! | canonical key | the content key if the vertex has one, else the definition key | with the two above |
 //!
 //! A vertex is looked up by definition key first. On a miss, inputs that can be keyed by content are
 //! realised and the content key is looked up; a hit there makes the definition key an alias of the
 //! same record, so the next build finds it without realising anything. Records keep the canonical
 //! key they were made under, and users of the vertex are keyed by it: what two ways lead to is one
-//! thing from there on. A record whose output was evicted still gives its canonical key.
+//! thing from there on. A step that must ignore its cache runs and replaces what was kept under its keys;
+//! what other builds made on top of the earlier outcome stays theirs. A record whose output was evicted still gives its canonical key.
 //!
 //! # In-flight work
 //!

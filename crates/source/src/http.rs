@@ -26,9 +26,10 @@ use reqwest::header::{
     AUTHORIZATION, CONTENT_DISPOSITION, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH,
     LAST_MODIFIED,
 };
-use reqwest::{Client, Method, Response, StatusCode, Url};
+use reqwest::{Body, Client, Method, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWriteExt};
+use tokio_util::io::ReaderStream;
 
 use crate::flights::Flights;
 use crate::resolve::blocking;
@@ -68,11 +69,23 @@ pub struct HttpRequest {
     pub auth_secret: String,
 }
 
-/// Who knows the `Authorization` header; asked only when a request is really made.
+/// The host of addresses that mean the client of the build.
+pub const SESSION_HOST: &str = "buildkit-session";
+
+/// What only the client knows: the `Authorization` header, asked for only when a request is really
+/// made, and the files it sends itself.
 #[async_trait]
 pub trait HttpAuthorization: Send + Sync {
     /// The header's value, if there is one.
     async fn authorization(&self) -> Result<Option<Secret<String>>>;
+
+    /// What the client itself sends behind that path of [`SESSION_HOST`], such as its stdin.
+    async fn upload(&self, path: &str) -> Result<Box<dyn AsyncRead + Send + Unpin>> {
+        Err(Error::new(
+            Code::NotFound,
+            format!("no client sends {path}"),
+        ))
+    }
 }
 
 /// What a request stands for now.
@@ -111,6 +124,7 @@ struct State {
 /// One exchange with a server.
 struct Exchange<'a> {
     request: &'a HttpRequest,
+    client: &'a dyn HttpAuthorization,
     url: Url,
     headers: HeaderMap,
 }
@@ -251,6 +265,10 @@ impl HttpSource {
         method: Method,
         etag: Option<&str>,
     ) -> Result<Response> {
+        if exchange.url.host_str() == Some(SESSION_HOST) {
+            let stream = ReaderStream::new(exchange.client.upload(exchange.url.path()).await?);
+            return Ok(http::Response::new(Body::wrap_stream(stream)).into());
+        }
         let shown = diag::redact_url(&exchange.request.url);
         let verb = if method == Method::HEAD {
             "Head"
@@ -353,7 +371,7 @@ impl HttpRequest {
 impl<'a> Exchange<'a> {
     async fn new(
         request: &'a HttpRequest,
-        authorization: &dyn HttpAuthorization,
+        client: &'a dyn HttpAuthorization,
     ) -> Result<Exchange<'a>> {
         let url = Url::parse(&request.url).map_err(|error| {
             let shown = diag::redact_url(&request.url);
@@ -366,7 +384,7 @@ impl<'a> Exchange<'a> {
                 headers.insert(name, value);
             }
         }
-        if let Some(secret) = authorization.authorization().await? {
+        if let Some(secret) = client.authorization().await? {
             let value = HeaderValue::from_str(secret.expose().trim_end());
             let mut value =
                 value.map_err(|_| Error::invalid("the authorization secret is no header value"))?;
@@ -375,6 +393,7 @@ impl<'a> Exchange<'a> {
         }
         Ok(Exchange {
             request,
+            client,
             url,
             headers,
         })

@@ -288,3 +288,62 @@ fn two_platforms_are_built_pushed_pulled_and_run() {
         );
     }
 }
+
+#[test]
+fn a_context_comes_from_stdin_as_a_tar() {
+    let shop = Workshop::open();
+    let dockerfile = "FROM scratch\nCOPY data /data\n";
+    let context = shop.context("tar", &[("Dockerfile", dockerfile), ("data", "in a tar\n")]);
+    let tar = std::process::Command::new("tar")
+        .args(["-C", &context, "-czf", "-", "."])
+        .output()
+        .unwrap();
+    shop.cooperage
+        .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    for client in [shop.cooperage.clone(), shop.stock()] {
+        let out = text(&shop.lab.directory().join("out"));
+        let mut build = client
+            .command(&["build", "--builder", "c", "-o", &out, "-"])
+            .stdin(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut build.stdin.take().unwrap(), &tar.stdout).unwrap();
+        let output = build.wait_with_output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert_eq!(
+            std::fs::read_to_string(format!("{out}/data")).unwrap(),
+            "in a tar\n"
+        );
+        std::fs::remove_dir_all(out).unwrap();
+    }
+}
+
+#[test]
+fn building_a_base_anew_leaves_what_stands_on_it_cached() {
+    let shop = Workshop::open();
+    let dockerfile = "FROM scratch AS base\nCOPY busybox /bin/sh\nRUN echo base\n\
+                      FROM base\nRUN echo top\n";
+    let context = shop.context_with_busybox("anew", &[("Dockerfile", dockerfile)]);
+    shop.cooperage
+        .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    shop.cooperage.ok(&["build", &context]);
+    let anew = [
+        "build",
+        "--progress=plain",
+        "--no-cache",
+        "--target=base",
+        &context,
+    ];
+    let anew = shop.cooperage.ok(&anew).stderr;
+    assert!(!anew.contains("CACHED"), "{anew}");
+    let again = shop
+        .cooperage
+        .ok(&["build", "--progress=plain", &context])
+        .stderr;
+    assert_eq!(again.matches(" CACHED").count(), 3, "{again}");
+}

@@ -8,6 +8,7 @@ use diag::{Code, Error, Result, Secret};
 use llb::SourceOp;
 use solver::{KeyPart, RunContext};
 use source::http::{HttpAuthorization, HttpPin, HttpRequest};
+use tokio::io::AsyncRead;
 
 use super::context::BuildContext;
 
@@ -121,6 +122,11 @@ impl HttpAuthorization for ClientSecrets<'_> {
         }
         let header = self.secret(&format!("HTTP_AUTH_HEADER_{host}")).await;
         Ok(header.ok().flatten().map(Secret::new))
+    }
+
+    async fn upload(&self, path: &str) -> Result<Box<dyn AsyncRead + Send + Unpin>> {
+        let session = self.context.first()?.session().await?;
+        Ok(Box::new(session.upload(path).await?))
     }
 }
 

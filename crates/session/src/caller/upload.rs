@@ -16,7 +16,10 @@ pub const UPLOAD_HOST: &str = "buildkit-session";
 
 impl Session {
     /// The content behind `http://buildkit-session/<path>`; it can be read once.
-    pub async fn upload(&self, path: &str) -> Result<impl AsyncRead + Send + Unpin, SessionError> {
+    pub async fn upload(
+        &self,
+        path: &str,
+    ) -> Result<impl AsyncRead + Send + Unpin + use<>, SessionError> {
         self.require(PULL, &format!("method {PULL} not supported by the client"))?;
         let mut metadata = MetadataMap::new();
         append(&mut metadata, "urlpath", path)?;
