@@ -85,6 +85,8 @@ impl Builder {
 
     /// Removes a builder whose nodes are loaded.
     pub async fn remove_loaded(&self, request: RemoveRequest) -> Result<Removed, diag::Error> {
+        let store = self.docker().store();
+        store.transaction().check_removable(self.name())?;
         if !request.force {
             self.settle(request.drain).await?;
         }

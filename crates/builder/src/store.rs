@@ -164,6 +164,15 @@ impl Transaction<'_> {
         }
     }
 
+    /// Fails when records cannot be removed, so that this is known before anything else is.
+    pub fn check_removable(&self, name: &str) -> Result<(), BuilderError> {
+        let path = self.path(INSTANCES, &validate_name(name)?);
+        match rustix::fs::access(path.parent().unwrap_or(&path), rustix::fs::Access::WRITE_OK) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(error) => Err(BuilderError::file(path)(error.into())),
+        }
+    }
+
     /// Removes what builds on one node left.
     pub fn remove_node_refs(&self, name: &str, node: &str) {
         if validate_name(name).is_ok() && validate_name(node).is_ok() {

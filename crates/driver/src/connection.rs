@@ -17,6 +17,9 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// HTTP/2 window of the connection, in bytes; less than what an exec stream queues.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
+/// How large the headers of an answer may be: an error carries the Dockerfile it is about.
+const HEADERS_BYTES_MAX: u32 = 16 << 20;
+
 /// A connection to a server. Cheap to clone; all clones share it.
 #[derive(Clone)]
 pub struct Connection {
@@ -75,7 +78,7 @@ pub async fn connect(driver: Arc<dyn Driver>) -> Result<Connection, DriverError>
         .map_err(|e| DriverError::Connection(e.to_string()))?
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_max_header_list_size(1 << 20);
+        .http2_max_header_list_size(HEADERS_BYTES_MAX);
     let channel = match endpoint.connect_with_connector(connector).await {
         Ok(channel) => channel,
         Err(error) => {
