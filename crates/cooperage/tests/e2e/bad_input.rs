@@ -68,7 +68,7 @@ fn options_that_only_the_engine_can_judge_fail_with_its_words() {
 }
 
 #[test]
-fn an_engine_that_is_down_is_named_and_the_record_stays() {
+fn fault_03_an_engine_that_is_down_is_named_and_the_record_stays() {
     let shop = Workshop::open();
     shop.cooperage
         .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
@@ -227,7 +227,7 @@ fn a_dockerfile_error_is_shown_with_its_line() {
 }
 
 #[test]
-fn a_server_killed_during_a_build_is_explained_and_nothing_is_lost() {
+fn fault_21_a_server_killed_during_a_build_is_explained_and_nothing_is_lost() {
     let shop = Workshop::open();
     shop.cooperage.ok(&[
         "create",

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod disk;
+mod docker_driver;
 mod driver_page;
 mod faults;
 mod flow;
