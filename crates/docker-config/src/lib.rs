@@ -6,8 +6,8 @@
 //! Calls block (files, helper programs): from async code they belong on a blocking thread.
 
 mod context;
+mod credential_helper;
 mod file;
-mod helper;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use diag::Secret;
 
 pub use context::{ContextInfo, DEFAULT_CONTEXT};
-pub use helper::{CredentialHelper, HelperCredentials};
+pub use credential_helper::{CredentialHelper, HelperCredentials};
 
 use file::{AuthEntry, ConfigFile};
 

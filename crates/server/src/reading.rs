@@ -7,7 +7,7 @@ use std::path::Path;
 use diag::{Code, Error, Result};
 use ops::{LastLink, Resolved, Root, is_dir, is_link, is_regular};
 use proto::fsutil::Stat;
-use rustix::fs::{AtFlags, OFlags};
+use rustix::fs::OFlags;
 
 /// The largest file that is read into memory, in bytes; messages have a limit too.
 const FILE_SIZE_BYTES_MAX: u64 = 512 << 20;
@@ -109,7 +109,6 @@ fn stat(root: &Root, path: &Resolved) -> Result<Option<Stat>> {
         let target = target.map_err(std::io::Error::from)?;
         stat.linkname = target.to_string_lossy().into_owned();
     }
-    let _ = AtFlags::empty();
     Ok(Some(stat))
 }
 
