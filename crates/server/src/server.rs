@@ -119,15 +119,14 @@ impl Server {
             locals: LocalSource::open(state.join("local"), layers.clone())?,
             git: GitSource::open(state.join("git"), layers.clone())?,
             web: HttpSource::open(state.join("http"), layers.clone())?,
-            cache_mounts: cache_mounts.clone(),
+            cache_mounts,
             files: FileDigests::new(),
             log_limits: LogLimits::from_env(),
             run_dir: temporary.join("run"),
         });
         let cache = Arc::new(Cache::new(
-            layers.clone(),
+            ops.clone(),
             content.clone(),
-            cache_mounts,
             keys.clone(),
             history.clone(),
             state.clone(),
@@ -186,6 +185,8 @@ impl Server {
         )
         .add_service(health_service);
         collector.wake();
+        let growing = collector.clone();
+        self.parts.layers.on_growth(move || growing.grown());
         let gc = collector.run(
             self.parts.cache.clone(),
             self.parts.worker.policies.clone(),

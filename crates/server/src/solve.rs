@@ -31,6 +31,9 @@ use crate::wire::timestamp;
 /// How long a refused client's session is waited for.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long the answer to a cancelled build waits for the end of its steps.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A request that was checked.
 struct Plan {
     request: SolveRequest,
@@ -84,7 +87,8 @@ pub async fn solve(
         () = cancel.cancelled() => Err(Error::canceled()),
         () = client_gone(&running) => Err(Error::canceled()),
     };
-    job.cancel();
+    job.note_use().await;
+    job.stop(STOP_PATIENCE).await;
     running.end();
     let outcome = outcome.map_err(|error| ops::hint_at_full_disk(running.locate(error)));
     if !request.internal {

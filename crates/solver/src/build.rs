@@ -229,7 +229,8 @@ impl<W: Work> Build<W> {
         let watcher =
             RunContext::single(node.vertex, self.context.clone(), self.cancel.child_token());
         // Inputs are keyed beside the pinning of this vertex: neither needs the other.
-        let inputs = try_join_all(node.inputs.iter().map(|(input, _)| self.keyed(input)));
+        let inputs = (0..node.inputs.len()).map(|at| self.keyed_input(node, at));
+        let inputs = try_join_all(inputs);
         let identity = async { node.work.identity(&watcher).await.map_err(own) };
         let (inputs, identity) = tokio::try_join!(inputs, identity)?;
         let by_definition: Vec<KeyInput> = inputs
@@ -280,6 +281,18 @@ impl<W: Work> Build<W> {
             keyed.canonical = record.canonical;
             keyed.evicted = record.outputs.is_none();
             keyed.found = record.outputs;
+        }
+        Ok(keyed)
+    }
+
+    /// The key of an input. One that is keyed by content and unknown will be needed, and is made at
+    /// once: stages that end in the same chain of copies would be made one after the other else.
+    async fn keyed_input(&self, node: &Node<W>, at: usize) -> Result<Keyed<W::Output>> {
+        let (input, _) = &node.inputs[at];
+        let keyed = self.keyed(input).await?;
+        let unknown = keyed.found.is_none() && !keyed.evicted;
+        if unknown && node.work.input_key(at) == InputKey::Content {
+            self.realise(input.clone()).await?;
         }
         Ok(keyed)
     }

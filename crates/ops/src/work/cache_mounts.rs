@@ -6,7 +6,7 @@
 //! ```
 //! A directory may be lost at any time without harm: steps see an empty one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -20,8 +20,8 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::sync::CancellationToken;
 
 use super::parts::blocking;
+use crate::Root;
 use crate::file_actions;
-use crate::{Root, dir_entry};
 
 /// The cache mounts of a server; clones share them.
 #[derive(Clone)]
@@ -31,6 +31,8 @@ struct Inner {
     dir: PathBuf,
     /// Directories in use, with how many users each has.
     used: Mutex<HashMap<PathBuf, usize>>,
+    /// Sizes in bytes, as measured since the last use.
+    sizes: Mutex<HashMap<PathBuf, u64>>,
     /// One lock a name, for those that are used one after the other.
     locks: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
 }
@@ -85,6 +87,7 @@ impl CacheMounts {
         Ok(CacheMounts(Arc::new(Inner {
             dir: dir.to_owned(),
             used: Mutex::new(HashMap::new()),
+            sizes: Mutex::default(),
             locks: Mutex::new(HashMap::new()),
         })))
     }
@@ -134,7 +137,7 @@ impl CacheMounts {
                 found.push(CacheMountInfo {
                     id: id_of(&dir),
                     name: note.name,
-                    size_bytes: disk_usage(&dir.join("fs"), &mut HashSet::new()),
+                    size_bytes: self.size(&dir),
                     created,
                     last_used: last_used.unwrap_or(created),
                     usage_count: note.usage_count,
@@ -160,6 +163,7 @@ impl CacheMounts {
                     // Renamed under the lock, so that nobody begins to use what is being removed.
                     let doomed = self.0.dir.join(format!(".gone-{id}"));
                     std::fs::rename(&dir, &doomed)?;
+                    self.0.sizes.lock().remove(&dir);
                     doomed
                 };
                 std::fs::remove_dir_all(&doomed)?;
@@ -168,6 +172,20 @@ impl CacheMounts {
             }
         }
         Ok(false)
+    }
+
+    /// Bytes of disk blocks of a mount; measured again only after it was used.
+    fn size(&self, dir: &Path) -> u64 {
+        if let Some(size) = self.0.sizes.lock().get(dir) {
+            return *size;
+        }
+        let size = archive::allocated(dir, &|_| false);
+        // Locked around both: a use that begins now forgets the size after it was noted.
+        let used = self.0.used.lock();
+        if !used.contains_key(dir) {
+            self.0.sizes.lock().insert(dir.to_owned(), size);
+        }
+        size
     }
 
     async fn lock(
@@ -206,6 +224,7 @@ impl CacheMounts {
                 .find(free)
                 .unwrap_or_else(|| group.join("0"));
             *used.entry(dir.clone()).or_insert(0) += 1;
+            self.0.sizes.lock().remove(&dir);
             dir
         };
         let prepared = prepare(&dir, name, base, cancel);
@@ -222,6 +241,7 @@ impl CacheMounts {
             *count -= 1;
             if *count == 0 {
                 used.remove(dir);
+                self.0.sizes.lock().remove(dir);
             }
         }
     }
@@ -348,31 +368,6 @@ fn id_of(dir: &Path) -> String {
     let key = dir.parent().and_then(Path::file_name).unwrap_or_default();
     let key = key.to_string_lossy();
     format!("{}-{number}", &key[..key.len().min(24)])
-}
-
-/// Bytes of disk blocks below a path, files with several names counted once.
-fn disk_usage(path: &Path, seen: &mut HashSet<(u64, u64)>) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(meta) = std::fs::symlink_metadata(path) else {
-        return 0;
-    };
-    if meta.nlink() > 1 && !meta.is_dir() && !seen.insert((meta.dev(), meta.ino())) {
-        return 0;
-    }
-    let own = meta.blocks() * 512;
-    if !meta.is_dir() {
-        return own;
-    }
-    let Ok(fd) = Root::open(path) else { return own };
-    let names = fd
-        .open_dir(&crate::Resolved::default())
-        .ok()
-        .and_then(|fd| dir_entry::list(fd).ok())
-        .unwrap_or_default();
-    own + names
-        .iter()
-        .map(|name| disk_usage(&path.join(name), seen))
-        .sum::<u64>()
 }
 
 #[cfg(test)]
