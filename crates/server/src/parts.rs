@@ -55,6 +55,8 @@ pub struct ServerParts {
     pub builds: Builds,
     /// Where exports are put together.
     pub staging: PathBuf,
+    /// What the user of the next build must be told of the server's state.
+    pub notices: Mutex<Vec<String>>,
 }
 
 /// The builds that run now, by id.

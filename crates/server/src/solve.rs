@@ -9,7 +9,9 @@ use diag::{Error, Result};
 use exporter::{ClientTarget, ExportContext, ExportSource, ExporterSpec};
 use futures::future::try_join_all;
 use jiff::Timestamp;
-use ops::work::{Outside, blocking};
+use oci::Digest;
+use ops::work::{Event, Outside, blocking};
+use progress::VertexLog;
 use proto::control::{
     BuildHistoryRecord, BuildResultInfo, CacheOptions, Descriptor, Exporter as ExporterRequest,
     SolveRequest, SolveResponse,
@@ -78,6 +80,7 @@ pub async fn solve(
         running: running.clone(),
         gateway: gateway.clone(),
     })?;
+    tell_of_state(&parts, &running).await;
     let record = record_of(&plan);
     if !request.internal {
         parts.history.start(record.clone());
@@ -99,6 +102,30 @@ pub async fn solve(
     Ok(SolveResponse {
         exporter_response: exports.response.into_iter().collect(),
     })
+}
+
+/// Tells the first build after a damage to the server's state what was lost.
+async fn tell_of_state(parts: &ServerParts, running: &Running) {
+    let notices = std::mem::take(&mut *parts.notices.lock());
+    if notices.is_empty() {
+        return;
+    }
+    let name = "[internal] checking the state of the build server";
+    let vertex = Digest::of(name);
+    let told = running.step(name, "", async {
+        for notice in notices {
+            let log = VertexLog {
+                vertex,
+                stream: 2,
+                timestamp: Timestamp::now(),
+                data: format!("WARNING: {notice}\n").into(),
+            };
+            running.event(&vertex, &Event::Log(log));
+        }
+        Ok(())
+    });
+    // Telling cannot fail.
+    let _ = told.await;
 }
 
 /// Waits until a client has its session: one that is refused before closes it half open, and stock's

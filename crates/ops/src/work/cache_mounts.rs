@@ -1,6 +1,7 @@
 //! Persistent directories for `RUN --mount=type=cache`.
 //!
 //! ```text
+//! <dir>/superblock
 //! <dir>/<sha256 of name and base>/<n>/fs     a directory; n > 0 only where private ones are in use at once
 //! <dir>/<sha256 of name and base>/<n>/note   its name, for people
 //! ```
@@ -22,6 +23,9 @@ use tokio_util::sync::CancellationToken;
 use super::parts::blocking;
 use crate::Root;
 use crate::file_actions;
+
+/// Version of the directory's format.
+const FORMAT: u32 = 1;
 
 /// The cache mounts of a server; clones share them.
 #[derive(Clone)]
@@ -74,6 +78,7 @@ impl CacheMounts {
     /// is removed in the background.
     pub fn open(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir).context("cache mounts")?;
+        content::check_superblock(dir, FORMAT)?;
         let left = half_made(dir).context("cache mounts")?;
         if !left.is_empty() {
             std::thread::spawn(move || {
