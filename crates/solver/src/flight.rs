@@ -321,6 +321,8 @@ async fn fly<W: Work>(
             flights.remove(&key);
         }
     }
+    // Nobody joins any more.
+    flight.audience.state.lock().replay = Vec::new();
     sender.send_replace(Some(outcome));
 }
 
