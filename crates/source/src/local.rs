@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use diag::Result;
-use layers::{LayerHold, LayerNote, LayerStack, LayerStore, RecordType};
+use layers::{LayerError, LayerHold, LayerNote, LayerStack, LayerStore, RecordType};
 use oci::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -128,10 +128,17 @@ impl LocalSource {
         let _alone = self.flights.enter(key).await;
         let (layers, path) = (self.layers.clone(), self.state_path(key));
         let (state, writable) = blocking(move || {
-            let state = read_state(&path).filter(|state: &State| layers.contains(&state.stack));
-            let base = state.as_ref().map(|state| state.stack.clone());
-            let writable = layers.writable(&base.unwrap_or_default())?;
-            Ok((state, writable))
+            // A layer of the last state may be removed at this moment.
+            let state: Option<State> = read_state(&path);
+            let known = state.and_then(|state| {
+                let writable = layers.writable(&state.stack);
+                let gone = matches!(writable, Err(LayerError::NotFound(_)));
+                (!gone).then_some((state, writable))
+            });
+            match known {
+                Some((state, writable)) => Ok((Some(state), writable?)),
+                None => Ok((None, layers.writable(&LayerStack::empty())?)),
+            }
         })
         .await?;
         let changes = client.sync(&writable.path()).await?;

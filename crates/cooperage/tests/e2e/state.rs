@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use testkit::{BuildServer, Output};
+use testkit::{BuildServer, Output, Peers, Tool};
 
 use crate::workshop::{executable, text};
 
@@ -84,6 +84,56 @@ fn two_servers_on_one_root_refuse_clearly() {
     assert!(said.contains("b.sock"), "{said}");
     // The first one is not disturbed.
     assert_eq!(cached(&build(&server, &context)), 2);
+}
+
+#[test]
+fn clients_see_and_remove_what_is_cached() {
+    let directory = directory();
+    let context = context(&directory);
+    let _server = BuildServer::start(&executable(), directory.path());
+    let home = directory.path().join("home");
+    std::fs::create_dir(&home).unwrap();
+    let address = format!("unix://{}", text(&directory.path().join("b.sock")));
+    for client in [
+        Tool::new(executable(), &home),
+        Tool::new(Peers::find().buildx(), &home),
+    ] {
+        client.ok(&["create", "--name=far", "--use", "--driver=remote", &address]);
+        client.ok(&["build", "--progress=plain", &text(&context)]);
+        let step = "/kept";
+        let du = client.ok(&["du", "--verbose"]).stdout;
+        assert!(
+            du.contains(step) && du.contains("databases of the build server"),
+            "{du}"
+        );
+        let prune = |flags: &[&str]| {
+            let args = [&["prune", "--force", "--verbose"], flags].concat();
+            client.ok(&args).stdout.contains(step)
+        };
+        for spared in [
+            ["--filter=until=1h", "--all"],
+            ["--filter=unused-for=1h", "--all"],
+            ["--filter=type=exec.cachemount", "--all"],
+            ["--filter=inuse=true", "--all"],
+            ["--filter=id=unknown", "--all"],
+            ["--filter=mutable=true", "--all"],
+            ["--reserved-space=1gb", "--all"],
+            ["--max-used-space=1gb", "--all"],
+            ["--min-free-space=1mb", "--all"],
+            ["--keep-storage=1gb", "--all"],
+        ] {
+            assert!(!prune(&spared), "{spared:?}");
+        }
+        assert!(prune(&[
+            "--filter=description~=touch",
+            "--filter=type!=internal"
+        ]));
+        assert!(!client.ok(&["du", "--verbose"]).stdout.contains(step));
+        client.ok(&["build", "--progress=plain", &text(&context)]);
+        assert!(prune(&["--max-used-space=1kb"]));
+        client.ok(&["prune", "--force", "--all"]);
+        client.ok(&["rm", "far"]);
+    }
 }
 
 #[test]
