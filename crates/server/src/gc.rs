@@ -51,10 +51,10 @@ impl Collector {
         let during_builds = async {
             loop {
                 self.grown.notified().await;
-                if is_over(&cache, &policies).await {
-                    collect(&cache, &policies).await;
-                }
-                tokio::time::sleep(LOOK_INTERVAL_MIN).await;
+                let over = is_over(&cache, &policies).await;
+                let vain = over && collect(&cache, &policies).await == 0;
+                // What is there is used by builds: it does not help to look often.
+                tokio::time::sleep(LOOK_INTERVAL_MIN * if vain { 5 } else { 1 }).await;
             }
         };
         tokio::select! {
@@ -75,7 +75,9 @@ async fn is_over(cache: &Arc<Cache>, policies: &[Policy]) -> bool {
     }
 }
 
-async fn collect(cache: &Arc<Cache>, policies: &[Policy]) {
+/// Runs all policies; says how many bytes that freed.
+async fn collect(cache: &Arc<Cache>, policies: &[Policy]) -> i64 {
+    let mut total = 0;
     for policy in policies {
         let (cache, policy) = (cache.clone(), policy.clone());
         let collected = blocking(move || {
@@ -85,8 +87,12 @@ async fn collect(cache: &Arc<Cache>, policies: &[Policy]) {
         });
         match collected.await {
             Ok(0) => {}
-            Ok(freed) => tracing::debug!("gc cleaned up {freed} bytes"),
+            Ok(freed) => {
+                total += freed;
+                tracing::debug!("gc cleaned up {freed} bytes");
+            }
             Err(error) => tracing::error!("gc error: {error}"),
         }
     }
+    total
 }

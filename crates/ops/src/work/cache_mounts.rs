@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use diag::{Context, Error, Result};
 use llb::CacheSharing;
@@ -27,6 +27,9 @@ use crate::file_actions;
 /// Version of the directory's format.
 const FORMAT: u32 = 1;
 
+/// How long the size of a mount is believed while it is used.
+const SIZE_AGE_MAX: Duration = Duration::from_secs(60);
+
 /// The cache mounts of a server; clones share them.
 #[derive(Clone)]
 pub struct CacheMounts(Arc<Inner>);
@@ -35,8 +38,8 @@ struct Inner {
     dir: PathBuf,
     /// Directories in use, with how many users each has.
     used: Mutex<HashMap<PathBuf, usize>>,
-    /// Sizes in bytes, as measured since the last use.
-    sizes: Mutex<HashMap<PathBuf, u64>>,
+    /// Sizes in bytes, and when they were measured.
+    sizes: Mutex<HashMap<PathBuf, (u64, Instant)>>,
     /// One lock a name, for those that are used one after the other.
     locks: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
 }
@@ -179,17 +182,18 @@ impl CacheMounts {
         Ok(false)
     }
 
-    /// Bytes of disk blocks of a mount; measured again only after it was used.
+    /// Bytes of disk blocks of a mount: measured once after each use, and now and then while it is
+    /// used, because a mount may have very many files.
     fn size(&self, dir: &Path) -> u64 {
-        if let Some(size) = self.0.sizes.lock().get(dir) {
-            return *size;
+        let known = self.0.sizes.lock().get(dir).copied();
+        if let Some((size, at)) = known
+            && (!self.0.used.lock().contains_key(dir) || at.elapsed() < SIZE_AGE_MAX)
+        {
+            return size;
         }
+        let at = Instant::now();
         let size = archive::allocated(dir, &|_| false);
-        // Locked around both: a use that begins now forgets the size after it was noted.
-        let used = self.0.used.lock();
-        if !used.contains_key(dir) {
-            self.0.sizes.lock().insert(dir.to_owned(), size);
-        }
+        self.0.sizes.lock().insert(dir.to_owned(), (size, at));
         size
     }
 
@@ -229,7 +233,6 @@ impl CacheMounts {
                 .find(free)
                 .unwrap_or_else(|| group.join("0"));
             *used.entry(dir.clone()).or_insert(0) += 1;
-            self.0.sizes.lock().remove(&dir);
             dir
         };
         let prepared = prepare(&dir, name, base, cancel);

@@ -74,6 +74,12 @@ pub async fn a_failing_step_is_reported_with_its_place_in_the_dockerfile() {
     assert_eq!(failed.vertex("exit 7").error, text);
     assert_eq!(failed.logs, "before\n");
     assert_eq!(source_lines(failed.error()), [5]);
+    let details = String::from_utf8_lossy(failed.error().details()).into_owned();
+    let vertex = failed.vertex("exit 7").digest.to_string();
+    assert!(
+        details.contains("errdefs.Vertex+json") && details.contains(&vertex),
+        "{details}"
+    );
 }
 
 pub async fn a_missing_file_is_reported_with_its_place_in_the_dockerfile() {
