@@ -40,6 +40,7 @@ impl Cache {
         }
         if any || policy.all {
             self.sweep_content()?;
+            self.ops.locals.forget_gone()?;
         }
         self.forget_keys(policy.all && policy.filters.is_empty() && keep == 0)?;
         Ok(())

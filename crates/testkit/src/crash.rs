@@ -3,7 +3,8 @@
 //! Each round starts a server on the same root and builds with it, some of which is new, kills it after a
 //! random time, and checks: no process of a step lives on, nothing stays mounted. Then a server is
 //! started again and the same is built: everything that had finished must be cached, every result whole,
-//! every blob the one it is named by.
+//! every blob the one it is named by. Some rounds end with a server that is killed while it removes
+//! everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -80,12 +81,27 @@ pub fn crash(executable: &Path, directory: &Path, seed: u64, rounds: usize) -> C
         }
         longest = longest.max(start.elapsed().min(2 * longest));
         report.blobs += check_blobs(&server.root(), &place);
-        match random.random_bool(0.5) {
-            true => server.kill(),
-            false => server.stop(),
+        match random.random_range(0..3) {
+            0 => server.kill(),
+            1 => server.stop(),
+            _ => kill_while_pruning(server, Duration::from_millis(random.random_range(0..100))),
         }
     }
     report
+}
+
+fn kill_while_pruning(server: BuildServer, after: Duration) {
+    let mut pruning = server
+        .buildctl()
+        .command(&["prune", "--all"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start a client");
+    std::thread::sleep(after);
+    server.kill();
+    let _ = pruning.wait();
 }
 
 /// Digests every blob of a state directory again; how many there are.

@@ -298,7 +298,9 @@ fn prepare(dir: &Path, name: &str, base: Option<&Path>, cancel: &CancellationTok
     note.name = name.to_owned();
     note.usage_count += 1;
     let text = serde_json::to_vec(&note).map_err(|error| Error::internal(error.to_string()))?;
-    std::fs::write(dir.join("note"), text)?;
+    let new = dir.join("note.new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(new, dir.join("note"))?;
     Ok(())
 }
 

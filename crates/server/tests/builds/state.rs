@@ -102,6 +102,18 @@ pub async fn disk_usage_adds_up_to_what_du_says() {
         difference * 50 <= real,
         "the server says {said}, du says {real}"
     );
+    let all = PruneRequest {
+        all: true,
+        ..PruneRequest::default()
+    };
+    let gone = prune(&bench, all).await;
+    assert!(
+        gone.iter().any(|what| what.contains("shared git repo for")),
+        "{gone:?}"
+    );
+    // What was known of the client's folders went with their layers.
+    let known = std::fs::read_dir(root(&bench).join("v1/local")).expect("a folder");
+    assert_eq!(known.count(), 1, "the superblock");
 }
 
 /// Brings a commit of a repository of 3 MiB.
