@@ -1,7 +1,9 @@
 //! Speed beside stock: the same work by both in turn, medians and ratios.
 //!
-//! usage: `bench EXECUTABLE [ROUNDS]`
+//! usage: `bench EXECUTABLE [ROUNDS]`, `bench EXECUTABLE memory [BUILDS]`, `bench EXECUTABLE many [BUILDS]`
 #![expect(clippy::print_stdout, reason = "a program that reports")]
+
+mod endurance;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,11 +24,15 @@ fn main() {
         println!("usage: bench EXECUTABLE [ROUNDS]");
         std::process::exit(1)
     });
-    let rounds = args
-        .next()
-        .and_then(|rounds| rounds.parse().ok())
-        .unwrap_or(7);
     let executable = std::fs::canonicalize(executable).expect("the executable");
+    let second = args.next();
+    let count = args.next().and_then(|count| count.parse().ok());
+    match second.as_deref() {
+        Some("memory") => return endurance::memory(&executable, count.unwrap_or(500)),
+        Some("many") => return endurance::many(&executable, count.unwrap_or(64)),
+        _ => {}
+    }
+    let rounds = second.and_then(|rounds| rounds.parse().ok()).unwrap_or(7);
     let lab = Lab::start();
     lab.enter_network();
     let engine = Engine::start(&lab, Release::Newest);
