@@ -62,6 +62,11 @@ pub(crate) async fn sync(
 ) -> Result<SyncStats, SessionError> {
     let stop = Arc::new(AtomicBool::new(false));
     let _stop = StopGuard(stop.clone());
+    tracing::debug!(
+        "{} is read in place: {}",
+        request.dir_name,
+        dir.path.display()
+    );
     let work = tokio::task::spawn_blocking(move || {
         let links = BeneathTree { root: &dir.fd };
         let filter = transfer_filter(
