@@ -171,13 +171,14 @@ impl EmbeddedDriver {
         }
     }
 
-    /// Ends the server, if there is one. The lock must be held.
-    pub(super) async fn end_server(&self) -> Result<(), DriverError> {
+    /// Ends the server, if there is one, because it was `stopped` or `removed`. The lock must be
+    /// held.
+    pub(super) async fn end_server(&self, how: &str) -> Result<(), DriverError> {
         let Some(server) = self.listening_or_gone().await? else {
             return Ok(());
         };
         // Its clients look for the mark to learn that it is not to come back.
-        let mark = File::create(&self.places.stopped);
+        let mark = std::fs::write(&self.places.stopped, how);
         mark.map_err(|source| failed("writing", &self.places.stopped, source))?;
         // Nobody else gets on.
         let _ = std::fs::remove_file(&self.places.socket);

@@ -19,8 +19,8 @@ impl EmbeddedDriver {
                 let cause = format!("builder {name:?} was removed");
                 return Some(self.loss(cause, true));
             }
-            if self.places.stopped.exists() {
-                let cause = format!("the build server of builder {name:?} was stopped");
+            if let Ok(how) = std::fs::read_to_string(&self.places.stopped) {
+                let cause = format!("the build server of builder {name:?} was {how}");
                 return Some(self.loss(cause, true));
             }
             let Ok(stream) = self.connect().await else {

@@ -11,7 +11,7 @@
 //! <base>/buildx_buildkit_<node>_state/     the server's root
 //! /run/cooperage/<id>/buildkitd.sock       where it listens, for its own user only
 //! /run/cooperage/<id>/lock                 held by whoever starts or ends it
-//! /run/cooperage/<id>/stopped              somebody ended it on purpose
+//! /run/cooperage/<id>/stopped              that and how somebody ended it on purpose
 //! ```
 //!
 //! The base is the node's endpoint; `<id>` is made of the first folder's path, because a socket's
@@ -187,7 +187,7 @@ impl Driver for EmbeddedDriver {
             return Ok(());
         }
         let _lock = RunLock::take(&self.places.lock).await?;
-        self.end_server().await
+        self.end_server("stopped").await
     }
 
     async fn remove(&self, what: Removal) -> Result<Vec<String>, DriverError> {
@@ -196,7 +196,7 @@ impl Driver for EmbeddedDriver {
             return Ok(Vec::new());
         }
         let _lock = RunLock::take(&self.places.lock).await?;
-        self.end_server().await?;
+        self.end_server("removed").await?;
         // State in a folder that the user named is the user's.
         self.remove_folders(what.state && self.options.state.is_none())
             .await?;
