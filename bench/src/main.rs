@@ -1,7 +1,10 @@
 //! Speed beside stock: the same work by both in turn, medians and ratios.
 //!
-//! usage: `bench EXECUTABLE [ROUNDS]`
+//! usage: `bench EXECUTABLE [ROUNDS]`, and `bench EXECUTABLE contexts [ROUNDS]` for contexts read in
+//! place beside contexts sent through the session, which needs no stock programs
 #![expect(clippy::print_stdout, reason = "a program that reports")]
+
+mod contexts;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,14 +22,15 @@ struct Bench {
 fn main() {
     let mut args = std::env::args().skip(1);
     let executable = args.next().unwrap_or_else(|| {
-        println!("usage: bench EXECUTABLE [ROUNDS]");
+        println!("usage: bench EXECUTABLE [contexts] [ROUNDS]");
         std::process::exit(1)
     });
-    let rounds = args
-        .next()
-        .and_then(|rounds| rounds.parse().ok())
-        .unwrap_or(7);
     let executable = std::fs::canonicalize(executable).expect("the executable");
+    let rounds = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(7);
+    let rounds = match args.next() {
+        Some(word) if word == "contexts" => return contexts::run(&executable, rounds(args.next())),
+        word => rounds(word),
+    };
     let lab = Lab::start();
     lab.enter_network();
     let engine = Engine::start(&lab, Release::Newest);
@@ -163,6 +167,7 @@ fn timed(work: impl FnOnce()) -> Duration {
     start.elapsed()
 }
 
+/// Prints medians with the fastest and slowest, and the ratio of medians.
 fn report(name: &str, mut stock: Vec<Duration>, mut ours: Vec<Duration>) {
     let show = |times: &mut Vec<Duration>| {
         times.sort();

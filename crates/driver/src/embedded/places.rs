@@ -108,6 +108,7 @@ impl Places {
         remove_dir(&self.run)?;
         // Gone with the last server that was there.
         let _ = std::fs::remove_dir(&self.base);
+        let _ = std::fs::remove_dir(RUN_BASE);
         Ok(())
     }
 
