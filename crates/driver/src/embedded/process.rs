@@ -114,7 +114,7 @@ pub(super) fn spawn(
         command.pre_exec(|| {
             rustix::process::setsid()?;
             // What our parent left open for us, such as a pipe somebody waits on, is not the
-            // server's. Kernels without the call are older than those the server needs.
+            // server's. Where the kernel lacks the call (before 5.9), the server keeps it open.
             libc::syscall(
                 libc::SYS_close_range,
                 3,
