@@ -7,6 +7,7 @@ mod bad_input;
 mod disk;
 mod docker_driver;
 mod driver_page;
+mod embedded;
 mod faults;
 mod flow;
 mod mistakes;
