@@ -1,10 +1,12 @@
 //! Speed beside stock: the same work by both in turn, medians and ratios.
 //!
-//! usage: `bench EXECUTABLE [ROUNDS]`, and `bench EXECUTABLE contexts [ROUNDS]` for contexts read in
-//! place beside contexts sent through the session, which needs no stock programs
+//! usage: `bench EXECUTABLE [ROUNDS]`, `bench EXECUTABLE memory [BUILDS]`, `bench EXECUTABLE many [BUILDS]`,
+//! and `bench EXECUTABLE contexts [ROUNDS]` for contexts read in place beside contexts sent through
+//! the session, which needs no stock programs
 #![expect(clippy::print_stdout, reason = "a program that reports")]
 
 mod contexts;
+mod endurance;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -26,11 +28,15 @@ fn main() {
         std::process::exit(1)
     });
     let executable = std::fs::canonicalize(executable).expect("the executable");
-    let rounds = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(7);
-    let rounds = match args.next() {
-        Some(word) if word == "contexts" => return contexts::run(&executable, rounds(args.next())),
-        word => rounds(word),
-    };
+    let second = args.next();
+    let count = args.next().and_then(|count| count.parse().ok());
+    match second.as_deref() {
+        Some("memory") => return endurance::memory(&executable, count.unwrap_or(500)),
+        Some("many") => return endurance::many(&executable, count.unwrap_or(64)),
+        Some("contexts") => return contexts::run(&executable, count.unwrap_or(7)),
+        _ => {}
+    }
+    let rounds = second.and_then(|rounds| rounds.parse().ok()).unwrap_or(7);
     let lab = Lab::start();
     lab.enter_network();
     let engine = Engine::start(&lab, Release::Newest);

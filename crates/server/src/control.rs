@@ -24,10 +24,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::errors::to_status;
 use crate::gc::Collector;
+use crate::gc_policy::Policy;
 use crate::parts::ServerParts;
 use crate::peer::Peer;
 use crate::solve::solve;
-use crate::usage::{self, Policy};
+use crate::usage;
 use crate::worker;
 
 /// How long a status call may come before its build.

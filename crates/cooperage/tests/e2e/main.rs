@@ -12,5 +12,6 @@ mod faults;
 mod flow;
 mod mistakes;
 mod options;
+mod state;
 mod stock;
 mod workshop;
