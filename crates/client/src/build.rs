@@ -20,6 +20,8 @@ use crate::facts::node_facts;
 use crate::git_info::GitInfo;
 use crate::inputs::Inputs;
 use crate::join::{Push, join_images};
+use crate::layout::enter_layouts;
+use crate::load::ServerContent;
 use crate::outcome::{BUILD_REF, CONFIG_DIGEST, Outcome};
 use crate::plan::{NodeFacts, PlanContext, SolvePlan, no_output_warning};
 use crate::request::BuildRequest;
@@ -387,7 +389,8 @@ async fn try_solve(
         error,
         connection_lost: false,
     };
-    let session = session_for(plan, services).map_err(local)?;
+    let content = ServerContent::new(channel.clone());
+    let session = session_for(plan, services, &content).map_err(local)?;
     let driver = node.node.driver().map_err(local)?;
     let pairs = session.headers().pairs().into_iter();
     let headers: Vec<(String, String)> = pairs.map(|(k, v)| (k.to_owned(), v)).collect();
@@ -407,7 +410,9 @@ async fn try_solve(
     let steered = plan.call.is_some();
     let result = solve(channel, request, steered, &services.progress, cancel).await;
     handle.close();
-    result
+    let response = result?;
+    enter_layouts(plan, &response).await.map_err(local)?;
+    Ok(response)
 }
 
 #[cfg(test)]

@@ -23,8 +23,8 @@ pub mod walk;
 
 pub use byte_stream::ByteStream;
 pub use caller::{
-    FileSink, RegistryCredentials, RemoteContent, SendDirRequest, SyncRequest, Token, TokenRequest,
-    UPLOAD_HOST,
+    EXPORT_STORE, FileSink, RegistryCredentials, RemoteContent, SendDirRequest, SyncRequest, Token,
+    TokenRequest, UPLOAD_HOST,
 };
 pub use client::{
     AuthNotice, AuthOptions, ClientSession, ClientSessionBuilder, ExportTarget, ExportWriter,

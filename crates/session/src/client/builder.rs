@@ -8,7 +8,7 @@ use docker_config::DockerConfig;
 
 use super::ClientSession;
 use super::auth::{AuthOptions, AuthService};
-use super::content::ContentService;
+use super::content::{ContentService, Store};
 use super::file_send::{ExportTarget, FileSendService};
 use super::file_sync::{FileSyncService, LocalDir};
 use super::health::HealthService;
@@ -16,6 +16,7 @@ use super::router::Router;
 use super::secrets::{SecretSource, SecretsService};
 use super::ssh::{SshAgent, SshService};
 use super::upload::{UploadService, Uploads};
+use crate::caller::EXPORT_STORE;
 use crate::headers::SessionHeaders;
 
 /// What a session offers. Nothing is offered that was not given.
@@ -29,7 +30,7 @@ pub struct ClientSessionBuilder {
     ssh: Vec<SshAgent>,
     exports: BTreeMap<usize, ExportTarget>,
     uploads: Option<Uploads>,
-    oci_layouts: BTreeMap<String, PathBuf>,
+    stores: BTreeMap<String, Store>,
 }
 
 impl ClientSessionBuilder {
@@ -102,7 +103,17 @@ impl ClientSessionBuilder {
     /// OCI layout directories, by the id that the server asks with.
     #[must_use]
     pub fn oci_layouts(mut self, layouts: BTreeMap<String, PathBuf>) -> Self {
-        self.oci_layouts.extend(layouts);
+        let stores = layouts.into_iter();
+        self.stores
+            .extend(stores.map(|(id, directory)| (id, Store::to_read(directory))));
+        self
+    }
+
+    /// The directory whose content store takes what is exported with `tar=false`.
+    #[must_use]
+    pub fn export_layout(mut self, directory: PathBuf) -> Self {
+        self.stores
+            .insert(EXPORT_STORE.to_owned(), Store::to_write(directory));
         self
     }
 
@@ -141,8 +152,8 @@ impl ClientSessionBuilder {
             router.add(UploadService::new(uploads));
             offer(&UploadService::METHODS);
         }
-        if !self.oci_layouts.is_empty() {
-            router.add(ContentService::server(self.oci_layouts));
+        if !self.stores.is_empty() {
+            router.add(ContentService::server(self.stores));
             offer(&ContentService::METHODS);
         }
         ClientSession {

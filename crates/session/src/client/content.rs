@@ -1,24 +1,53 @@
-//! OCI layout directories the server may read blobs of.
+//! OCI layout directories the server may read blobs of, or write blobs into.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use futures::StreamExt;
 use oci::Digest;
 use proto::content::content_server::{Answers, Content, ContentServer};
-use proto::content::{Info, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse};
+use proto::content::{
+    Info, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse, WriteContentRequest,
+    WriteContentResponse,
+};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use super::ingest;
 use crate::headers::first;
 
 /// Bytes of a blob that travel in one message.
 const CHUNK_BYTES: usize = 512 << 10;
 
+/// A directory of blobs.
+#[derive(Clone)]
+pub struct Store {
+    directory: PathBuf,
+    writable: bool,
+}
+
+impl Store {
+    /// One that is only read.
+    pub fn to_read(directory: PathBuf) -> Self {
+        Store {
+            directory,
+            writable: false,
+        }
+    }
+
+    /// One that also takes blobs.
+    pub fn to_write(directory: PathBuf) -> Self {
+        Store {
+            directory,
+            writable: true,
+        }
+    }
+}
+
 pub struct ContentService {
-    layouts: BTreeMap<String, PathBuf>,
+    stores: BTreeMap<String, Store>,
 }
 
 impl ContentService {
@@ -34,8 +63,20 @@ impl ContentService {
         "/containerd.services.content.v1.Content/Write",
     ];
 
-    pub fn server(layouts: BTreeMap<String, PathBuf>) -> ContentServer<Self> {
-        ContentServer::new(ContentService { layouts })
+    pub fn server(stores: BTreeMap<String, Store>) -> ContentServer<Self> {
+        ContentServer::new(ContentService { stores })
+    }
+
+    /// The store that a call names.
+    fn store(&self, metadata: &MetadataMap) -> Result<&Store, Status> {
+        let id = first(metadata, "buildkit-attachable-store-id");
+        if id.is_empty() {
+            return Err(Status::invalid_argument(
+                "request lacks metadata \"buildkit-attachable-store-id\"",
+            ));
+        }
+        let store = self.stores.get(&id);
+        store.ok_or_else(|| Status::not_found(format!("unknown store {id}")))
     }
 
     /// The open blob and its size.
@@ -44,20 +85,11 @@ impl ContentService {
         metadata: &MetadataMap,
         digest: &str,
     ) -> Result<(tokio::fs::File, std::fs::Metadata), Status> {
-        let id = first(metadata, "buildkit-attachable-store-id");
-        if id.is_empty() {
-            return Err(Status::invalid_argument(
-                "request lacks metadata \"buildkit-attachable-store-id\"",
-            ));
-        }
-        let layout = self
-            .layouts
-            .get(&id)
-            .ok_or_else(|| Status::not_found(format!("unknown store {id}")))?;
+        let store = self.store(metadata)?;
         let parsed: Digest = digest
             .parse()
             .map_err(|error| Status::invalid_argument(format!("{digest:?}: {error}")))?;
-        let path = layout.join("blobs/sha256").join(parsed.hex());
+        let path = blob_path(&store.directory, &parsed);
         let missing = |error: std::io::Error| match error.kind() {
             ErrorKind::NotFound => Status::not_found(format!("content {digest}: not found")),
             _ => Status::from(error),
@@ -114,4 +146,22 @@ impl Content for ContentService {
         });
         Ok(Response::new(answers.boxed()))
     }
+
+    async fn write(
+        &self,
+        request: Request<Streaming<WriteContentRequest>>,
+    ) -> Result<Response<Answers<WriteContentResponse>>, Status> {
+        let (metadata, _, messages) = request.into_parts();
+        let store = self.store(&metadata)?;
+        if !store.writable {
+            return Err(Status::failed_precondition("the store is only for reading"));
+        }
+        let answers = ingest::take(store.directory.clone(), messages).await?;
+        Ok(Response::new(answers))
+    }
+}
+
+/// Where a blob is.
+pub(super) fn blob_path(directory: &Path, digest: &Digest) -> PathBuf {
+    directory.join("blobs/sha256").join(digest.hex())
 }

@@ -6,6 +6,7 @@ mod content;
 mod file_send;
 mod file_sync;
 mod health;
+mod ingest;
 mod router;
 mod secrets;
 mod ssh;
