@@ -4,9 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod counted;
 mod disk;
 mod docker_driver;
 mod driver_page;
+mod engine_images;
 mod faults;
 mod flow;
 mod mistakes;

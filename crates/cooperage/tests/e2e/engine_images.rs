@@ -1,0 +1,134 @@
+//! Images into an Engine and from it: faults 27 and 28 of `docs/driver.md`.
+
+use std::path::Path;
+
+use testkit::{Release, Tool};
+
+use crate::counted::CountedSocket;
+use crate::workshop::Workshop;
+
+/// Bytes of the layer that must not be sent twice; they do not compress.
+const LARGE: usize = 24 << 20;
+/// What a load may send besides layers: requests, manifests, the context's metadata.
+const LITTLE: u64 = 512 << 10;
+/// What it may get: an exporter sends up to a stream's window before it hears that nothing is needed.
+const LITTLE_MORE: u64 = 2 << 20;
+
+const DOCKERFILE: &str = "FROM scratch\nCOPY busybox /bin/busybox\nCOPY large /large\n\
+                          COPY note /note\nCMD [\"/bin/busybox\", \"cat\", \"/note\"]\n";
+
+/// Bytes without any order, the same each time.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// A builder behind a counted socket, and a context with a large file.
+fn counted_workshop(release: Release) -> (Workshop, Tool, CountedSocket, String) {
+    let shop = Workshop::with(release);
+    let socket = CountedSocket::before(&shop.engine.host(), shop.lab.directory());
+    let client = shop.cooperage.clone().env("DOCKER_HOST", socket.host());
+    client.ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    let context =
+        shop.context_with_busybox("load", &[("Dockerfile", DOCKERFILE), ("note", "first")]);
+    std::fs::write(Path::new(&context).join("large"), noise(LARGE)).unwrap();
+    (shop, client, socket, context)
+}
+
+#[test]
+fn fault_28_load_sends_only_the_layers_that_the_engine_lacks() {
+    for release in [Release::Debian, Release::Newest, Release::NewestContainerd] {
+        let (shop, client, socket, context) = counted_workshop(release);
+        let load = |tag: &str| {
+            let mut said = String::new();
+            let passed = socket.during(|| {
+                let args = ["build", "--progress=plain", "--load", "-t", tag, &context];
+                said = client.ok(&args).stderr;
+            });
+            assert!(said.contains("importing to docker"), "{said}");
+            (passed, said)
+        };
+        let (first, _) = load("noted:1");
+        assert!(first.sent as usize > LARGE, "{release:?}: {first:?}");
+        let run = |image: &str| shop.engine.docker(&["run", "--rm", image]);
+        assert_eq!(run("noted:1"), "first");
+
+        let (again, _) = load("noted:1");
+        assert!(
+            again.sent < LITTLE,
+            "the same image: {release:?}: {again:?}"
+        );
+        assert!(again.received < LITTLE_MORE, "{release:?}: {again:?}");
+
+        let (renamed, _) = load("noted:2");
+        assert!(
+            renamed.sent < LITTLE,
+            "another name: {release:?}: {renamed:?}"
+        );
+        assert_eq!(run("noted:2"), "first");
+
+        std::fs::write(Path::new(&context).join("note"), "second").unwrap();
+        let (changed, said) = load("noted:1");
+        assert!(
+            changed.sent < LITTLE && changed.received < LITTLE_MORE,
+            "a small layer: {release:?}: {changed:?}\n{said}"
+        );
+        assert_eq!(run("noted:1"), "second");
+        assert_eq!(run("noted:2"), "first");
+        // What was left out is really there.
+        let saved = shop.lab.directory().join("saved.tar");
+        let file = saved.to_str().unwrap();
+        shop.engine.docker(&["save", "-o", file, "noted:1"]);
+        assert!(std::fs::metadata(&saved).unwrap().len() as usize > LARGE);
+
+        shop.engine.docker(&["rmi", "noted:1", "noted:2"]);
+        let (gone, _) = load("noted:1");
+        assert!(gone.sent as usize > LARGE, "{release:?}: {gone:?}");
+        assert_eq!(run("noted:1"), "second");
+    }
+}
+
+#[test]
+fn fault_28_what_the_engine_has_in_other_blobs_is_sent_after_all() {
+    let (shop, client, socket, context) = counted_workshop(Release::NewestContainerd);
+    // The same files, packed otherwise: equal diff IDs, other digests.
+    let archive = shop.lab.directory().join("plain.tar");
+    let output = format!(
+        "type=docker,dest={},name=other:1,compression=uncompressed,force-compression=true",
+        archive.display()
+    );
+    client.ok(&["build", "-o", &output, &context]);
+    shop.engine
+        .docker(&["load", "-i", archive.to_str().unwrap()]);
+    let passed = socket.during(|| {
+        client.ok(&["build", "--load", "-t", "noted", &context]);
+    });
+    assert!(passed.sent as usize > LARGE, "{passed:?}");
+    assert_eq!(shop.engine.docker(&["run", "--rm", "noted"]), "first");
+    let saved = shop.lab.directory().join("saved.tar");
+    let file = saved.to_str().unwrap();
+    shop.engine.docker(&["save", "-o", file, "noted"]);
+}
+
+#[test]
+fn fault_28_stock_clients_load_as_ever() {
+    let shop = Workshop::with(Release::Newest);
+    shop.cooperage
+        .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    let context =
+        shop.context_with_busybox("stock", &[("Dockerfile", DOCKERFILE), ("note", "first")]);
+    std::fs::write(Path::new(&context).join("large"), "small").unwrap();
+    for _ in 0..2 {
+        shop.stock()
+            .ok(&["build", "--load", "-t", "noted", &context]);
+        assert_eq!(shop.engine.docker(&["run", "--rm", "noted"]), "first");
+    }
+}
