@@ -14,6 +14,7 @@ use progress_ui::Progress;
 use proto::control::control_client::ControlClient;
 use tokio_util::sync::CancellationToken;
 
+use crate::engine_push::push_names;
 use crate::environment::Environment;
 use crate::export::{Export, Target, prepare_exports};
 use crate::facts::node_facts;
@@ -89,7 +90,7 @@ pub async fn build(builder: &Builder, job: BuildJob) -> Result<Outcome, Error> {
     let mut work = Vec::with_capacity(nodes.len());
     for (node, facts) in nodes {
         let plan = SolvePlan::new(context, &facts, &node.platforms)?;
-        check_moby_push(&facts, &plan, context.several_nodes)?;
+        check_moby_push(&plan, context.several_nodes)?;
         for note in &plan.notes {
             warn(note);
         }
@@ -229,7 +230,7 @@ async fn facts_of(node: &ResolvedNode<'_>, prepared: &Prepared) -> Result<NodeFa
     .await
 }
 
-fn check_moby_push(facts: &NodeFacts, plan: &SolvePlan, several: bool) -> Result<(), Error> {
+fn check_moby_push(plan: &SolvePlan, several: bool) -> Result<(), Error> {
     let pushes = plan
         .exports
         .iter()
@@ -241,12 +242,6 @@ fn check_moby_push(facts: &NodeFacts, plan: &SolvePlan, several: bool) -> Result
         return Err(Error::unimplemented(
             "multi-node push can't currently be performed with the docker driver, please switch to a different driver",
         ));
-    }
-    if !facts.multi_platform {
-        return Err(Error::unimplemented(
-            "push is not supported for the docker driver without the containerd image store",
-        )
-        .hint("push the loaded image with `docker push`, or create a builder with `docker buildx create`"));
     }
     Ok(())
 }
@@ -363,6 +358,17 @@ async fn solve_on(
     if plan.call.is_none() {
         let reference = format!("{}/{}/{}", facts.builder, facts.name, plan.reference);
         response.insert(BUILD_REF.to_owned(), reference);
+    }
+    if !facts.direct_push {
+        let pushed = plan
+            .exports
+            .iter()
+            .filter(|export| export.kind == "moby" && export.pushes());
+        for export in pushed {
+            let names = export.attributes.get("name").map_or("", String::as_str);
+            let node = node.node.driver()?.node();
+            push_names(node, names, &mut response, &services.progress).await?;
+        }
     }
     // The user asked for the ID that the Engine's store goes by.
     let by_image = |export: &Export| is_true(&export.attributes, "prefer-image-digest");

@@ -40,7 +40,8 @@ pub async fn enter_layouts(plan: &SolvePlan, response: &Response) -> Result<(), 
         return Ok(());
     };
     let names = announced_names(response)?;
-    for directory in layouts(plan).cloned() {
+    for directory in layouts(plan) {
+        let directory = directory.clone();
         let (image, names) = (image.clone(), names.clone());
         let entering =
             tokio::task::spawn_blocking(move || put_in_directory(&directory, &image, &names));

@@ -105,13 +105,28 @@ fn fault_28_what_the_engine_has_in_other_blobs_is_sent_after_all() {
         "type=docker,dest={},name=other:1,compression=uncompressed,force-compression=true",
         archive.display()
     );
-    client.ok(&["build", "-o", &output, &context]);
+    // By another builder: this one would send the plain blobs again.
+    client.ok(&["create", "--name", "d"]);
+    client.ok(&["build", "--builder", "d", "-o", &output, &context]);
     shop.engine
         .docker(&["load", "-i", archive.to_str().unwrap()]);
+    let mut said = String::new();
     let passed = socket.during(|| {
-        client.ok(&["build", "--load", "-t", "noted", &context]);
+        let args = [
+            "build",
+            "--progress=plain",
+            "--load",
+            "-t",
+            "noted",
+            &context,
+        ];
+        said = client.ok(&args).stderr;
     });
     assert!(passed.sent as usize > LARGE, "{passed:?}");
+    let loads = said
+        .lines()
+        .filter(|line| line.ends_with("importing to docker"));
+    assert_eq!(loads.count(), 2, "with less, then whole:\n{said}");
     assert_eq!(shop.engine.docker(&["run", "--rm", "noted"]), "first");
     let saved = shop.lab.directory().join("saved.tar");
     let file = saved.to_str().unwrap();

@@ -11,6 +11,7 @@ mod driver_page;
 mod engine_images;
 mod faults;
 mod flow;
+mod layouts;
 mod mistakes;
 mod options;
 mod stock;
