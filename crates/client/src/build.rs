@@ -6,14 +6,15 @@ use std::sync::Arc;
 use builder::{BootProgress, Builder, ResolvedNode};
 use diag::{Code, Context, Error};
 use docker_config::DockerConfig;
-use driver::Loss;
 use driver::engine::Engine;
+use driver::{IMAGE_ORDER_OPTION, ImageOrder, Loss};
 use futures::future::try_join_all;
 use oci::Reference;
 use progress_ui::Progress;
 use proto::control::control_client::ControlClient;
 use tokio_util::sync::CancellationToken;
 
+use crate::engine_image::ImageLender;
 use crate::engine_push::push_names;
 use crate::environment::Environment;
 use crate::export::{Export, Target, prepare_exports};
@@ -29,6 +30,9 @@ use crate::request::BuildRequest;
 use crate::serve::{Services, session_for};
 use crate::solve::{Response, SolveFailure, solve};
 use crate::spec::is_true;
+
+/// The variable that says where base images are looked for, for builders of all drivers.
+const IMAGE_ORDER_VARIABLE: &str = "COOPERAGE_ENGINE_IMAGES";
 
 /// What a build is done with.
 pub struct BuildJob {
@@ -307,6 +311,14 @@ async fn solve_on(
     cancel: &CancellationToken,
 ) -> Result<Response, Error> {
     let mut connection = node.connection.clone();
+    let order = image_order(&node, &services.env)?;
+    let engine = match facts.is_moby {
+        // It has its own images.
+        true => None,
+        false => builder.docker().current_engine().ok(),
+    };
+    let mut lender = ImageLender::new(engine, order, &services.progress);
+    unless(cancel, lender.lend_first(&mut plan)).await?;
     let mut retried = plan.exports.iter().any(Export::is_stream);
     let mut response = loop {
         let failure = match try_solve(
@@ -321,6 +333,11 @@ async fn solve_on(
             Ok(response) => break response,
             Err(failure) => failure,
         };
+        let lending = lender.lend_unresolved(&mut plan, &failure.error);
+        if !cancel.is_cancelled() && unless(cancel, lending).await? {
+            plan.reference = crate::id::new_id();
+            continue;
+        }
         // A server that ends in good order cancels its builds first.
         let may_be_lost = failure.connection_lost || failure.error.is_canceled();
         if !may_be_lost || cancel.is_cancelled() {
@@ -376,6 +393,28 @@ async fn solve_on(
         response.remove(CONFIG_DIGEST);
     }
     Ok(response)
+}
+
+/// What the work gives, unless it is to stop.
+async fn unless<T>(
+    cancel: &CancellationToken,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let done = cancel.run_until_cancelled(work).await;
+    done.unwrap_or_else(|| Err(Error::canceled()))
+}
+
+/// Where base images are looked for: the environment before the builder's option.
+fn image_order(node: &ResolvedNode<'_>, env: &Environment) -> Result<ImageOrder, Error> {
+    let options = &node.node.driver()?.node().options;
+    let text = env
+        .get(IMAGE_ORDER_VARIABLE)
+        .filter(|text| !text.is_empty())
+        .or_else(|| options.get(IMAGE_ORDER_OPTION).map(String::as_str));
+    match text {
+        Some(text) => text.parse().map_err(Error::invalid),
+        None => Ok(ImageOrder::default()),
+    }
 }
 
 /// The error of a build whose server is not to come back.

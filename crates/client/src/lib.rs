@@ -9,6 +9,7 @@
 mod build;
 mod clock;
 mod csv;
+mod engine_image;
 mod engine_push;
 mod environment;
 mod export;

@@ -14,6 +14,7 @@ mod container;
 mod docker;
 mod error;
 mod go_number;
+mod image_order;
 mod moby_version;
 mod node;
 mod progress_steps;
@@ -33,6 +34,7 @@ pub use container::{LABEL_BUILDER, LABEL_NODE, LABEL_OWNER, LABEL_SPEC, Orphan, 
 pub use engine_api::{self as engine, BoxedIo};
 pub use error::DriverError;
 pub use go_number::{parse_bool, parse_int, parse_size};
+pub use image_order::{IMAGE_ORDER_OPTION, ImageOrder};
 pub use node::{NodeConfig, ProxySettings, PullAuth};
 pub use progress_steps::{BootProgress, VertexProgress};
 pub use registries::{EffectiveRegistry, Origin, effective_registries};

@@ -41,6 +41,9 @@ pub struct ImageInspect {
     pub os: String,
     /// GOARCH.
     pub architecture: String,
+    /// GOARM and the like.
+    #[serde(deserialize_with = "null_default")]
+    pub variant: String,
     /// The Engine's descriptor of it; only with the containerd store.
     pub descriptor: Option<serde_json::Value>,
 }

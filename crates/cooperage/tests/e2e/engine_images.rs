@@ -147,3 +147,96 @@ fn fault_28_stock_clients_load_as_ever() {
         assert_eq!(shop.engine.docker(&["run", "--rm", "noted"]), "first");
     }
 }
+
+/// Makes an image that only the Engine has, under that name, whose `/note` says `text`.
+fn only_in_engine(shop: &Workshop, name: &str, text: &str) {
+    let dockerfile = "FROM scratch\nCOPY busybox /bin/busybox\nCOPY note /note\n";
+    let context = shop.context_with_busybox(text, &[("Dockerfile", dockerfile), ("note", text)]);
+    let args = ["build", "--builder", "default", "-t", name, &context];
+    shop.cooperage.ok(&args);
+}
+
+#[test]
+fn fault_27_a_base_that_only_the_engine_has_is_served_from_there() {
+    for release in [Release::Debian, Release::Newest, Release::NewestContainerd] {
+        let shop = Workshop::with(release);
+        let registry = shop.registry();
+        let name = format!("{}/mine:1", registry.address());
+        let tools = format!("{}/tools", registry.address());
+        only_in_engine(&shop, &name, "of the Engine");
+        only_in_engine(&shop, &tools, "tools");
+        shop.cooperage
+            .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+        let dockerfile = format!(
+            "ARG BASE\nFROM $BASE\nCOPY --from={tools} /note /tools\n\
+             CMD [\"/bin/busybox\", \"cat\", \"/note\", \"/tools\"]\n"
+        );
+        let context = shop.context("child", &[("Dockerfile", &dockerfile)]);
+        let base = format!("BASE={name}");
+        let build = |client: &Tool| {
+            let args = [
+                "build",
+                "--progress=plain",
+                "--build-arg",
+                &base,
+                "--load",
+                "-t",
+                "child",
+                &context,
+            ];
+            client.run(&args)
+        };
+        // The registry is asked, does not have it, and then the Engine is.
+        let built = build(&shop.cooperage);
+        assert_eq!(built.code, 0, "{release:?}: {}", built.stderr);
+        let loaded = format!("load {name} from the Docker Engine");
+        assert!(built.stderr.contains(&loaded), "{}", built.stderr);
+        let run = || shop.engine.docker(&["run", "--rm", "child"]);
+        assert_eq!(run(), "of the Enginetools");
+
+        let off = shop.cooperage.clone().env("COOPERAGE_ENGINE_IMAGES", "off");
+        let refused = build(&off);
+        assert_eq!(refused.code, 1, "{release:?}");
+        assert!(refused.stderr.contains("not found"), "{}", refused.stderr);
+    }
+}
+
+#[test]
+fn fault_27_the_order_is_an_option_of_the_builder() {
+    let shop = Workshop::open();
+    let registry = shop.registry();
+    let name = format!("{}/busybox", registry.address());
+    let context = shop.context(
+        "child",
+        &[(
+            "Dockerfile",
+            &format!("FROM {name}\nCMD [\"/bin/busybox\", \"cat\", \"/note\"]\n"),
+        )],
+    );
+    // The registry has one of that name too, without `/note`.
+    only_in_engine(&shop, &name, "of the Engine");
+    let build = |builder: &str, order: &str| {
+        let option = format!("engine-images={order}");
+        shop.cooperage
+            .ok(&["create", "--name", builder, "--driver-opt", &option]);
+        let tag = format!("child-{builder}");
+        let args = [
+            "build",
+            "--builder",
+            builder,
+            "--load",
+            "-t",
+            &tag,
+            &context,
+        ];
+        shop.cooperage.ok(&args);
+        let mut run = shop.engine.docker_command(&["run", "--rm", &tag]);
+        String::from_utf8(run.output().unwrap().stdout).unwrap()
+    };
+    assert_eq!(build("first", "local-first"), "of the Engine");
+    assert_eq!(build("second", "registry-first"), "");
+    let refused = shop
+        .cooperage
+        .fails(&["create", "--driver-opt", "engine-images=never"]);
+    assert!(refused.stderr.contains("local-first"), "{}", refused.stderr);
+}
