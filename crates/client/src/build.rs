@@ -333,8 +333,10 @@ async fn solve_on(
             Ok(response) => break response,
             Err(failure) => failure,
         };
+        // Cancellation has its own error, which comes out below.
         let lending = lender.lend_unresolved(&mut plan, &failure.error);
-        if !cancel.is_cancelled() && unless(cancel, lending).await? {
+        let lent = cancel.run_until_cancelled(lending).await;
+        if lent.transpose()?.unwrap_or(false) {
             plan.reference = crate::id::new_id();
             continue;
         }
