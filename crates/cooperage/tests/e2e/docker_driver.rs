@@ -88,3 +88,24 @@ fn the_engines_own_builder_pushes_also_from_the_classic_store() {
         assert!(manifests.exists(), "{release:?}");
     }
 }
+
+#[test]
+fn buildctl_reaches_a_server_in_a_container() {
+    let shop = Workshop::open();
+    shop.cooperage.ok(&["create", "--name", "c", "--bootstrap"]);
+    let buildctl = shop.cooperage.clone().arg("buildctl");
+    let at = |address: &str, arguments: &[&str]| {
+        buildctl.run(&[&["--addr", address], arguments].concat())
+    };
+    let address = "docker-container://buildx_buildkit_c0";
+    let workers = at(address, &["debug", "workers"]);
+    assert_eq!(workers.code, 0, "{}", workers.stderr);
+    assert!(workers.stdout.contains("linux/amd64"), "{}", workers.stdout);
+    let elsewhere = format!("{address}?context=nowhere");
+    let refused = at(&elsewhere, &["du"]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.stderr.contains("nowhere"), "{}", refused.stderr);
+    let missing = at("docker-container://nobody", &["du"]);
+    assert_eq!(missing.code, 1);
+    assert!(missing.stderr.contains("nobody"), "{}", missing.stderr);
+}

@@ -94,6 +94,36 @@ fn fault_02_a_removal_that_fails_keeps_the_record() {
 }
 
 #[test]
+fn a_removal_during_the_first_boot_leaves_nothing_behind() {
+    let shop = Workshop::open();
+    let containers = || shop.engine.docker(&["ps", "-aq"]);
+    // From the moment on when the record, and when something of the builder, is there.
+    let record = shop
+        .lab
+        .subdirectory("home")
+        .join(".docker/buildx/instances/c");
+    let has_record = || record.exists();
+    let has_volume = || !volumes(&shop).is_empty();
+    for there in [&has_record as &dyn Fn() -> bool, &has_volume] {
+        let mut boot = shop
+            .cooperage
+            .command(&["create", "--name", "c", "--bootstrap"])
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        while !there() {
+            assert!(boot.try_wait().unwrap().is_none(), "it booted unseen");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        shop.cooperage.ok(&["rm", "--force", "c"]);
+        boot.wait().unwrap();
+        assert_eq!((containers(), volumes(&shop)), Default::default());
+        shop.engine.docker(&["image", "prune", "-af"]);
+    }
+}
+
+#[test]
 fn fault_04_stop_and_rm_refuse_while_a_build_runs() {
     let shop = Workshop::open();
     shop.cooperage
