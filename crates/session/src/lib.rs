@@ -24,7 +24,7 @@ pub mod walk;
 pub use byte_stream::ByteStream;
 pub use caller::{
     EXPORT_STORE, FileSink, RegistryCredentials, RemoteContent, SendDirRequest, SyncRequest, Token,
-    TokenRequest, UPLOAD_HOST,
+    TokenRequest,
 };
 pub use client::{
     AuthNotice, AuthOptions, ClientSession, ClientSessionBuilder, ExportTarget, ExportWriter,

@@ -76,15 +76,10 @@ fn carry(from: &UnixStream, to: &UnixStream, counter: &Arc<AtomicU64>) {
     let counter = counter.clone();
     std::thread::spawn(move || {
         let mut buffer = vec![0; 64 << 10];
-        loop {
-            match from.read(&mut buffer) {
-                Ok(count @ 1..) => {
-                    counter.fetch_add(count as u64, Ordering::SeqCst);
-                    if to.write_all(&buffer[..count]).is_err() {
-                        break;
-                    }
-                }
-                _ => break,
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            counter.fetch_add(count as u64, Ordering::SeqCst);
+            if to.write_all(&buffer[..count]).is_err() {
+                break;
             }
         }
         let _ = to.shutdown(Shutdown::Write);

@@ -102,10 +102,10 @@ create --leave
 create --leave --name nosuch --node n
 create --buildkitd-config /nowhere
 create --buildkitd-flags \"
-create --driver-opt bogus=1
-create --driver-opt memory=1x
-create --driver-opt memory=1Xyz
-create --driver-opt memory=1XYZW
+create --name x --driver-opt bogus=1
+create --name x --driver-opt memory=1x
+create --name x --driver-opt memory=1Xyz
+create --name x --driver-opt memory=1XYZW
 inspect nosuch
 inspect a/b
 stop nosuch
@@ -115,7 +115,6 @@ du --builder nosuch
 du --builder nosuch --filter foo
 du --filter foo
 du --filter until=x
-du --filter id=a --filter id=b
 du --verbose --format json
 prune --filter foo
 prune --force --filter until=x

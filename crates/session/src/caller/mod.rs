@@ -10,4 +10,3 @@ mod upload;
 pub use auth::{RegistryCredentials, Token, TokenRequest};
 pub use content::{EXPORT_STORE, RemoteContent};
 pub use files::{FileSink, SendDirRequest, SyncRequest};
-pub use upload::UPLOAD_HOST;

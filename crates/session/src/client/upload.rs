@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use http::{Request as HttpRequest, Response as HttpResponse};
+use llb::SESSION_HOST;
 use parking_lot::Mutex;
 use tokio::io::AsyncRead;
 use tonic::body::Body;
@@ -20,7 +21,6 @@ use tower::Service;
 use super::builder::new_id;
 use super::file_sync::{Answers, raw_grpc};
 use crate::byte_stream::read_messages;
-use crate::caller::UPLOAD_HOST;
 use crate::headers::first;
 
 type Reader = Pin<Box<dyn AsyncRead + Send>>;
@@ -40,7 +40,7 @@ impl Uploads {
     /// Adds a stream; gives the URL by which a build names it.
     pub fn add(&self, reader: impl AsyncRead + Send + 'static) -> String {
         let id = new_id();
-        let url = format!("http://{UPLOAD_HOST}/{id}");
+        let url = format!("http://{SESSION_HOST}/{id}");
         self.readers.lock().insert(id, Box::pin(reader));
         url
     }
