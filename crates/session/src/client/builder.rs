@@ -12,6 +12,7 @@ use super::content::{ContentService, Store};
 use super::file_send::{ExportTarget, FileSendService};
 use super::file_sync::{FileSyncService, LocalDir};
 use super::health::HealthService;
+use super::raw_service::RawService;
 use super::router::Router;
 use super::secrets::{SecretSource, SecretsService};
 use super::ssh::{SshAgent, SshService};
@@ -129,11 +130,11 @@ impl ClientSessionBuilder {
             "/grpc.health.v1.Health/Watch",
         ]);
         if !self.local_dirs.is_empty() {
-            router.add(FileSyncService::new(self.local_dirs));
+            router.add(RawService(FileSyncService::new(self.local_dirs)));
             offer(&FileSyncService::METHODS);
         }
         if !self.exports.is_empty() {
-            router.add(FileSendService::new(self.exports));
+            router.add(RawService(FileSendService::new(self.exports)));
             offer(&FileSendService::METHODS);
         }
         if let Some(auth) = self.auth {
@@ -149,7 +150,7 @@ impl ClientSessionBuilder {
             offer(&SshService::METHODS);
         }
         if let Some(uploads) = self.uploads {
-            router.add(UploadService::new(uploads));
+            router.add(RawService(UploadService::new(uploads)));
             offer(&UploadService::METHODS);
         }
         if !self.stores.is_empty() {

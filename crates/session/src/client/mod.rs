@@ -7,6 +7,7 @@ mod file_send;
 mod file_sync;
 mod health;
 mod ingest;
+mod raw_service;
 mod router;
 mod secrets;
 mod ssh;
