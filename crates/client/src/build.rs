@@ -317,7 +317,12 @@ async fn solve_on(
         true => None,
         false => builder.docker().current_engine().ok(),
     };
-    let mut lender = ImageLender::new(engine, order, &services.progress);
+    let mut lender = ImageLender::new(
+        engine,
+        order,
+        &services.progress,
+        builder.docker().store().config().path(),
+    );
     unless(cancel, lender.lend_first(&mut plan)).await?;
     let mut retried = plan.exports.iter().any(Export::is_stream);
     let mut response = loop {
@@ -326,6 +331,7 @@ async fn solve_on(
             connection.channel.clone(),
             &mut plan,
             services,
+            &lender,
             cancel,
         )
         .await
@@ -430,6 +436,7 @@ async fn try_solve(
     channel: tonic::transport::Channel,
     plan: &mut SolvePlan,
     services: &Services,
+    lender: &ImageLender,
     cancel: &CancellationToken,
 ) -> Result<Response, SolveFailure> {
     let local = |error: Error| SolveFailure {
@@ -437,7 +444,7 @@ async fn try_solve(
         connection_lost: false,
     };
     let content = ServerContent::new(channel.clone());
-    let session = session_for(plan, services, &content).map_err(local)?;
+    let session = session_for(plan, services, &content, lender).map_err(local)?;
     let driver = node.node.driver().map_err(local)?;
     let pairs = session.headers().pairs().into_iter();
     let headers: Vec<(String, String)> = pairs.map(|(k, v)| (k.to_owned(), v)).collect();

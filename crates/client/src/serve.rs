@@ -17,6 +17,7 @@ use session::{
 };
 use tokio::io::{AsyncRead, ReadBuf};
 
+use crate::engine_image::ImageLender;
 use crate::environment::Environment;
 use crate::export::{Export, Target};
 use crate::inputs::go_path_error;
@@ -47,6 +48,7 @@ pub(crate) fn session_for(
     plan: &mut SolvePlan,
     services: &Services,
     server: &ServerContent,
+    lender: &ImageLender,
 ) -> Result<ClientSession, Error> {
     let dirs: BTreeMap<String, LocalDir> = plan
         .local_dirs
@@ -80,7 +82,7 @@ pub(crate) fn session_for(
             builder = builder.file_target(number, target);
         }
     }
-    Ok(builder.build())
+    Ok(lender.serve(builder).build())
 }
 
 fn auth(services: &Services) -> AuthOptions {

@@ -28,7 +28,7 @@ pub use caller::{
 };
 pub use client::{
     AuthNotice, AuthOptions, ClientSession, ClientSessionBuilder, ExportTarget, ExportWriter,
-    LocalDir, SecretSource, SessionHandle, SshAgent, Uploads,
+    FillStore, LocalDir, SecretSource, SessionHandle, SshAgent, Uploads,
 };
 pub use error::SessionError;
 pub use headers::SessionHeaders;

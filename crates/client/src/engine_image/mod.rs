@@ -4,23 +4,33 @@
 //! made there by an earlier build. Such an image is exported from the Engine into a layout in a
 //! temporary directory, which the session serves; to the frontend it is a named context of the
 //! image's own name. So it works with every server that knows named contexts.
+//!
+//! An image that was exported once is remembered: then only its manifest and configuration are
+//! served, and it is exported when the server asks for a layer, which it does not when it has them.
 
 mod names;
+mod remembered;
 mod saved;
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use diag::Error;
+use diag::{Context, Error};
 use driver::ImageOrder;
 use driver::engine::Engine;
-use oci::{Platform, Reference};
+use oci::{Descriptor, Platform, Reference};
 use progress_ui::Progress;
+use session::{ClientSessionBuilder, FillStore};
 use tempfile::TempDir;
 
 use crate::id::new_id;
 use crate::plan::SolvePlan;
 use crate::steps::Step;
+use remembered::Remembered;
 
+/// Where images are remembered, below the state of builders.
+const ENTRIES: &str = "engine-images";
 /// What servers say when a registry has no such image, before its full name.
 const UNRESOLVED: &str = "failed to resolve source metadata for ";
 /// What a frontend must know to be given contexts.
@@ -33,17 +43,35 @@ pub(crate) struct ImageLender {
     progress: Progress,
     /// Full names that were looked at.
     seen: BTreeSet<String>,
+    /// Where images are remembered.
+    entries: PathBuf,
     /// What the session serves, until the build ends.
-    lent: Vec<TempDir>,
+    lent: Vec<Lent>,
+}
+
+/// An image that the session serves.
+struct Lent {
+    /// The store's name.
+    store: String,
+    directory: TempDir,
+    /// What brings the layers.
+    fill: FillStore,
 }
 
 impl ImageLender {
     /// Lends images of that Engine, if there is one.
-    pub(crate) fn new(engine: Option<Engine>, order: ImageOrder, progress: &Progress) -> Self {
+    /// What it remembers of images is below `state`.
+    pub(crate) fn new(
+        engine: Option<Engine>,
+        order: ImageOrder,
+        progress: &Progress,
+        state: &Path,
+    ) -> Self {
         ImageLender {
             engine,
             order,
             progress: progress.clone(),
+            entries: state.join(ENTRIES),
             seen: BTreeSet::new(),
             lent: Vec::new(),
         }
@@ -98,19 +126,74 @@ impl ImageLender {
         if keys.is_empty() || keys.iter().any(|key| plan.attributes.contains_key(key)) {
             return Ok(false);
         }
-        let title = format!("[internal] load {familiar} from the Docker Engine");
-        let exporting = |_| saved::export(engine, &familiar);
-        let (directory, image) = Step::run(&self.progress, title, exporting).await?;
+        let directory = tempfile::Builder::new()
+            .prefix("engine-image-")
+            .tempdir()
+            .context("making a directory for an image of the Docker Engine")?;
+        let export = Export {
+            engine: engine.clone(),
+            // Not the name, which may be another image's in a moment.
+            id: image.id.clone(),
+            title: format!("[internal] load {familiar} from the Docker Engine"),
+            directory: directory.path().to_path_buf(),
+            progress: self.progress.clone(),
+        };
+        let known = Remembered::find(&self.entries, &image.id);
+        let digest = match known.filter(|known| known.write_to(directory.path()).is_ok()) {
+            Some(known) => known.image.digest,
+            None => {
+                let exported = export.run().await?;
+                if let Some(known) = Remembered::of_layout(&exported, directory.path()) {
+                    known.keep(&self.entries, &image.id);
+                }
+                exported.digest
+            }
+        };
         let store = new_id();
         for key in keys {
-            let place = format!("oci-layout://{store}@{}", image.digest);
+            let place = format!("oci-layout://{store}@{digest}");
             plan.attributes.insert(key, place);
         }
         add_capability(plan);
-        plan.oci_layouts
-            .insert(store, directory.path().to_path_buf());
-        self.lent.push(directory);
+        let fill: FillStore = Arc::new(move || {
+            let export = export.clone();
+            Box::pin(async move {
+                let exported = export.run().await;
+                exported.map(|_| ()).map_err(std::io::Error::other)
+            })
+        });
+        self.lent.push(Lent {
+            store,
+            directory,
+            fill,
+        });
         Ok(true)
+    }
+
+    /// Lets a session serve what is lent.
+    pub(crate) fn serve(&self, mut session: ClientSessionBuilder) -> ClientSessionBuilder {
+        for lent in &self.lent {
+            let (store, directory) = (format!("oci:{}", lent.store), lent.directory.path());
+            session = session.oci_layout_to_fill(store, directory.to_path_buf(), lent.fill.clone());
+        }
+        session
+    }
+}
+
+/// An export of an image out of an Engine.
+#[derive(Clone)]
+struct Export {
+    engine: Engine,
+    id: String,
+    title: String,
+    directory: PathBuf,
+    progress: Progress,
+}
+
+impl Export {
+    async fn run(&self) -> Result<Descriptor, Error> {
+        let exporting = |_| saved::export(&self.engine, &self.id, self.directory.clone());
+        Step::run(&self.progress, self.title.clone(), exporting).await
     }
 }
 

@@ -8,11 +8,10 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use archive::{EntryKind, Reader};
-use diag::{Context, Error};
+use diag::Error;
 use driver::engine::Engine;
 use oci::{Descriptor, Digest, DigestHasher, ImageIndex, ImageManifest, media_type};
 use serde::Deserialize;
-use tempfile::TempDir;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::layout;
@@ -20,18 +19,15 @@ use crate::layout;
 /// The largest index, in bytes.
 const INDEX_BYTES_MAX: u64 = 8 << 20;
 
-/// Exports an image of an Engine into a new temporary directory; gives its descriptor there.
-pub(super) async fn export(engine: &Engine, name: &str) -> Result<(TempDir, Descriptor), Error> {
+/// Exports an image of an Engine into a directory; gives its descriptor there.
+pub(super) async fn export(
+    engine: &Engine,
+    name: &str,
+    directory: PathBuf,
+) -> Result<Descriptor, Error> {
     let stream = engine.export_image(name).await?;
     let reader = SyncIoBridge::new(StreamReader::new(stream));
-    let unpacking = tokio::task::spawn_blocking(move || {
-        let directory = tempfile::Builder::new()
-            .prefix("engine-image-")
-            .tempdir()
-            .context("making a directory for an image of the Docker Engine")?;
-        let image = unpack(reader, directory.path())?;
-        Ok((directory, image))
-    });
+    let unpacking = tokio::task::spawn_blocking(move || unpack(reader, &directory));
     let unpacked = unpacking.await;
     unpacked.map_err(|error| Error::internal(error.to_string()))?
 }

@@ -193,6 +193,16 @@ fn fault_27_a_base_that_only_the_engine_has_is_served_from_there() {
         assert!(built.stderr.contains(&loaded), "{}", built.stderr);
         let run = || shop.engine.docker(&["run", "--rm", "child"]);
         assert_eq!(run(), "of the Enginetools");
+        // The server has the layers now: nothing is exported again.
+        let again = build(&shop.cooperage);
+        assert_eq!(again.code, 0, "{release:?}: {}", again.stderr);
+        assert!(!again.stderr.contains(&loaded), "{}", again.stderr);
+        // Another server has not.
+        shop.cooperage.ok(&["prune", "--all", "--force"]);
+        let anew = build(&shop.cooperage);
+        assert_eq!(anew.code, 0, "{release:?}: {}", anew.stderr);
+        assert!(anew.stderr.contains(&loaded), "{}", anew.stderr);
+        assert_eq!(run(), "of the Enginetools");
 
         let off = shop.cooperage.clone().env("COOPERAGE_ENGINE_IMAGES", "off");
         let refused = build(&off);

@@ -8,7 +8,7 @@ use docker_config::DockerConfig;
 
 use super::ClientSession;
 use super::auth::{AuthOptions, AuthService};
-use super::content::{ContentService, Store};
+use super::content::{ContentService, FillStore, Store};
 use super::file_send::{ExportTarget, FileSendService};
 use super::file_sync::{FileSyncService, LocalDir};
 use super::health::HealthService;
@@ -107,6 +107,14 @@ impl ClientSessionBuilder {
         let stores = layouts.into_iter();
         self.stores
             .extend(stores.map(|(id, directory)| (id, Store::to_read(directory))));
+        self
+    }
+
+    /// An OCI layout directory, by the id that the server asks with, in which not all blobs need be
+    /// there: the first that is missed has `fill` called.
+    #[must_use]
+    pub fn oci_layout_to_fill(mut self, id: String, directory: PathBuf, fill: FillStore) -> Self {
+        self.stores.insert(id, Store::to_fill(directory, fill));
         self
     }
 

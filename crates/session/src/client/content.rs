@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use oci::Digest;
 use proto::content::content_server::{Answers, Content, ContentServer};
 use proto::content::{
@@ -12,6 +14,7 @@ use proto::content::{
     WriteContentResponse,
 };
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::sync::OnceCell;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -21,11 +24,15 @@ use crate::headers::first;
 /// Bytes of a blob that travel in one message.
 const CHUNK_BYTES: usize = 512 << 10;
 
+/// Brings the blobs of a store that are not there yet; called at most once.
+pub type FillStore = Arc<dyn Fn() -> BoxFuture<'static, std::io::Result<()>> + Send + Sync>;
+
 /// A directory of blobs.
 #[derive(Clone)]
 pub struct Store {
     directory: PathBuf,
     writable: bool,
+    fill: Option<(FillStore, Arc<OnceCell<()>>)>,
 }
 
 impl Store {
@@ -34,14 +41,35 @@ impl Store {
         Store {
             directory,
             writable: false,
+            fill: None,
+        }
+    }
+
+    /// The same; when a blob is missed, more of them are brought.
+    pub fn to_fill(directory: PathBuf, fill: FillStore) -> Self {
+        Store {
+            fill: Some((fill, Arc::default())),
+            ..Self::to_read(directory)
+        }
+    }
+
+    /// The open blob. A missing one may come by filling the store.
+    async fn open(&self, digest: &Digest) -> std::io::Result<tokio::fs::File> {
+        let path = blob_path(&self.directory, digest);
+        match (tokio::fs::File::open(&path).await, &self.fill) {
+            (Err(error), Some((fill, filled))) if error.kind() == ErrorKind::NotFound => {
+                filled.get_or_try_init(|| fill()).await?;
+                tokio::fs::File::open(&path).await
+            }
+            (opened, _) => opened,
         }
     }
 
     /// One that also takes blobs.
     pub fn to_write(directory: PathBuf) -> Self {
         Store {
-            directory,
             writable: true,
+            ..Self::to_read(directory)
         }
     }
 }
@@ -89,12 +117,11 @@ impl ContentService {
         let parsed: Digest = digest
             .parse()
             .map_err(|error| Status::invalid_argument(format!("{digest:?}: {error}")))?;
-        let path = blob_path(&store.directory, &parsed);
         let missing = |error: std::io::Error| match error.kind() {
             ErrorKind::NotFound => Status::not_found(format!("content {digest}: not found")),
             _ => Status::from(error),
         };
-        let file = tokio::fs::File::open(path).await.map_err(missing)?;
+        let file = store.open(&parsed).await.map_err(missing)?;
         let found = file.metadata().await.map_err(missing)?;
         Ok((file, found))
     }

@@ -31,6 +31,7 @@ use crate::pipe::{MessageIo, SpooledIo};
 
 pub use auth::{AuthNotice, AuthOptions};
 pub use builder::ClientSessionBuilder;
+pub use content::FillStore;
 pub use file_send::{ExportTarget, ExportWriter};
 pub use file_sync::LocalDir;
 pub use secrets::SecretSource;
