@@ -149,10 +149,9 @@ impl Node {
         options: BTreeMap<String, String>,
     ) -> Result<Arc<dyn Driver>, diag::Error> {
         let record = &self.record;
-        let engine = if driver_name == "remote" {
-            docker.current_engine().ok()
-        } else {
-            Some(docker.engine(&record.endpoint, record.tls.as_ref())?)
+        let engine = match driver_name {
+            "remote" | "embedded" => docker.current_engine().ok(),
+            _ => Some(docker.engine(&record.endpoint, record.tls.as_ref())?),
         };
         self.proxies = docker.proxies(engine.as_ref());
         let config = NodeConfig {
@@ -315,7 +314,9 @@ impl Node {
     async fn give_up_if_removed(&self, driver: &Arc<dyn Driver>) -> Result<(), diag::Error> {
         let kept = {
             let txn = self.store.transaction();
-            if driver.is_moby() || !matches!(txn.get(&self.builder), Ok(None)) {
+            // Builders of other drivers may have no record, or own nothing.
+            let by_record = driver.name() == "docker-container";
+            if !by_record || !matches!(txn.get(&self.builder), Ok(None)) {
                 return Ok(());
             }
             txn.kept()

@@ -65,6 +65,10 @@ impl Builder {
             Err(error) => return Err(error.into()),
         };
         if builder.is_context {
+            // What stands in for an Engine has no record, but files.
+            let _ = builder.load_nodes(LoadOptions::default()).await;
+        }
+        if builder.is_context && builder.stand_in().is_none() {
             let name = builder.name();
             return Err(diag::Error::invalid(format!(
                 "context builder cannot be removed, run `docker context rm {name}` to remove this context"
@@ -79,7 +83,9 @@ impl Builder {
                 remains: Vec::new(),
             });
         }
-        builder.load_nodes(LoadOptions::default()).await?;
+        if !builder.is_context {
+            builder.load_nodes(LoadOptions::default()).await?;
+        }
         builder.remove_loaded(request).await
     }
 
@@ -141,6 +147,9 @@ impl Builder {
     /// Removes what a boot that was under way has made meanwhile. A boot looks for the record when it
     /// has made something, so nothing comes after this.
     async fn sweep(&self, what: Removal) {
+        if self.group.driver != "docker-container" {
+            return;
+        }
         let removals = self.nodes().iter().map(|node| self.remove_node(node, what));
         for error in join_all(removals).await.into_iter().filter_map(Result::err) {
             tracing::debug!(%error, "after the record was removed");
@@ -217,7 +226,7 @@ async fn running_builds(node: &Node) -> Vec<String> {
         return Vec::new();
     };
     // Only our own servers are stopped or removed.
-    if driver.name() != "docker-container" {
+    if !matches!(driver.name(), "docker-container" | "embedded") {
         return Vec::new();
     }
     match driver.status().await {

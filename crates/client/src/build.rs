@@ -27,7 +27,7 @@ use crate::load::ServerContent;
 use crate::outcome::{BUILD_REF, CONFIG_DIGEST, Outcome};
 use crate::plan::{NodeFacts, PlanContext, SolvePlan, no_output_warning};
 use crate::request::BuildRequest;
-use crate::serve::{Services, session_for};
+use crate::serve::{Peer, Services, session_for};
 use crate::solve::{Response, SolveFailure, solve};
 use crate::spec::is_true;
 
@@ -443,9 +443,12 @@ async fn try_solve(
         error,
         connection_lost: false,
     };
-    let content = ServerContent::new(channel.clone());
-    let session = session_for(plan, services, &content, lender).map_err(local)?;
     let driver = node.node.driver().map_err(local)?;
+    let peer = Peer {
+        content: ServerContent::new(channel.clone()),
+        on_this_machine: driver.is_on_this_machine(),
+    };
+    let session = session_for(plan, services, &peer, lender).map_err(local)?;
     let pairs = session.headers().pairs().into_iter();
     let headers: Vec<(String, String)> = pairs.map(|(k, v)| (k.to_owned(), v)).collect();
     let io = driver

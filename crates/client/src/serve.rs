@@ -43,11 +43,19 @@ pub(crate) struct Services {
     pub(crate) env: Environment,
 }
 
+/// The server that a session is opened to.
+pub(crate) struct Peer {
+    /// What it lets its clients read.
+    pub(crate) content: ServerContent,
+    /// Whether it is on this machine and may read directories where they are.
+    pub(crate) on_this_machine: bool,
+}
+
 /// Makes the session of a plan, and tells the plan what the session knows.
 pub(crate) fn session_for(
     plan: &mut SolvePlan,
     services: &Services,
-    server: &ServerContent,
+    peer: &Peer,
     lender: &ImageLender,
 ) -> Result<ClientSession, Error> {
     let dirs: BTreeMap<String, LocalDir> = plan
@@ -58,6 +66,7 @@ pub(crate) fn session_for(
     let mut builder = ClientSession::builder()
         .shared_key(&plan.shared_key)
         .local_dirs(dirs)
+        .in_place(peer.on_this_machine)
         .auth_with(auth(services))
         .secrets(secrets(plan, &services.env)?)
         .ssh(agents(plan, &services.env)?)
@@ -78,7 +87,7 @@ pub(crate) fn session_for(
         builder = builder.uploads(uploads);
     }
     for (number, export) in plan.exports.iter().enumerate() {
-        if let Some(target) = export_target(export, services, server)? {
+        if let Some(target) = export_target(export, services, &peer.content)? {
             builder = builder.file_target(number, target);
         }
     }

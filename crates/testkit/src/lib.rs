@@ -9,15 +9,19 @@
 
 mod certificates;
 mod command;
+mod crash;
 mod engine;
 mod images;
 mod lab;
 mod peers;
 mod registry;
+mod server;
 
 pub use command::{Output, Tool, normalized};
+pub use crash::{CrashReport, check_blobs, crash};
 pub use engine::{Engine, EngineOptions, Release};
 pub use images::{BaseImage, base_image};
 pub use lab::Lab;
 pub use peers::Peers;
 pub use registry::{Registry, RegistryAccess};
+pub use server::BuildServer;
