@@ -16,6 +16,7 @@ pub use graph::{Edge, Graph, GraphBuilder, ProgressGroup, Vertex, VertexMeta};
 pub use ops::{
     BuildOp, CacheSharing, ChownOpt, ContentCache, CopyAction, DiffOp, ExecOp, FileAction,
     FileActionKind, FileOp, MergeOp, MkDirAction, MkFileAction, Mount, MountKind, NetMode, Op,
-    ProxyEnv, RmAction, SecretEnv, SecurityMode, SourceOp, SymlinkAction, Ulimit, UserOpt,
+    ProxyEnv, RmAction, SESSION_HOST, SecretEnv, SecurityMode, SourceOp, SymlinkAction,
+    ULIMIT_NAMES, Ulimit, UserOpt,
 };
 pub use to_proto::{marshal_vertex, platform_to_proto, to_proto};

@@ -40,6 +40,7 @@ use tonic::transport::Server as GrpcServer;
 
 use crate::bridge::Gateway;
 use crate::config::Config;
+use crate::content_service::ContentService;
 use crate::control::ControlService;
 use crate::entitlements::Entitlements;
 use crate::gc::Collector;
@@ -194,6 +195,7 @@ impl Server {
                 .max_decoding_message_size(MESSAGE_SIZE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_SIZE_BYTES_MAX),
         )
+        .add_service(ContentService::server(self.parts.content.clone()))
         .add_service(health_service);
         collector.wake();
         let growing = collector.clone();

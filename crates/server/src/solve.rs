@@ -332,7 +332,6 @@ async fn export(
                 client: target.as_ref().map(|target| target as &dyn ClientTarget),
                 registry: &registry,
                 statuses,
-                omit_layers: Default::default(),
             };
             parts.exporter.export(spec, source, context).await
         })

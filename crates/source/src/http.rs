@@ -21,6 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use diag::{Code, Error, Result, Secret};
 use layers::{LayerHold, LayerNote, LayerStack, LayerStore, NewLayer};
+use llb::SESSION_HOST;
 use oci::{Digest, DigestHasher};
 use reqwest::header::{
     AUTHORIZATION, CONTENT_DISPOSITION, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH,
@@ -68,9 +69,6 @@ pub struct HttpRequest {
     /// Name of the secret with the `Authorization` header; empty if none is named.
     pub auth_secret: String,
 }
-
-/// The host of addresses that mean the client of the build.
-pub const SESSION_HOST: &str = "buildkit-session";
 
 /// What only the client knows: the `Authorization` header, asked for only when a request is really
 /// made, and the files it sends itself.

@@ -7,6 +7,7 @@
 //!
 //! A failure to start a part panics with its log: a test cannot go on without it.
 
+mod certificates;
 mod command;
 mod crash;
 mod engine;
@@ -18,7 +19,7 @@ mod server;
 
 pub use command::{Output, Tool, normalized};
 pub use crash::{CrashReport, check_blobs, crash};
-pub use engine::{Engine, Release};
+pub use engine::{Engine, EngineOptions, Release};
 pub use images::{BaseImage, base_image};
 pub use lab::Lab;
 pub use peers::Peers;

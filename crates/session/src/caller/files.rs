@@ -188,7 +188,13 @@ impl FileSink {
         };
         let result = ready!(finish.as_mut().poll(cx));
         self.state = SinkState::Done;
-        Poll::Ready(result.map_err(|status| io::Error::other(status.message().to_owned())))
+        Poll::Ready(result.map_err(|status| {
+            let kind = match status.code() {
+                tonic::Code::AlreadyExists => io::ErrorKind::AlreadyExists,
+                _ => io::ErrorKind::Other,
+            };
+            io::Error::new(kind, status.message().to_owned())
+        }))
     }
 }
 
