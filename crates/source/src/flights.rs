@@ -19,18 +19,24 @@ impl<K> Default for Flights<K> {
 impl<K: Hash + Eq> Flights<K> {
     /// Waits until nobody works on this. Whoever gets it then looks first whether it is done.
     pub(crate) async fn enter(&self, key: K) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut all = self.0.lock();
-            match all.get(&key).and_then(Weak::upgrade) {
-                Some(lock) => lock,
-                None => {
-                    all.retain(|_, lock| lock.strong_count() > 0);
-                    let lock = Arc::new(AsyncMutex::new(()));
-                    all.insert(key, Arc::downgrade(&lock));
-                    lock
-                }
+        self.lock(key).lock_owned().await
+    }
+
+    /// Like [`Flights::enter`] without waiting; `None` if somebody works on this.
+    pub(crate) fn try_enter(&self, key: K) -> Option<OwnedMutexGuard<()>> {
+        self.lock(key).try_lock_owned().ok()
+    }
+
+    fn lock(&self, key: K) -> Arc<AsyncMutex<()>> {
+        let mut all = self.0.lock();
+        match all.get(&key).and_then(Weak::upgrade) {
+            Some(lock) => lock,
+            None => {
+                all.retain(|_, lock| lock.strong_count() > 0);
+                let lock = Arc::new(AsyncMutex::new(()));
+                all.insert(key, Arc::downgrade(&lock));
+                lock
             }
-        };
-        lock.lock_owned().await
+        }
     }
 }
