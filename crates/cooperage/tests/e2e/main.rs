@@ -11,5 +11,6 @@ mod faults;
 mod flow;
 mod mistakes;
 mod options;
+mod sources;
 mod stock;
 mod workshop;
