@@ -39,6 +39,10 @@ pub struct SyncRequest {
     pub exclude: Vec<String>,
     /// Paths whose symbolic links are followed and whose targets are included.
     pub follow_paths: Vec<String>,
+    /// Whether the content of every file is asked for, also of those that look the same.
+    pub fetch_all: bool,
+    /// Whether only what the entries are is noted down, and which of them come themselves.
+    pub metadata_only: Option<diffcopy::Wanted>,
     /// The directory that becomes what the client has.
     pub dest: PathBuf,
     /// Whose the files are to be; root's unless there is a reason.
@@ -55,6 +59,8 @@ impl SyncRequest {
             include: Vec::new(),
             exclude: Vec::new(),
             follow_paths: Vec::new(),
+            fetch_all: false,
+            metadata_only: None,
             dest: dest.into(),
             owner: Owner::Fixed(0, 0),
             on_change: None,
@@ -93,6 +99,8 @@ impl Session {
             owner: request.owner,
             progress,
             on_change: request.on_change,
+            fetch_all: request.fetch_all,
+            metadata_only: request.metadata_only,
             ..ReceiveOptions::default()
         };
         let (requests, outbound) = mpsc::unbounded_channel();

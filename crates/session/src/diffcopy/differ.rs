@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::dest::Dest;
+use super::metadata::METADATA_FILE;
 use super::order::{self, OpenDir, OrderCheck};
 use super::receive::{Change, ChangeKind, Owner, ReceiveOptions, SyncStats};
 use super::writer::ToWriter;
@@ -53,11 +54,18 @@ struct Present {
     walker: Walker,
     links: HardLinks,
     next: Option<Entry>,
+    /// Whether the notes of transfers of metadata are passed over.
+    keeps_notes: bool,
 }
 
 impl Present {
     fn advance(&mut self) -> Result<(), SessionError> {
         self.next = self.walker.next_entry()?;
+        let is_notes =
+            |entry: &Entry| entry.stat.path == METADATA_FILE && mode::is_regular(entry.stat.mode);
+        if self.keeps_notes && self.next.as_ref().is_some_and(is_notes) {
+            self.next = self.walker.next_entry()?;
+        }
         if let Some(entry) = &mut self.next {
             self.links.mark(entry);
         }
@@ -98,6 +106,7 @@ impl Differ {
                 walker,
                 links: HardLinks::default(),
                 next: None,
+                keeps_notes: self.options.metadata_only.is_some(),
             };
             start.advance()?;
             present = Some(start);

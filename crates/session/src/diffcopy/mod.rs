@@ -21,6 +21,7 @@
 
 mod dest;
 mod differ;
+mod metadata;
 mod order;
 mod receive;
 mod send;
@@ -28,6 +29,7 @@ mod writer;
 
 use std::sync::Arc;
 
+pub use metadata::{METADATA_FILE, Wanted};
 pub use receive::{Change, ChangeKind, Owner, ReceiveOptions, SyncStats, receive};
 pub use send::{OUTBOUND_BATCHES, SendOptions, SendStats, send};
 
