@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 
+use crate::file_layer::{MODE_DEFAULT, finish_file, safe_name};
 use crate::flights::Flights;
 use crate::resolve::blocking;
 use crate::state_file::{read_state, sweep, write_state};
@@ -40,12 +41,6 @@ const FORMAT: u32 = 1;
 
 /// How long a server may be silent, before and while it sends.
 const SILENCE_MAX: Duration = Duration::from_secs(300);
-
-/// The mode of a file when none is asked for.
-const MODE_DEFAULT: u32 = 0o600;
-
-/// The name of a file when nothing names it.
-const NAME_DEFAULT: &str = "download";
 
 /// Which file, and what is made of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -333,7 +328,8 @@ impl HttpSource {
         let request = request.clone();
         blocking(move || {
             let modified = last_modified.as_deref().and_then(parse_time);
-            finish_file(&path, &request, modified.unwrap_or(0))?;
+            let owner = (request.uid, request.gid);
+            finish_file(&path, request.mode, owner, modified.unwrap_or(0))?;
             let (stack, hold) = commit(layer, &request)?;
             let state = State {
                 url: diag::redact_url(&request.url),
@@ -426,25 +422,6 @@ async fn download(request: &HttpRequest, mut response: Response, path: &Path) ->
     }
     file.flush().await?;
     Ok(hasher.finish())
-}
-
-/// Owner, mode and times (seconds since 1970), in the order in which none undoes another.
-fn finish_file(path: &Path, request: &HttpRequest, modified: i64) -> Result<()> {
-    let file = std::fs::File::options().write(true).open(path)?;
-    std::os::unix::fs::fchown(&file, Some(request.uid), Some(request.gid))?;
-    let mode = request.mode.filter(|mode| *mode != 0);
-    let mode = rustix::fs::Mode::from_raw_mode(mode.unwrap_or(MODE_DEFAULT) & 0o777);
-    rustix::fs::fchmod(&file, mode).map_err(std::io::Error::from)?;
-    let time = rustix::fs::Timespec {
-        tv_sec: modified,
-        tv_nsec: 0,
-    };
-    let times = rustix::fs::Timestamps {
-        last_access: time,
-        last_modification: time,
-    };
-    rustix::fs::futimens(&file, &times).map_err(std::io::Error::from)?;
-    Ok(())
 }
 
 fn commit(layer: NewLayer, request: &HttpRequest) -> Result<(LayerStack, LayerHold)> {
@@ -560,14 +537,6 @@ fn percent_decoded(text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&out).into_owned()
-}
-
-/// A name that is a single component of a path.
-fn safe_name(name: &str) -> String {
-    let name = name.trim().trim_end_matches('/');
-    let last = name.rsplit('/').next().unwrap_or_default();
-    let unfit = matches!(last, "" | "." | "..") || last.chars().any(char::is_control);
-    if unfit { NAME_DEFAULT } else { last }.to_owned()
 }
 
 #[cfg(test)]
