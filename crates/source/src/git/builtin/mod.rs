@@ -30,7 +30,6 @@ use diag::{Code, Context, Error, Result};
 use futures::future::BoxFuture;
 use oci::Digest;
 use reqwest::Client;
-use tokio::sync::OwnedMutexGuard;
 
 use super::command::{GitAccess, token_scope};
 use super::{GitObjects, GitPin, GitRequest, choose, mismatch};
@@ -157,7 +156,7 @@ impl Builtin<'_> {
     /// The commit and tag objects of what was pinned.
     pub(super) async fn objects(&self, pin: &GitPin) -> Result<GitObjects> {
         let object = Oid::parse(&pin.object)?;
-        let (repository, _alone) = self
+        let repository = self
             .bring(&self.request.remote, object, Some(&pin.reference))
             .await?;
         blocking(move || {
@@ -179,7 +178,7 @@ impl Builtin<'_> {
     fn check_out<'a>(&'a self, checkout: Checkout) -> BoxFuture<'a, Result<i64>> {
         Box::pin(async move {
             let shown = diag::redact_url(&checkout.remote);
-            let (repository, alone) = self
+            let repository = self
                 .bring(
                     &checkout.remote,
                     checkout.object,
@@ -192,7 +191,6 @@ impl Builtin<'_> {
             let wants_submodules = !self.request.skip_submodules;
             let (outcome, checkout) = blocking(move || {
                 let outcome = checkout.write(&repository, wants_submodules);
-                drop(alone);
                 Ok((outcome, checkout))
             })
             .await?;
@@ -252,33 +250,31 @@ impl Builtin<'_> {
             .with_context(|| format!("submodule {path}"))
     }
 
-    /// The repository of a remote, alone in it, with an object and everything that belongs to it.
+    /// The repository of a remote with an object and everything that belongs to it.
     async fn bring(
         &self,
         remote: &str,
         object: Oid,
         reference: Option<&str>,
-    ) -> Result<(Repository, OwnedMutexGuard<()>)> {
+    ) -> Result<Repository> {
         let format = object.format();
         let key = Digest::of(format!("packs\0{}\0{remote}", format.name()));
         let alone = self.flights.enter(key).await;
         let dir = self.dir.join(format!("{}.packs", key.hex()));
         let address = remote.to_owned();
         let repository = blocking(move || {
-            let repository = Repository::open(&dir, format)?;
+            let repository = Repository::open(&dir, format, alone)?;
             super::write_address(&dir, &address)?;
             Ok(repository)
         })
         .await?;
         if repository.keeps(object) {
-            return Ok((repository, alone));
+            return Ok(repository);
         }
         let shown = diag::redact_url(remote);
-        let repository = self
-            .fetch_object(remote, object, reference, repository)
+        self.fetch_object(remote, object, reference, repository)
             .await
-            .with_context(|| format!("failed to fetch remote {shown}"))?;
-        Ok((repository, alone))
+            .with_context(|| format!("failed to fetch remote {shown}"))
     }
 
     /// Fetches an object by its name; if the remote gives none so, all branches and tags.

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use diag::{Error, Result};
+use tokio::sync::OwnedMutexGuard;
 
 use super::delta;
 use super::object::{Format, Kind, Oid, parse_commit, parse_tag, parse_tree};
@@ -31,11 +32,12 @@ const BASES_BYTES_MAX: usize = 64 << 20;
 /// How many names of what is here a remote is told at most.
 const HAVE_MAX: usize = 64;
 
-/// An open repository.
+/// An open repository. Nobody else uses it while this lives, wherever it is taken.
 pub(super) struct Repository {
     dir: PathBuf,
     format: Format,
     packs: Vec<Pack>,
+    _alone: OwnedMutexGuard<()>,
 }
 
 struct Pack {
@@ -59,7 +61,11 @@ pub(super) struct Found {
 
 impl Repository {
     /// Opens a repository, making it if needed; what is half made is removed.
-    pub(super) fn open(dir: &Path, format: Format) -> Result<Repository> {
+    pub(super) fn open(
+        dir: &Path,
+        format: Format,
+        alone: OwnedMutexGuard<()>,
+    ) -> Result<Repository> {
         if !dir.join(READY).exists() && dir.exists() {
             std::fs::remove_dir_all(dir)?;
         }
@@ -71,6 +77,7 @@ impl Repository {
             dir: dir.to_owned(),
             format,
             packs: Vec::new(),
+            _alone: alone,
         };
         let mut paths: Vec<PathBuf> = std::fs::read_dir(&packs)?
             .map(|entry| entry.map(|entry| entry.path()))

@@ -633,3 +633,39 @@ async fn gits_own_transport_and_ssh_are_spoken() {
         assert!(error.contains(cause), "{remote}: {error}");
     }
 }
+
+/// Polls so often and then drops the future, wherever it is.
+async fn poll_times<F: Future>(work: F, times: usize) -> Option<F::Output> {
+    let mut work = Box::pin(work);
+    let mut left = times;
+    std::future::poll_fn(move |context| {
+        if left == 0 {
+            return std::task::Poll::Ready(None);
+        }
+        left -= 1;
+        work.as_mut().poll(context).map(Some)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_fetch_that_is_given_up_anywhere_is_in_nobodys_way() {
+    let site = site();
+    fill(&site.work);
+    for times in 0..400 {
+        site.work.put("a", times.to_string());
+        let commit = site.work.commit("more");
+        let given_up = poll_times(site.take(&site.request("main")), times).await;
+        let (pin, files) = site.take(&site.request("main")).await.unwrap();
+        assert_eq!(
+            (&pin.object, read(&files, "a")),
+            (&commit, times.to_string())
+        );
+        if let Some(taken) = given_up {
+            assert_eq!(read(&taken.unwrap().1, "a"), times.to_string());
+            same_as_git(&site, &commit, files.path());
+            return;
+        }
+    }
+    panic!("a fetch never ends");
+}
