@@ -1,4 +1,4 @@
-//! The repositories that are kept, for those who look at or clean up a server's disk.
+//! The repositories that are kept of remotes, for disk usage and pruning.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -9,83 +9,96 @@ use oci::Digest;
 
 use super::{ADDRESS, GitSource, READY};
 
-/// A repository that is kept of a remote.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GitRepository {
-    /// Names it.
+/// What was fetched from a remote, as it is listed.
+#[derive(Clone, Debug)]
+pub struct KeptRepository {
+    /// Its identity for removal.
     pub id: String,
-    /// Where it comes from, without secrets.
+    /// The address of the remote, without passwords.
     pub remote: String,
-    /// What it takes of the disk, in bytes.
-    pub bytes: u64,
+    /// Bytes of disk blocks it occupies.
+    pub size_bytes: u64,
     /// When it was made.
     pub created: SystemTime,
     /// When it was used last.
-    pub used: SystemTime,
+    pub last_used: SystemTime,
+    /// Whether a build uses it now.
+    pub in_use: bool,
 }
 
 impl GitSource {
-    /// All repositories that are kept. Reads the disk: call it from a blocking thread.
-    pub fn repositories(&self) -> Result<Vec<GitRepository>> {
-        let mut all = Vec::new();
+    /// All repositories. Blocks on the disk: sizes are measured.
+    pub fn repositories(&self) -> Result<Vec<KeptRepository>> {
+        let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {
             let path = entry?.path();
-            // One that is being made or removed is none.
-            let Ok(used) = path.join(READY).metadata().and_then(|meta| meta.modified()) else {
+            let Some((id, key)) = identity(&path) else {
                 continue;
             };
-            let Some(id) = path.file_name().and_then(|name| name.to_str()) else {
+            let Ok(meta) = std::fs::metadata(&path) else {
                 continue;
             };
-            let created = path.join(ADDRESS).metadata();
-            all.push(GitRepository {
-                id: id.to_owned(),
-                remote: std::fs::read_to_string(path.join(ADDRESS)).unwrap_or_default(),
-                bytes: bytes_of(&path)?,
-                created: created.and_then(|meta| meta.modified()).unwrap_or(used),
-                used,
+            let used = std::fs::metadata(path.join(READY)).and_then(|meta| meta.modified());
+            let created = meta.created().or_else(|_| meta.modified());
+            let created = created.unwrap_or(SystemTime::UNIX_EPOCH);
+            found.push(KeptRepository {
+                id,
+                remote: remote_of(&path),
+                size_bytes: allocated(&path),
+                created,
+                last_used: used.unwrap_or(created),
+                in_use: self.flights.try_enter(key).is_none(),
             });
         }
-        all.sort_by(|a, b| a.id.cmp(&b.id));
-        Ok(all)
+        found.sort_by(|one, two| one.id.cmp(&two.id));
+        Ok(found)
     }
 
-    /// Removes a repository; false if a build uses it now, or there is none. Commits that were
-    /// checked out are not touched. Blocks on the disk.
-    pub fn remove(&self, id: &str) -> Result<bool> {
-        let hex = id.strip_suffix(".git").or(id.strip_suffix(".packs"));
-        let key = hex.and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
-        let Some(key) = key else { return Ok(false) };
-        let Some(_alone) = self.flights.try_enter(key) else {
-            return Ok(false);
-        };
-        let path = self.dir.join(id);
-        if !path.is_dir() {
-            return Ok(false);
+    /// Removes a repository; says whether it was there and not in use. Blocks on the disk.
+    pub fn remove_repository(&self, id: &str) -> Result<bool> {
+        for entry in std::fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            let Some((_, key)) = identity(&path).filter(|(found, _)| found == id) else {
+                continue;
+            };
+            // Held until it is gone, so that nobody begins to use it.
+            let Some(_alone) = self.flights.try_enter(key) else {
+                return Ok(false);
+            };
+            // Without its mark it is half made, whatever happens while it is removed.
+            match std::fs::remove_file(path.join(READY)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
+            std::fs::remove_dir_all(path)?;
+            return Ok(true);
         }
-        // Without its mark it is half made, whatever happens while it is removed.
-        match std::fs::remove_file(path.join(READY)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-        std::fs::remove_dir_all(path)?;
-        Ok(true)
+        Ok(false)
     }
 }
 
-/// What a directory takes of the disk, in bytes.
-fn bytes_of(path: &Path) -> Result<u64> {
-    let meta = match path.symlink_metadata() {
-        Ok(meta) => meta,
-        // It was removed meanwhile.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(error.into()),
+/// A short name for a repository, and the key it is locked by.
+fn identity(path: &Path) -> Option<(String, Digest)> {
+    let name = path.file_name()?.to_str()?;
+    let name = name.strip_suffix(".git").or(name.strip_suffix(".packs"))?;
+    let key = format!("sha256:{name}").parse().ok()?;
+    Some((format!("git-{}", &name[..21]), key))
+}
+
+fn remote_of(repository: &Path) -> String {
+    std::fs::read_to_string(repository.join(ADDRESS)).unwrap_or_default()
+}
+
+/// Bytes of disk blocks that a directory takes; what goes away meanwhile takes none.
+fn allocated(path: &Path) -> u64 {
+    let Ok(meta) = path.symlink_metadata() else {
+        return 0;
     };
-    let mut bytes = meta.blocks() * 512;
-    if meta.is_dir() {
-        for entry in std::fs::read_dir(path)? {
-            bytes += bytes_of(&entry?.path())?;
-        }
+    let below = std::fs::read_dir(path).into_iter().flatten().flatten();
+    match meta.is_dir() {
+        true => meta.blocks() * 512 + below.map(|entry| allocated(&entry.path())).sum::<u64>(),
+        false => meta.blocks() * 512,
     }
-    Ok(bytes)
 }

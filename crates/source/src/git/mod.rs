@@ -35,7 +35,7 @@ use checkout::Checkout;
 use command::{Git, Place, is_installed};
 
 pub use command::{GitAccess, GitLog};
-pub use kept::GitRepository;
+pub use kept::KeptRepository;
 
 /// Version of the directory's format.
 const FORMAT: u32 = 1;

@@ -525,8 +525,10 @@ async fn what_a_killed_server_left_is_cleared_away() {
     site.take(&site.request("main")).await.unwrap();
     let [repository] = site.source.repositories().unwrap().try_into().unwrap();
     assert_eq!(repository.remote, site.server.url("r/.git"));
-    assert!(repository.bytes > 0);
-    let dir = site.root.path().join("git").join(&repository.id);
+    assert!(repository.size_bytes > 0 && !repository.in_use);
+    let dirs = std::fs::read_dir(site.root.path().join("git")).unwrap();
+    let mut dirs = dirs.map(|entry| entry.unwrap().path());
+    let dir = dirs.find(|path| path.is_dir()).unwrap();
     let packs = dir.join("objects/pack");
     std::fs::write(packs.join("new-x.part"), "half").unwrap();
     std::fs::write(packs.join("pack-x.pack"), "half").unwrap();
@@ -539,9 +541,9 @@ async fn what_a_killed_server_left_is_cleared_away() {
     std::fs::remove_file(dir.join(READY)).unwrap();
     std::fs::write(dir.join("config"), "broken").unwrap();
     site.take(&site.request("main")).await.unwrap();
-    assert!(site.source.remove(&repository.id).unwrap());
-    assert!(!site.source.remove(&repository.id).unwrap());
-    assert!(!site.source.remove("../layers").unwrap());
+    assert!(site.source.remove_repository(&repository.id).unwrap());
+    assert!(!site.source.remove_repository(&repository.id).unwrap());
+    assert!(!site.source.remove_repository("../layers").unwrap());
     assert!(site.source.repositories().unwrap().is_empty());
     site.take(&site.request("main")).await.unwrap();
 }
