@@ -14,6 +14,7 @@ mod images;
 mod lab;
 mod peers;
 mod registry;
+mod ssh_server;
 
 pub use command::{Output, Tool, normalized};
 pub use engine::{Engine, Release};
@@ -22,3 +23,4 @@ pub use images::{BaseImage, base_image};
 pub use lab::Lab;
 pub use peers::Peers;
 pub use registry::{Registry, RegistryAccess};
+pub use ssh_server::SshServer;

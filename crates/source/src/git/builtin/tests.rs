@@ -671,3 +671,45 @@ async fn a_fetch_that_is_given_up_anywhere_is_in_nobodys_way() {
     }
     panic!("a fetch never ends");
 }
+
+#[tokio::test]
+async fn ssh_is_spoken_with_an_agent_and_known_hosts_with_the_program_and_without() {
+    let site = site();
+    site.work.put("a", "1");
+    let commit = site.work.commit("first");
+    let ssh = testkit::SshServer::start(&site.root.path().join("ssh"));
+    let with_program = site.source.clone().with_program("git");
+    for (source, name) in [(&site.source, "without"), (&with_program, "with")] {
+        let request = GitRequest {
+            remote: ssh.url(&site.work.path().join(".git")),
+            known_hosts: ssh.known_hosts(),
+            ..site.request("main")
+        };
+        let access = GitAccess {
+            ssh_auth_sock: Some(ssh.agent()),
+            ..GitAccess::default()
+        };
+        let pin = source.pin(&request, &access).await.unwrap();
+        assert_eq!(pin.object, commit, "{name}");
+        let (stack, _hold) = source.fetch(&request, &pin, &access).await.unwrap();
+        let files = site.layers.mount(&stack).unwrap();
+        assert_eq!(read(&files, "a"), "1", "{name}");
+        let stranger = GitRequest {
+            known_hosts: ssh.known_hosts().replace("AAAA", "AAAB"),
+            ..request.clone()
+        };
+        let error = source.pin(&stranger, &access).await.unwrap_err();
+        assert!(
+            error.to_string().contains("Host key verification failed"),
+            "{name}: {error}"
+        );
+        let error = source
+            .pin(&request, &GitAccess::default())
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("Permission denied"),
+            "{name}: {error}"
+        );
+    }
+}
