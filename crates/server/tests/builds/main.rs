@@ -7,18 +7,20 @@
 
 mod bench;
 mod cases;
+mod sources;
 
 use std::pin::Pin;
 
 type Case = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
 
 macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        &[$((stringify!($name), || Box::pin(cases::$name()))),*]
+    ($module:ident: $($name:ident),* $(,)?) => {
+        &[$((stringify!($name), || Box::pin($module::$name()))),*]
     };
 }
 
 const CASES: &[Case] = cases![
+    cases:
     a_dockerfile_becomes_files_and_the_second_time_everything_is_cached,
     only_what_changed_runs_again,
     a_failing_step_is_reported_with_its_place_in_the_dockerfile,
@@ -35,6 +37,14 @@ const CASES: &[Case] = cases![
     finished_builds_are_remembered,
 ];
 
+const SOURCES: &[Case] = cases![
+    sources:
+    only_changed_files_of_a_folder_travel,
+    a_folder_is_taken_in_part,
+    what_files_are_travels_without_what_is_in_them,
+    a_blob_of_a_clients_layout_is_a_file,
+];
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args
@@ -44,8 +54,9 @@ fn main() {
         executor::init_main();
     }
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-    let chosen = CASES
-        .iter()
+    let chosen = [CASES, SOURCES]
+        .into_iter()
+        .flatten()
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str())));
     if args.iter().any(|arg| arg == "--list") {
         for (name, _) in chosen {
