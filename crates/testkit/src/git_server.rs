@@ -30,6 +30,7 @@ pub struct GitRequestSeen {
 ///
 /// It serves in threads of this process, so it is in the network of the thread that started it, and
 /// ends with the process.
+#[derive(Clone)]
 pub struct GitServer {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<GitRequestSeen>>>,
@@ -202,6 +203,13 @@ impl GitWork {
         };
         work.git(&[&["init", "-q", "-b", "main"], options].concat());
         work
+    }
+
+    /// One that is there already.
+    pub fn at(path: &Path) -> GitWork {
+        GitWork {
+            path: path.to_owned(),
+        }
     }
 
     /// Where it is.

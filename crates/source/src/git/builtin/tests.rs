@@ -713,3 +713,78 @@ async fn ssh_is_spoken_with_an_agent_and_known_hosts_with_the_program_and_withou
         );
     }
 }
+
+/// Names the process that is to be killed: where its sources are, the remote, and the commits.
+const VICTIM: &str = "COOPERAGE_TEST_VICTIM";
+
+#[tokio::test]
+async fn a_process_killed_while_it_fetches_leaves_a_repository_that_works() {
+    if let Ok(told) = std::env::var(VICTIM) {
+        return fetch_all(&told).await;
+    }
+    let site = site();
+    fill(&site.work);
+    let commits: Vec<String> = (0..40)
+        .map(|number| {
+            site.work.put("a", number.to_string());
+            site.work.commit("more")
+        })
+        .collect();
+    let victim_dir = site.root.path().join("victim");
+    for round in 0..12_u64 {
+        // Each begins with commits that are not here yet.
+        let told = [
+            site.root.path().to_str().unwrap().to_owned(),
+            victim_dir.join(round.to_string()).display().to_string(),
+            site.server.url("r/.git"),
+            commits[3 * round as usize..].join(","),
+        ];
+        let mut victim = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg("git::builtin::tests::a_process_killed_while_it_fetches_leaves_a_repository_that_works")
+            .env(VICTIM, told.join("\n"))
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = std::io::BufReader::new(victim.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("fetching") {
+            line.clear();
+            let count = std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+            assert!(count > 0, "the process ended by itself");
+        }
+        // Not to wait for anything: to kill it at another moment of its work each time.
+        std::thread::sleep(std::time::Duration::from_micros(round * 3700));
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        let after = Site {
+            source: open(site.root.path(), &site.layers),
+            root: tempfile::tempdir().unwrap(),
+            work: GitWork::at(site.work.path()),
+            server: site.server.clone(),
+            layers: site.layers.clone(),
+        };
+        let commit = &commits[(3 * round) as usize];
+        let (_, files) = after.take(&after.request(commit)).await.unwrap();
+        same_as_git(&after, commit, files.path());
+    }
+}
+
+/// What the process does that is to be killed.
+async fn fetch_all(told: &str) {
+    let told: Vec<&str> = told.split('\n').collect();
+    let layers = LayerStore::open(told[1], Backend::Auto).unwrap();
+    let source = open(Path::new(told[0]), &layers);
+    for commit in told[3].split(',') {
+        println!("fetching {commit}");
+        let request = GitRequest {
+            remote: told[2].into(),
+            reference: commit.into(),
+            ..GitRequest::default()
+        };
+        let access = GitAccess::default();
+        let pin = source.pin(&request, &access).await.unwrap();
+        source.fetch(&request, &pin, &access).await.unwrap();
+    }
+    panic!("nobody killed it");
+}
