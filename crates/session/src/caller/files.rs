@@ -20,6 +20,7 @@ use crate::diffcopy::{
 };
 use crate::error::SessionError;
 use crate::headers::{append, append_list};
+use crate::in_place;
 use crate::manager::Session;
 
 const SYNC: &str = "/moby.filesync.v1.FileSync/DiffCopy";
@@ -90,6 +91,11 @@ impl Session {
         progress: Option<Progress>,
     ) -> Result<SyncStats, SessionError> {
         self.require(SYNC, "no local sources enabled")?;
+        // Notes of what files are hold all that a client says of them.
+        let in_place = self.dir_in_place(&request.dir_name);
+        if let Some(dir) = in_place.filter(|_| request.metadata_only.is_none()) {
+            return in_place::sync(dir.clone(), request, progress).await;
+        }
         let mut metadata = MetadataMap::new();
         append_list(&mut metadata, "dir-name", &[&request.dir_name])?;
         append_list(&mut metadata, "include-patterns", &request.include)?;

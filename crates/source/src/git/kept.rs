@@ -1,6 +1,5 @@
 //! The repositories that are kept of remotes, for disk usage and pruning.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -44,7 +43,7 @@ impl GitSource {
             found.push(KeptRepository {
                 id,
                 remote: remote_of(&path),
-                size_bytes: allocated(&path),
+                size_bytes: archive::allocated(&path, &|_| false),
                 created,
                 last_used: used.unwrap_or(created),
                 in_use: self.flights.try_enter(key).is_none(),
@@ -89,16 +88,4 @@ fn identity(path: &Path) -> Option<(String, Digest)> {
 
 fn remote_of(repository: &Path) -> String {
     std::fs::read_to_string(repository.join(ADDRESS)).unwrap_or_default()
-}
-
-/// Bytes of disk blocks that a directory takes; what goes away meanwhile takes none.
-fn allocated(path: &Path) -> u64 {
-    let Ok(meta) = path.symlink_metadata() else {
-        return 0;
-    };
-    let below = std::fs::read_dir(path).into_iter().flatten().flatten();
-    match meta.is_dir() {
-        true => meta.blocks() * 512 + below.map(|entry| allocated(&entry.path())).sum::<u64>(),
-        false => meta.blocks() * 512,
-    }
 }
