@@ -15,8 +15,6 @@ use std::pin::Pin;
 type Case = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
 
 macro_rules! cases {
-    ($module:ident: $($name:ident),* $(,)?) => {
-        &[$((stringify!($name), || Box::pin($module::$name()))),*]
     ($($module:ident: $($name:ident),* $(,)?;)*) => {
         &[$($((stringify!($name), || Box::pin($module::$name()))),*),*]
     };
@@ -38,6 +36,11 @@ const CASES: &[Case] = cases![
     entitlements_must_be_granted_by_both,
     a_root_has_one_server,
     finished_builds_are_remembered;
+    sources:
+    only_changed_files_of_a_folder_travel,
+    a_folder_is_taken_in_part,
+    what_files_are_travels_without_what_is_in_them,
+    a_blob_of_a_clients_layout_is_a_file;
     state:
     disk_usage_adds_up_to_what_du_says,
     a_cap_holds_while_a_build_runs_and_spares_what_it_uses,
@@ -46,14 +49,6 @@ const CASES: &[Case] = cases![
     sixty_four_builds_run_what_they_share_once,
     at_most_so_many_steps_run_at_once,
     differences_and_merges_of_unrelated_states_are_made;
-];
-
-const SOURCES: &[Case] = cases![
-    sources:
-    only_changed_files_of_a_folder_travel,
-    a_folder_is_taken_in_part,
-    what_files_are_travels_without_what_is_in_them,
-    a_blob_of_a_clients_layout_is_a_file,
 ];
 
 fn main() {
@@ -65,9 +60,8 @@ fn main() {
         executor::init_main();
     }
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-    let chosen = [CASES, SOURCES]
-        .into_iter()
-        .flatten()
+    let chosen = CASES
+        .iter()
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str())));
     if args.iter().any(|arg| arg == "--list") {
         for (name, _) in chosen {
