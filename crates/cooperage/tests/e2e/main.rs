@@ -15,6 +15,7 @@ mod flow;
 mod layouts;
 mod mistakes;
 mod options;
+mod sources;
 mod state;
 mod stock;
 mod workshop;

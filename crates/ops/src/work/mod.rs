@@ -4,6 +4,7 @@
 //! Everything that ops share is in [`Parts`]; everything that belongs to one build comes through its
 //! [`BuildContext`].
 
+mod blob;
 mod cache_mounts;
 mod context;
 mod exec;

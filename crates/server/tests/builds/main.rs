@@ -7,6 +7,7 @@
 
 mod bench;
 mod cases;
+mod sources;
 mod state;
 
 use std::pin::Pin;
@@ -35,6 +36,11 @@ const CASES: &[Case] = cases![
     entitlements_must_be_granted_by_both,
     a_root_has_one_server,
     finished_builds_are_remembered;
+    sources:
+    only_changed_files_of_a_folder_travel,
+    a_folder_is_taken_in_part,
+    what_files_are_travels_without_what_is_in_them,
+    a_blob_of_a_clients_layout_is_a_file;
     state:
     disk_usage_adds_up_to_what_du_says,
     a_cap_holds_while_a_build_runs_and_spares_what_it_uses,
