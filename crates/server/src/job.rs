@@ -85,13 +85,15 @@ impl Job {
     ) -> Arc<Self> {
         let context = BuildContext::new(running.clone());
         let build = parts.solver.build(context);
-        Arc::new(Job {
+        let job = Arc::new(Job {
             parts,
             running,
             entitlements,
             build,
             refs: Mutex::new(HashMap::new()),
-        })
+        });
+        job.running.attach(&job);
+        job
     }
 
     /// What the server's builds share.
@@ -102,6 +104,16 @@ impl Job {
     /// The build as others see it.
     pub fn running(&self) -> &Arc<Running> {
         &self.running
+    }
+
+    /// What it may do.
+    pub fn entitlements(&self) -> &Entitlements {
+        &self.entitlements
+    }
+
+    /// What work sees that is done for this build alone.
+    pub fn context(&self) -> BuildContext {
+        BuildContext::new(self.running.clone())
     }
 
     /// Gives everything up.

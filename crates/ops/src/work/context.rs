@@ -6,8 +6,11 @@ use async_trait::async_trait;
 use diag::Result;
 use oci::Digest;
 use progress::{VertexLog, VertexStatus, VertexWarning};
+use proto::pb;
 use solver::{Outcome, RunContext};
 use status::{Status, StatusSink};
+
+use super::output::Output;
 
 /// Something that happened in a vertex. The vertex named in it does not count: each build that
 /// watches fills in its own.
@@ -36,6 +39,8 @@ pub trait Outside: Send + Sync + 'static {
     async fn session_of(&self, id: &str) -> Result<session::Session>;
     /// Registries, with the client's credentials.
     fn registry(&self) -> registry::Client;
+    /// Solves a definition that was found in a file, as a part of the build.
+    async fn solve_definition(&self, definition: pb::Definition) -> Result<Output>;
 }
 
 /// A build as the solver passes it around.
@@ -46,6 +51,11 @@ impl BuildContext {
     /// The context of a build with that outside.
     pub fn new(outside: Arc<dyn Outside>) -> Self {
         BuildContext(outside)
+    }
+
+    /// Whether both are of the same build.
+    pub fn is(&self, other: &BuildContext) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 

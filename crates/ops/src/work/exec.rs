@@ -22,7 +22,8 @@ use super::ssh::SshSocket;
 use crate::clean;
 
 /// The search path of steps whose image does not set one.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const DEFAULT_PATH: &str =
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs a process op on its inputs.
 pub async fn run_exec_op(
@@ -63,7 +64,7 @@ impl Prepared {
 }
 
 /// What a process sees of files and secrets; dropping it takes everything away again.
-struct Mounts {
+pub(super) struct Mounts {
     /// By the number of the mount in the op.
     files: HashMap<usize, Prepared>,
     others: Vec<(usize, ProcessMount)>,
@@ -71,7 +72,8 @@ struct Mounts {
 }
 
 impl Mounts {
-    async fn prepare(
+    /// Prepares all mounts of an op. A cancelled or failed preparation leaves nothing behind.
+    pub(super) async fn prepare(
         parts: &Arc<Parts>,
         op: &ExecOp,
         inputs: &[Output],
@@ -149,8 +151,13 @@ impl Mounts {
         Ok(())
     }
 
+    /// Where the files of the mount of that number are; `None` for one without files of its own.
+    pub(super) fn path(&self, number: usize) -> Option<PathBuf> {
+        self.files.get(&number).map(Prepared::path)
+    }
+
     /// The mounts over the root file system, in the order of the op.
-    fn process_mounts(&mut self, op: &ExecOp) -> Vec<ProcessMount> {
+    pub(super) fn process_mounts(&mut self, op: &ExecOp) -> Vec<ProcessMount> {
         let mut mounts = std::mem::take(&mut self.others);
         for (number, prepared) in &self.files {
             let mount = &op.mounts[*number];
@@ -332,7 +339,11 @@ async fn specification(
     })
 }
 
-async fn environment(op: &ExecOp, context: &RunContext<BuildContext>) -> Result<Vec<String>> {
+/// The environment of a process with the client's secrets in it.
+pub(super) async fn environment(
+    op: &ExecOp,
+    context: &RunContext<BuildContext>,
+) -> Result<Vec<String>> {
     let mut env = op.env.clone();
     if let Some(proxy) = &op.proxy_env {
         for (name, value) in [
@@ -431,7 +442,7 @@ async fn run_process(
 }
 
 /// A name for a running step that no other has.
-fn step_id() -> String {
+pub(super) fn step_id() -> String {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
