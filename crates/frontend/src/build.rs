@@ -9,7 +9,6 @@ use oci::{ImageConfig, Platform, Reference};
 
 use crate::client::{Client, Entrypoint};
 use crate::convert::{Converted, convert, lint_config};
-use crate::failure::fail;
 use crate::host::{Host, Warning};
 use crate::options::BuildOptions;
 use crate::plan::go_json;

@@ -7,18 +7,21 @@
 
 mod bench;
 mod cases;
+mod containers;
+mod frontends;
 
 use std::pin::Pin;
 
 type Case = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
 
 macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        &[$((stringify!($name), || Box::pin(cases::$name()))),*]
+    ($module:ident: $($name:ident),* $(,)?) => {
+        &[$((stringify!($name), || Box::pin($module::$name()))),*]
     };
 }
 
 const CASES: &[Case] = cases![
+    cases:
     a_dockerfile_becomes_files_and_the_second_time_everything_is_cached,
     only_what_changed_runs_again,
     a_failing_step_is_reported_with_its_place_in_the_dockerfile,
@@ -35,6 +38,27 @@ const CASES: &[Case] = cases![
     finished_builds_are_remembered,
 ];
 
+const FRONTENDS: &[Case] = cases![
+    frontends:
+    a_frontend_image_sees_its_request,
+    a_frontend_that_crashes_is_reported_with_its_log,
+    a_frontend_that_writes_garbage_is_ended,
+    a_frontend_that_returns_nothing_is_an_error,
+    a_frontend_that_hangs_is_killed_when_the_build_is_cancelled,
+    frontends_that_are_not_allowed_are_not_run,
+    a_definition_in_a_file_is_a_part_of_the_build,
+    what_a_source_stands_for_can_be_asked,
+];
+
+const CONTAINERS: &[Case] = cases![
+    containers:
+    processes_of_a_container_share_it,
+    a_terminal_is_typed_into_resized_and_signalled,
+    mounts_of_a_container_are_those_asked_for,
+    what_cannot_run_is_said_and_the_container_goes_on,
+    a_cancelled_build_takes_its_containers_along,
+];
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args
@@ -44,8 +68,9 @@ fn main() {
         executor::init_main();
     }
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-    let chosen = CASES
-        .iter()
+    let chosen = [CASES, FRONTENDS, CONTAINERS]
+        .into_iter()
+        .flatten()
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str())));
     if args.iter().any(|arg| arg == "--list") {
         for (name, _) in chosen {
