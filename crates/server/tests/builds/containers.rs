@@ -264,7 +264,7 @@ pub async fn a_terminal_is_typed_into_resized_and_signalled() {
     yard.container("one", Vec::new()).await;
     let mut talk = yard.talk().await;
     let script = "trap 'echo hung up; exit 9' HUP; tty; echo $TERM; \
-                  while read line; do echo \"got $line\"; stty size 2>/dev/null || echo no size; done";
+                  while read line; do echo \"got $line\"; echo \"size $(stty size 2>/dev/null)\"; done";
     let terminal = InitMessage {
         tty: true,
         ..shell(script, &[0, 1])
@@ -277,8 +277,8 @@ pub async fn a_terminal_is_typed_into_resized_and_signalled() {
     // Nothing says what comes first: the new size, or what is typed after it.
     for times in 1.. {
         talk.type_in("t", "word\n", false).await;
-        let sizes = |heard: &Heard| heard.output.matches("33 77\r\n").count();
-        let answers = |heard: &Heard| heard.output.matches("no size\r\n").count() + sizes(heard);
+        let sizes = |heard: &Heard| heard.output.matches("size 33 77\r\n").count();
+        let answers = |heard: &Heard| heard.output.matches("size \r\n").count() + sizes(heard);
         let heard = talk.until("t", |heard| answers(heard) == times).await;
         assert!(heard.output.starts_with("/dev/"), "{}", heard.output);
         assert!(
@@ -295,7 +295,7 @@ pub async fn a_terminal_is_typed_into_resized_and_signalled() {
     talk.until("u", |heard| heard.output.contains("xterm\r\n"))
         .await;
     talk.type_in("u", "x\n", false).await;
-    talk.until("u", |heard| heard.output.contains("no size\r\n"))
+    talk.until("u", |heard| heard.output.contains("size \r\n"))
         .await;
     for process in ["u", "t"] {
         let signal = SignalMessage { name: "HUP".into() };
