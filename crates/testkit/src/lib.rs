@@ -14,7 +14,7 @@ mod lab;
 mod peers;
 mod registry;
 
-pub use command::{Output, Tool, normalized};
+pub use command::{Output, Tool, normalized, program};
 pub use engine::{Engine, Release};
 pub use images::{BaseImage, base_image};
 pub use lab::Lab;

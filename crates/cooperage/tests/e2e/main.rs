@@ -9,6 +9,7 @@ mod docker_driver;
 mod driver_page;
 mod faults;
 mod flow;
+mod gateway;
 mod mistakes;
 mod options;
 mod stock;
