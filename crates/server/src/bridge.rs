@@ -29,8 +29,8 @@ use proto::gateway::{
 use tonic::{Request, Response, Status};
 
 use crate::capabilities;
-use crate::errors::to_status;
 use crate::exec_process;
+use crate::failed_step;
 use crate::gateway_build::GatewayBuild;
 use crate::gateway_containers::Container;
 use crate::parts::ServerParts;
@@ -96,11 +96,14 @@ impl Gateway {
     }
 }
 
-/// Answers a call with what the work gives.
-async fn answer<T>(work: impl Future<Output = Result<T>>) -> Result<Response<T>, Status> {
+/// Answers a call of a build with what the work gives; of a failed step its client hears more.
+async fn answer<T>(
+    build: &GatewayBuild,
+    work: impl Future<Output = Result<T>>,
+) -> Result<Response<T>, Status> {
     work.await
         .map(Response::new)
-        .map_err(|error| to_status(&error))
+        .map_err(|error| failed_step::to_status(build.job(), &error))
 }
 
 /// Files that can be looked into.
@@ -163,7 +166,7 @@ impl LlbBridge for Gateway {
         request: Request<ResolveImageConfigRequest>,
     ) -> Result<Response<ResolveImageConfigResponse>, Status> {
         let build = self.build(&request, "ResolveImageConfig").await?;
-        answer(build.resolve_image_config(request.into_inner())).await
+        answer(&build, build.resolve_image_config(request.into_inner())).await
     }
 
     async fn resolve_source_meta(
@@ -171,7 +174,7 @@ impl LlbBridge for Gateway {
         request: Request<ResolveSourceMetaRequest>,
     ) -> Result<Response<ResolveSourceMetaResponse>, Status> {
         let build = self.build(&request, "ResolveSourceMeta").await?;
-        answer(build.resolve_source_meta(request.into_inner())).await
+        answer(&build, build.resolve_source_meta(request.into_inner())).await
     }
 
     async fn solve(
@@ -179,7 +182,7 @@ impl LlbBridge for Gateway {
         request: Request<SolveRequest>,
     ) -> Result<Response<SolveResponse>, Status> {
         let build = self.build(&request, "Solve").await?;
-        answer(build.solve(request.into_inner())).await
+        answer(&build, build.solve(request.into_inner())).await
     }
 
     async fn read_file(
@@ -188,7 +191,7 @@ impl LlbBridge for Gateway {
     ) -> Result<Response<ReadFileResponse>, Status> {
         let build = self.build(&request, "ReadFile").await?;
         let request = request.into_inner();
-        answer(async move {
+        answer(&build.clone(), async move {
             let view = build.view(&request.r#ref).await?;
             Files::Solved(view).read_file(request).await
         })
@@ -201,7 +204,7 @@ impl LlbBridge for Gateway {
     ) -> Result<Response<ReadDirResponse>, Status> {
         let build = self.build(&request, "ReadDir").await?;
         let request = request.into_inner();
-        answer(async move {
+        answer(&build.clone(), async move {
             let view = build.view(&request.r#ref).await?;
             Files::Solved(view).read_dir(request).await
         })
@@ -214,7 +217,7 @@ impl LlbBridge for Gateway {
     ) -> Result<Response<StatFileResponse>, Status> {
         let build = self.build(&request, "StatFile").await?;
         let request = request.into_inner();
-        answer(async move {
+        answer(&build.clone(), async move {
             let view = build.view(&request.r#ref).await?;
             Files::Solved(view).stat_file(request).await
         })
@@ -227,7 +230,7 @@ impl LlbBridge for Gateway {
     ) -> Result<Response<EvaluateResponse>, Status> {
         let build = self.build(&request, "Evaluate").await?;
         let id = request.into_inner().r#ref;
-        answer(async move {
+        answer(&build.clone(), async move {
             if let Some(reference) = build.job().find(&id)? {
                 build.job().evaluate(&reference).await?;
             }
@@ -238,7 +241,7 @@ impl LlbBridge for Gateway {
 
     async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PongResponse>, Status> {
         let build = self.build(&request, "Ping").await?;
-        answer(async move {
+        answer(&build.clone(), async move {
             let parts = build.job().parts().clone();
             let worker = blocking(move || Ok(parts.worker.to_proto())).await?;
             Ok(PongResponse {
@@ -255,7 +258,7 @@ impl LlbBridge for Gateway {
         request: Request<ReturnRequest>,
     ) -> Result<Response<ReturnResponse>, Status> {
         let build = self.build(&request, "Return").await?;
-        answer(async move {
+        answer(&build.clone(), async move {
             build.take_return(request.into_inner())?;
             Ok(ReturnResponse {})
         })
@@ -274,7 +277,7 @@ impl LlbBridge for Gateway {
 
     async fn warn(&self, request: Request<WarnRequest>) -> Result<Response<WarnResponse>, Status> {
         let build = self.build(&request, "Warn").await?;
-        answer(async move {
+        answer(&build.clone(), async move {
             build.warn(request.into_inner())?;
             Ok(WarnResponse {})
         })
@@ -286,7 +289,7 @@ impl LlbBridge for Gateway {
         request: Request<NewContainerRequest>,
     ) -> Result<Response<NewContainerResponse>, Status> {
         let build = self.build(&request, "NewContainer").await?;
-        answer(async move {
+        answer(&build.clone(), async move {
             build.containers().create(request.into_inner()).await?;
             Ok(NewContainerResponse {})
         })
@@ -298,7 +301,7 @@ impl LlbBridge for Gateway {
         request: Request<ReleaseContainerRequest>,
     ) -> Result<Response<ReleaseContainerResponse>, Status> {
         let build = self.build(&request, "ReleaseContainer").await?;
-        answer(async move {
+        answer(&build.clone(), async move {
             let id = request.into_inner().container_id;
             build.containers().release(&id).await?;
             Ok(ReleaseContainerResponse {})
@@ -321,7 +324,7 @@ impl LlbBridge for Gateway {
     ) -> Result<Response<ReadFileResponse>, Status> {
         let build = self.build(&request, "ReadFileContainer").await?;
         let request = request.into_inner();
-        answer(async move {
+        answer(&build.clone(), async move {
             let files = Files::of_container(&build, &request.r#ref, request.mount_index).await?;
             files.read_file(request).await
         })
@@ -334,7 +337,7 @@ impl LlbBridge for Gateway {
     ) -> Result<Response<ReadDirResponse>, Status> {
         let build = self.build(&request, "ReadDirContainer").await?;
         let request = request.into_inner();
-        answer(async move {
+        answer(&build.clone(), async move {
             let files = Files::of_container(&build, &request.r#ref, request.mount_index).await?;
             files.read_dir(request).await
         })
@@ -347,7 +350,7 @@ impl LlbBridge for Gateway {
     ) -> Result<Response<StatFileResponse>, Status> {
         let build = self.build(&request, "StatFileContainer").await?;
         let request = request.into_inner();
-        answer(async move {
+        answer(&build.clone(), async move {
             let files = Files::of_container(&build, &request.r#ref, request.mount_index).await?;
             files.stat_file(request).await
         })

@@ -435,7 +435,7 @@ fn signal_number(name: &str) -> Option<i32> {
             _ => return None,
         },
     };
-    let known = number < 32 || (REALTIME.0..=REALTIME.1).contains(&number);
+    let known = (1..32).contains(&number) || (REALTIME.0..=REALTIME.1).contains(&number);
     known.then_some(number)
 }
 

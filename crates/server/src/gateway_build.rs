@@ -39,6 +39,7 @@ type Returned = Mutex<Option<Result<BuildResult>>>;
 impl GatewayBuild {
     /// A build that waits for its client.
     pub fn new(job: Arc<Job>, inputs: HashMap<String, pb::Definition>) -> Arc<Self> {
+        job.running().keep_failures();
         Arc::new(GatewayBuild {
             containers: Containers::new(job.clone()),
             job,

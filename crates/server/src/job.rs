@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use diag::{Error, Result};
 use llb::Graph;
+use oci::Digest;
 use ops::work::{BuildContext, OpWork, Output, ReadOnly, blocking};
 use parking_lot::Mutex;
 use proto::pb;
@@ -197,6 +198,22 @@ impl Job {
         let id = format!("{:032x}", rand::random::<u128>());
         self.refs.lock().insert(id.clone(), reference);
         id
+    }
+
+    /// Keeps an outcome that no graph of its own stands for under a new name.
+    pub fn keep_output(&self, output: Output) -> String {
+        self.keep(Arc::new(SolvedRef {
+            graph: Arc::new(Graph::default()),
+            definition: None,
+            output: OnceCell::new_with(Some(output)),
+            view: OnceCell::new(),
+        }))
+    }
+
+    /// The vertex of that digest, if it was loaded.
+    pub fn vertex(&self, digest: &Digest) -> Option<Arc<llb::Vertex>> {
+        let node = self.build.node(digest)?;
+        Some(node.work().op_vertex().clone())
     }
 
     /// The graph kept under a name; the empty name is the empty file system.

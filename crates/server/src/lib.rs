@@ -24,6 +24,7 @@ pub mod entitlements;
 pub mod errors;
 mod exec_process;
 mod exporting;
+mod failed_step;
 pub mod filters;
 pub mod flags;
 mod frontend_image;

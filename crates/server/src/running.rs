@@ -9,7 +9,7 @@ use diag::{Error, Result};
 use jiff::Timestamp;
 use llb::Graph;
 use oci::Digest;
-use ops::work::{Event, Output, Outside, to_vertex_status};
+use ops::work::{Event, FailedStep, Output, Outside, to_vertex_status};
 use parking_lot::Mutex;
 use progress::{SolveStatus, Vertex};
 use proto::pb;
@@ -54,6 +54,8 @@ struct State {
     vertices: HashMap<Digest, Vertex>,
     locations: HashMap<Digest, Vec<diag::SourceLocation>>,
     warnings: i32,
+    /// `None` while nobody wants them.
+    failures: Option<HashMap<Digest, FailedStep>>,
 }
 
 impl Running {
@@ -81,6 +83,16 @@ impl Running {
     /// Says which build it is, once.
     pub(crate) fn attach(&self, job: &Arc<Job>) {
         let _ = self.job.set(Arc::downgrade(job));
+    }
+
+    /// From now on what failed steps leave behind is kept until the build ends.
+    pub fn keep_failures(&self) {
+        self.state.lock().failures.get_or_insert_default();
+    }
+
+    /// What a failed step left behind.
+    pub fn failure(&self, vertex: &Digest) -> Option<FailedStep> {
+        self.state.lock().failures.as_ref()?.get(vertex).cloned()
     }
 
     /// Its id, which clients call its ref.
@@ -209,6 +221,7 @@ impl Running {
         for vertex in open {
             self.finish(&vertex, false, Some(&Error::canceled()));
         }
+        self.state.lock().failures = None;
         self.progress.end();
     }
 
@@ -332,6 +345,16 @@ impl Outside for Running {
         match job.load_definition(definition)? {
             Some(reference) => job.evaluate(&reference).await,
             None => Ok(Output::empty()),
+        }
+    }
+
+    fn wants_failures(&self) -> bool {
+        self.state.lock().failures.is_some()
+    }
+
+    fn failed(&self, vertex: &Digest, step: &FailedStep) {
+        if let Some(failures) = &mut self.state.lock().failures {
+            failures.insert(*vertex, step.clone());
         }
     }
 }

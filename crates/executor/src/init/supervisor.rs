@@ -79,9 +79,10 @@ impl<'a> Prepared<'a> {
             Some(container) => {
                 move_into_thread_name_spaces(container.as_fd(), ThreadNameSpaceType::PROCESS_ID)?;
             }
-            // SAFETY: this process has one thread; the namespace is for its children only.
             None => {
-                unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?
+                let flags = rustix::thread::UnshareFlags::NEWPID;
+                // SAFETY: this process has one thread; the namespace is for its children only.
+                unsafe { rustix::thread::unshare_unsafe(flags) }?;
             }
         }
         let (pid, born_in_v2) = fork(&cgroup)?;

@@ -24,6 +24,15 @@ pub enum Event {
     Warning(VertexWarning),
 }
 
+/// The files of a process that failed, by the number of the mount; `None` for mounts that have none.
+#[derive(Clone, Debug, Default)]
+pub struct FailedStep {
+    /// What it started from.
+    pub before: Vec<Option<Output>>,
+    /// What it left behind.
+    pub after: Vec<Option<Output>>,
+}
+
 /// The outside of a build: whom to tell, and the client that is asked for files and secrets.
 #[async_trait]
 pub trait Outside: Send + Sync + 'static {
@@ -41,6 +50,10 @@ pub trait Outside: Send + Sync + 'static {
     fn registry(&self) -> registry::Client;
     /// Solves a definition that was found in a file, as a part of the build.
     async fn solve_definition(&self, definition: pb::Definition) -> Result<Output>;
+    /// Whether somebody may want to look into steps that failed.
+    fn wants_failures(&self) -> bool;
+    /// A process failed; told only if it is wanted.
+    fn failed(&self, vertex: &Digest, step: &FailedStep);
 }
 
 /// A build as the solver passes it around.

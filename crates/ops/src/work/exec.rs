@@ -14,7 +14,7 @@ use progress::VertexLog;
 use solver::RunContext;
 
 use super::cache_mounts::CacheMount;
-use super::context::{BuildContext, Event};
+use super::context::{BuildContext, Event, FailedStep};
 use super::logs::{self, LogChunk};
 use super::output::Output;
 use super::parts::{Parts, ReadOnly, blocking};
@@ -36,8 +36,17 @@ pub async fn run_exec_op(
     let mut mounts = Mounts::prepare(parts, op, &inputs, context).await?;
     let spec = specification(parts, vertex, op, &mut mounts, context).await?;
     let ended = run_process(parts, vertex, op, spec, context).await;
-    // Commit even a cancelled step's mounts never: they go away with `mounts`.
-    ended?;
+    // A cancelled step's mounts are never committed: they go away with `mounts`.
+    if let Err(error) = ended {
+        let watching = context.contexts();
+        if !error.is_canceled() && watching.iter().any(|build| build.wants_failures()) {
+            let failed = mounts.keep_failed(op, &inputs, vertex.name()).await?;
+            for build in watching {
+                build.failed(&vertex.digest, &failed);
+            }
+        }
+        return Err(error);
+    }
     mounts.commit(vertex.name()).await
 }
 
@@ -173,6 +182,27 @@ impl Mounts {
         }
         mounts.sort_by_key(|(number, _)| *number);
         mounts.into_iter().map(|(_, mount)| mount).collect()
+    }
+
+    /// What a failed step started from and left behind, for those who want to look into it.
+    async fn keep_failed(self, op: &ExecOp, inputs: &[Output], name: String) -> Result<FailedStep> {
+        let before: Vec<Option<Output>> = op
+            .mounts
+            .iter()
+            .map(|mount| inputs.get(mount.input?).cloned())
+            .collect();
+        let Mounts { files, .. } = self;
+        blocking(move || {
+            let mut after = before.clone();
+            for (number, prepared) in files {
+                if let Prepared::Writable(stack, _) = prepared {
+                    let (stack, hold) = stack.commit_held(LayerNote::new(&name))?;
+                    after[number] = Some(Output::held(stack, hold));
+                }
+            }
+            Ok(FailedStep { before, after })
+        })
+        .await
     }
 
     /// Makes layers of what was written.

@@ -34,7 +34,7 @@ use tokio::sync::OnceCell;
 
 pub use cache_mounts::{CacheMountInfo, CacheMounts};
 pub use container::{ContainerFiles, ContainerProcess};
-pub use context::{BuildContext, Event, Outside, RunSink, to_vertex_status};
+pub use context::{BuildContext, Event, FailedStep, Outside, RunSink, to_vertex_status};
 pub use keys::InputSelection;
 pub use logs::{LogChunk, LogLimits, forward as forward_logs};
 pub use output::Output;

@@ -421,6 +421,80 @@ pub async fn what_cannot_run_is_said_and_the_container_goes_on() {
     yard.close().await;
 }
 
+pub async fn the_files_of_a_failed_step_can_be_looked_into() {
+    let mut yard = Yard::open(Build::new("")).await;
+    let mut graph = llb::GraphBuilder::new();
+    let base = busybox_with("/greeting", 0o644, b"hello");
+    let mut below = base.root.expect("a root");
+    for digest in &base.order {
+        let vertex = base.vertex(digest).expect("a vertex");
+        let (op, inputs) = (vertex.op.clone(), vertex.inputs.clone());
+        below = graph.add(op, inputs, None, llb::VertexMeta::default(), Vec::new());
+    }
+    let exec = llb::ExecOp {
+        args: ["/bin/sh", "-c", "echo left > /behind; exit 3"]
+            .map(str::to_owned)
+            .into(),
+        cwd: "/".into(),
+        mounts: vec![llb::Mount {
+            input: Some(0),
+            dest: "/".into(),
+            output: Some(0),
+            ..llb::Mount::default()
+        }],
+        ..llb::ExecOp::default()
+    };
+    let meta = llb::VertexMeta::default();
+    let root = graph.add(
+        llb::Op::Exec(Box::new(exec)),
+        vec![below],
+        None,
+        meta,
+        Vec::new(),
+    );
+    let request = SolveRequest {
+        definition: Some(llb::to_proto(&graph.finish(Some(root)))),
+        allow_result_return: true,
+        allow_result_array_ref: true,
+        evaluate: true,
+        ..SolveRequest::default()
+    };
+    let failed = yard
+        .driven
+        .gateway
+        .solve(request)
+        .await
+        .expect_err("it fails");
+    assert!(failed.message().ends_with("exit code: 3"));
+    let status: proto::rpc::Status = prost::Message::decode(failed.details()).expect("details");
+    let solve = status
+        .details
+        .iter()
+        .find(|detail| detail.type_url.ends_with("errdefs.Solve+json"))
+        .expect("what failed");
+    let solve: serde_json::Value = serde_json::from_slice(&solve.value).expect("JSON");
+    assert_eq!(solve["op"]["exec"]["meta"]["args"][0], "/bin/sh");
+    let id = |list: &str| solve[list][0].as_str().expect("an id").to_owned();
+    let mut talk = yard.talk().await;
+    for (list, expected) in [("mountIDs", "left\n"), ("inputIDs", "none\n")] {
+        let request = NewContainerRequest {
+            container_id: list.into(),
+            mounts: vec![pb::Mount {
+                dest: "/".into(),
+                result_id: id(list),
+                ..pb::Mount::default()
+            }],
+            ..NewContainerRequest::default()
+        };
+        let made = yard.driven.gateway.new_container(request).await;
+        made.expect("a container");
+        let script = "cat /behind 2>/dev/null || echo none";
+        talk.start(list, list, shell(script, &[1])).await;
+        assert_eq!(talk.done(list).await.output, expected);
+    }
+    yard.close().await;
+}
+
 pub async fn a_cancelled_build_takes_its_containers_along() {
     let mut yard = Yard::open(Build::new("")).await;
     yard.container("one", Vec::new()).await;

@@ -56,6 +56,7 @@ const CONTAINERS: &[Case] = cases![
     a_terminal_is_typed_into_resized_and_signalled,
     mounts_of_a_container_are_those_asked_for,
     what_cannot_run_is_said_and_the_container_goes_on,
+    the_files_of_a_failed_step_can_be_looked_into,
     a_cancelled_build_takes_its_containers_along,
 ];
 
