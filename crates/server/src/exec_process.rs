@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use diag::{Context, Error};
+use diag::Error;
 use executor::{ExecError, ExitStatus, Process, ProcessIo, Stdio, Terminal, WindowSize};
 use futures::{Stream, StreamExt};
 use ops::work::ContainerProcess;
@@ -31,6 +31,7 @@ use tonic::Status;
 use crate::errors::{to_rpc_status, to_status};
 use crate::gateway_build::GatewayBuild;
 use crate::gateway_containers::Container;
+use crate::stdio::pipe;
 
 /// Messages to the client that wait to be sent.
 const REPLIES_MAX: usize = 32;
@@ -373,13 +374,6 @@ fn open_streams(init: &InitMessage) -> diag::Result<(ProcessIo, Streams)> {
         })
     };
     Ok((io, streams))
-}
-
-/// A pipe: the end to read, the end to write.
-fn pipe() -> diag::Result<(OwnedFd, OwnedFd)> {
-    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(std::io::Error::from)
-        .context("pipe")
 }
 
 fn specification(init: InitMessage) -> Result<ContainerProcess, Status> {

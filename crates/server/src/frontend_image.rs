@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,10 +15,10 @@ use bytes::Bytes;
 use diag::{Code, Context, Error, Result, Secret};
 use executor::{ExecError, ExitStatus, MountFlags, MountSource, ProcessMount, ProcessSpec, Stdio};
 use frontend::BuildOptions;
-use layers::{LayerStack, WritableStack};
+use layers::WritableStack;
 use llb::{GraphBuilder, NetMode, Op, SourceOp, VertexMeta};
 use oci::{Digest, ImageConfig, Platform, Reference};
-use ops::work::{ContainerFiles, Event, LogChunk, Outside, blocking, forward_logs};
+use ops::work::{ContainerFiles, Event, LogChunk, Output, Outside, blocking, forward_logs};
 use progress::VertexLog;
 use proto::pb;
 use proto::prost::Message;
@@ -31,7 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::frontends::{FrontendRequest, JobHost};
 use crate::gateway_build::GatewayBuild;
 use crate::job::{BuildResult, Job};
-use crate::stdio::{self, ConnectionEnd};
+use crate::stdio::{self, ConnectionEnd, pipe};
 
 /// What is executed of an image without an entry point.
 const DEFAULT_PROGRAM: &str = "/run";
@@ -49,7 +48,7 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A frontend's image, unpacked.
 struct FrontendImage {
-    stack: LayerStack,
+    files: Output,
     config: ImageConfig,
     definition: pb::Definition,
     /// The vertex its log lines are shown under.
@@ -58,6 +57,9 @@ struct FrontendImage {
 
 /// Runs the image that the option `source` names.
 pub async fn run_frontend_image(job: &Arc<Job>, request: FrontendRequest) -> Result<BuildResult> {
+    if request.attrs.contains_key("gateway-devel") {
+        return Err(Error::invalid("development gateway is no longer supported"));
+    }
     let source = request.attrs.get("source").cloned().unwrap_or_default();
     if source.is_empty() {
         return Err(Error::invalid("no source specified for gateway"));
@@ -158,7 +160,7 @@ async fn load(job: &Arc<Job>, request: &FrontendRequest, source: &str) -> Result
     let reference = job.load(graph, None)?;
     let output = job.evaluate(&reference).await?;
     Ok(FrontendImage {
-        stack: output.stack,
+        files: output,
         config,
         definition: reference.definition(),
         vertex,
@@ -262,7 +264,10 @@ struct Frontend {
 
 impl Frontend {
     async fn run(mut self, cancel: CancellationToken) -> Result<BuildResult> {
-        let (layers, stack) = (self.job.parts().layers.clone(), self.image.stack.clone());
+        let (layers, stack) = (
+            self.job.parts().layers.clone(),
+            self.image.files.stack.clone(),
+        );
         let files = blocking(move || Ok(layers.writable(&stack)?)).await?;
         let spec = std::mem::take(&mut self.spec);
         let ended = self.run_process(spec, &files, cancel).await;
@@ -369,13 +374,6 @@ impl Frontend {
                 .hint("the frontend ended well without having returned anything")),
         }
     }
-}
-
-/// A pipe: the end to read, the end to write.
-fn pipe() -> Result<(OwnedFd, OwnedFd)> {
-    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(std::io::Error::from)
-        .context("pipe")
 }
 
 #[cfg(test)]

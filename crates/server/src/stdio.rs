@@ -1,5 +1,6 @@
-//! The gateway service on two pipes: the standard streams of a frontend.
+//! Pipes as standard streams, and the gateway service on two of them.
 
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -64,6 +65,13 @@ pub async fn serve(
         .await
         .map_err(|error| diag::Error::internal(error.to_string()))
         .context("serving a frontend")
+}
+
+/// A pipe for a stream of a process: the end to read, the end to write.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(std::io::Error::from)
+        .context("pipe")
 }
 
 /// Two pipes as one connection.

@@ -1,6 +1,8 @@
 //! Frontend images: `# syntax=…` with a frontend of the test kit, by our client and by stock's.
 
 use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use testkit::{Registry, Tool, program};
 
@@ -145,7 +147,60 @@ fn what_goes_wrong_in_a_frontend_image_is_shown_with_the_line_that_asked_for_it(
 }
 
 #[test]
-fn the_gateway_frontend_is_asked_for_by_name() {
+fn a_frontend_image_that_hangs_or_babbles_is_ended() {
+    let shop = Shop::open();
+    for (name, client) in shop.clients() {
+        let context = shop.context(name, "garbage\n");
+        let build = client.fails(&[BUILD, &[&context]].concat());
+        let expected = "frontend grpc server closed unexpectedly";
+        assert!(build.stderr.contains(expected), "{}", build.stderr);
+        let context = shop.context(name, "hang\n");
+        let tag = format!("TAG={}-{name}", shop.shop.lab.name());
+        let log = shop.shop.lab.directory().join(format!("hangs-{name}"));
+        let mut build = client
+            .command(&[BUILD, &["--build-arg", &tag, &context]].concat())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        wait_until(|| {
+            std::fs::read_to_string(&log)
+                .unwrap()
+                .contains("hanging as I was told")
+        });
+        assert!(is_running(&tag));
+        let interrupt = Command::new("kill")
+            .args(["-INT", &build.id().to_string()])
+            .status();
+        assert!(interrupt.unwrap().success());
+        assert!(!build.wait().unwrap().success());
+        wait_until(|| !is_running(&tag));
+    }
+}
+
+/// Whether a frontend runs that was given this build argument.
+fn is_running(argument: &str) -> bool {
+    let environments = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut environments =
+        environments.filter_map(|process| std::fs::read(process.path().join("environ")).ok());
+    environments.any(|environment| {
+        let text = String::from_utf8_lossy(&environment);
+        text.contains("BUILDKIT_FRONTEND_OPT_0=") && text.contains(argument)
+    })
+}
+
+fn wait_until(done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "it did not happen"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn an_option_asks_for_a_frontend_too_and_the_official_one_is_built_in() {
     let shop = Shop::open();
     let at = shop.registry.address().to_owned();
     let context = shop.shop.context(

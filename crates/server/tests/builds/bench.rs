@@ -334,6 +334,12 @@ impl Bench {
         }
     }
 
+    /// Does a build by another frontend to its end.
+    pub async fn build_by(&self, build: &Build, frontend: &str) -> Outcome {
+        self.build_with(build, |request| frontend.clone_into(&mut request.frontend))
+            .await
+    }
+
     /// Builds a definition to its end.
     pub async fn definition(&self, build: &Build, definition: pb::Definition) -> Outcome {
         self.build_with(build, |request| {

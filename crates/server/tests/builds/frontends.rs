@@ -117,6 +117,14 @@ pub async fn a_frontend_image_sees_its_request() {
     ] {
         assert!(seen.logs.contains(line), "{line} is not in {}", seen.logs);
     }
+    // The same by its own name, without a Dockerfile that asks for it.
+    let named = build_by("env >&2; exit 1").attr("source", NAME);
+    let seen = bench.build_by(&named, "gateway.v0").await;
+    assert!(seen.logs.contains("=build-arg:COLOUR=blue\n"));
+    assert!(!seen.logs.contains("=cmdline="), "{}", seen.logs);
+    let nothing = bench.build_by(&build_by("true"), "gateway.v0").await;
+    let message = nothing.error().message();
+    assert_eq!(message, "no source specified for gateway");
     let refused = bench.build(&build("true")).await;
     let message = refused.error().message();
     assert!(

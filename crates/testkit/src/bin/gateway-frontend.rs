@@ -9,6 +9,8 @@
 //! run COMMAND         a step
 //! fail TEXT           returns this error
 //! crash               ends without a word to the server
+//! hang                never ends
+//! garbage             writes to the server what is not the protocol
 //! dockerfile NAME     hands the request on to the Dockerfile frontend, with that file
 //! ```
 
@@ -131,6 +133,16 @@ impl Frontend {
                 "crash" => {
                     log("crashing as I was told");
                     std::process::exit(42);
+                }
+                "hang" => {
+                    log("hanging as I was told");
+                    std::future::pending::<()>().await;
+                }
+                "garbage" => {
+                    log("babbling as I was told");
+                    let babble = [b'?'; 1024];
+                    while rustix::io::write(rustix::stdio::stdout(), &babble).is_ok() {}
+                    std::future::pending::<()>().await;
                 }
                 "dockerfile" => return self.hand_on(rest).await,
                 "" => {}
