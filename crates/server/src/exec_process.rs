@@ -91,15 +91,17 @@ struct Streams {
 }
 
 impl Talk {
-    /// Until the client has nothing more to say. Its processes go on.
+    /// Until the client has nothing more to say, and its processes go on, or the build has ended.
     async fn listen<S>(&mut self, mut messages: S) -> Result<(), Status>
     where
         S: Stream<Item = Result<ExecMessage, Status>> + Send + Unpin,
     {
+        let closed = self.build.containers().closed().clone();
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,
                 () = self.replies.closed() => return Ok(()),
+                () = closed.cancelled() => return Ok(()),
             };
             match message {
                 None => return Ok(()),

@@ -25,6 +25,7 @@ use crate::job::Job;
 pub struct Containers {
     job: Arc<Job>,
     all: Mutex<HashMap<String, Arc<Container>>>,
+    closed: CancellationToken,
 }
 
 /// A container. Its files go away when nobody has it any more.
@@ -45,11 +46,15 @@ impl Containers {
         Containers {
             job,
             all: Mutex::default(),
+            closed: CancellationToken::new(),
         }
     }
 
     /// Makes one. Nothing runs in it yet.
     pub async fn create(&self, request: NewContainerRequest) -> Result<()> {
+        if self.closed.is_cancelled() {
+            return Err(Error::canceled());
+        }
         let id = request.container_id.clone();
         let exists = || {
             Error::new(
@@ -119,10 +124,16 @@ impl Containers {
         Ok(())
     }
 
-    /// Ends all.
+    /// Ends all, for good.
     pub async fn release_all(&self) {
+        self.closed.cancel();
         let all: Vec<_> = self.all.lock().drain().collect();
         futures::future::join_all(all.iter().map(|(_, container)| container.end())).await;
+    }
+
+    /// Fires when the build has ended.
+    pub fn closed(&self) -> &CancellationToken {
+        &self.closed
     }
 
     /// The number of the mount's input, -1 for none.

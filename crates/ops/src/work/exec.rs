@@ -40,9 +40,14 @@ pub async fn run_exec_op(
     if let Err(error) = ended {
         let watching = context.contexts();
         if !error.is_canceled() && watching.iter().any(|build| build.wants_failures()) {
-            let failed = mounts.keep_failed(op, &inputs, vertex.name()).await?;
-            for build in watching {
-                build.failed(&vertex.digest, &failed);
+            match mounts.keep_failed(parts, op, &inputs, vertex.name()).await {
+                Ok(failed) => {
+                    for build in watching {
+                        build.failed(&vertex.digest, &failed);
+                    }
+                }
+                // A full disk, often: why the step failed is what matters.
+                Err(error) => tracing::warn!("keeping the files of a failed step: {error}"),
             }
         }
         return Err(error);
@@ -185,19 +190,25 @@ impl Mounts {
     }
 
     /// What a failed step started from and left behind, for those who want to look into it.
-    async fn keep_failed(self, op: &ExecOp, inputs: &[Output], name: String) -> Result<FailedStep> {
+    async fn keep_failed(
+        self,
+        parts: &Arc<Parts>,
+        op: &ExecOp,
+        inputs: &[Output],
+        name: String,
+    ) -> Result<FailedStep> {
         let before: Vec<Option<Output>> = op
             .mounts
             .iter()
             .map(|mount| inputs.get(mount.input?).cloned())
             .collect();
-        let Mounts { files, .. } = self;
+        let (Mounts { files, .. }, layers) = (self, parts.layers.clone());
         blocking(move || {
             let mut after = before.clone();
             for (number, prepared) in files {
                 if let Prepared::Writable(stack, _) = prepared {
                     let (stack, hold) = stack.commit_held(LayerNote::new(&name))?;
-                    after[number] = Some(Output::held(stack, hold));
+                    after[number] = Some(Output::temporary(&layers, stack, hold));
                 }
             }
             Ok(FailedStep { before, after })
