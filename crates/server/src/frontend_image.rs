@@ -81,7 +81,8 @@ pub async fn run_frontend_image(job: &Arc<Job>, request: FrontendRequest) -> Res
     let cancel = CancellationToken::new();
     // Given up, it is killed, and what is left of it is taken away in the background.
     let _given_up = cancel.clone().drop_guard();
-    let ended = tokio::spawn(async move { frontend.run(cancel).await });
+    let run = async move { frontend.run(cancel).await };
+    let ended = job.tasks().spawn(run);
     ended
         .await
         .unwrap_or_else(|error| {

@@ -8,15 +8,19 @@
 //! A failure to start a part panics with its log: a test cannot go on without it.
 
 mod command;
+mod crash;
 mod engine;
 mod images;
 mod lab;
 mod peers;
 mod registry;
+mod server;
 
 pub use command::{Output, Tool, normalized, program};
+pub use crash::{CrashReport, check_blobs, crash};
 pub use engine::{Engine, Release};
 pub use images::{BaseImage, base_image};
 pub use lab::Lab;
 pub use peers::Peers;
 pub use registry::{Registry, RegistryAccess};
+pub use server::BuildServer;

@@ -9,14 +9,15 @@ mod bench;
 mod cases;
 mod containers;
 mod frontends;
+mod state;
 
 use std::pin::Pin;
 
 type Case = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
 
 macro_rules! cases {
-    ($module:ident: $($name:ident),* $(,)?) => {
-        &[$((stringify!($name), || Box::pin($module::$name()))),*]
+    ($($module:ident: $($name:ident),* $(,)?;)*) => {
+        &[$($((stringify!($name), || Box::pin($module::$name()))),*),*]
     };
 }
 
@@ -35,10 +36,15 @@ const CASES: &[Case] = cases![
     a_client_drives_a_build_through_the_gateway,
     entitlements_must_be_granted_by_both,
     a_root_has_one_server,
-    finished_builds_are_remembered,
-];
-
-const FRONTENDS: &[Case] = cases![
+    finished_builds_are_remembered;
+    state:
+    disk_usage_adds_up_to_what_du_says,
+    a_cap_holds_while_a_build_runs_and_spares_what_it_uses,
+    old_cache_is_removed_after_builds,
+    prune_removes_what_its_filters_mean,
+    sixty_four_builds_run_what_they_share_once,
+    at_most_so_many_steps_run_at_once,
+    differences_and_merges_of_unrelated_states_are_made;
     frontends:
     a_frontend_image_sees_its_request,
     a_frontend_that_crashes_is_reported_with_its_log,
@@ -47,17 +53,14 @@ const FRONTENDS: &[Case] = cases![
     a_frontend_that_hangs_is_killed_when_the_build_is_cancelled,
     frontends_that_are_not_allowed_are_not_run,
     a_definition_in_a_file_is_a_part_of_the_build,
-    what_a_source_stands_for_can_be_asked,
-];
-
-const CONTAINERS: &[Case] = cases![
+    what_a_source_stands_for_can_be_asked;
     containers:
     processes_of_a_container_share_it,
     a_terminal_is_typed_into_resized_and_signalled,
     mounts_of_a_container_are_those_asked_for,
     what_cannot_run_is_said_and_the_container_goes_on,
     the_files_of_a_failed_step_can_be_looked_into,
-    a_cancelled_build_takes_its_containers_along,
+    a_cancelled_build_takes_its_containers_along;
 ];
 
 fn main() {
@@ -69,9 +72,8 @@ fn main() {
         executor::init_main();
     }
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-    let chosen = [CASES, FRONTENDS, CONTAINERS]
-        .into_iter()
-        .flatten()
+    let chosen = CASES
+        .iter()
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str())));
     if args.iter().any(|arg| arg == "--list") {
         for (name, _) in chosen {
