@@ -11,7 +11,10 @@ mod graph;
 mod ops;
 mod to_proto;
 
-pub use from_proto::{LlbError, from_proto, platform_from_proto, source_location};
+pub use from_proto::{
+    LlbError, from_proto, mount_from_proto, net_mode_from_proto, platform_from_proto,
+    source_location,
+};
 pub use graph::{Edge, Graph, GraphBuilder, ProgressGroup, Vertex, VertexMeta};
 pub use ops::{
     BuildOp, CacheSharing, ChownOpt, ContentCache, CopyAction, DiffOp, ExecOp, FileAction,

@@ -53,7 +53,7 @@ use crate::worker::Worker;
 /// Version of the state directory.
 const FORMAT: u32 = 1;
 /// The largest message that is read or written, in bytes: definitions can be large.
-const MESSAGE_SIZE_BYTES_MAX: usize = 128 << 20;
+pub(crate) const MESSAGE_SIZE_BYTES_MAX: usize = 128 << 20;
 /// What one stream, and one connection, may have under way in bytes; sessions carry whole contexts.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;

@@ -213,17 +213,9 @@ fn needs_runtime_wrapper() -> bool {
     bounding != u64::MAX >> (63 - last)
 }
 
-/// A runtime for the Engine that asks for no capability this machine lacks: the test kit's
-/// `oci-runtime`, which lies beside the running test or in the folder above.
+/// A runtime for the Engine that asks for no capability this machine lacks.
 fn wrap_runtime(directory: &Path) -> PathBuf {
-    let test = std::env::current_exe().expect("this test's own path");
-    let found = test
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|folder| folder.join("oci-runtime"))
-        .find(|path| path.exists())
-        .expect("`oci-runtime` beside the tests: build it with `cargo build -p testkit`");
+    let found = crate::program("oci-runtime");
     let copy = directory.join("oci-runtime");
     std::fs::copy(found, &copy).expect("copy the runtime wrapper");
     copy

@@ -19,7 +19,7 @@ mod registry;
 mod server;
 mod ssh_server;
 
-pub use command::{Output, Tool, normalized};
+pub use command::{Output, Tool, normalized, program};
 pub use crash::{CrashReport, check_blobs, crash};
 pub use engine::{Engine, EngineOptions, Release};
 pub use git_server::{GitRequestSeen, GitServer, GitServerOptions, GitWork};

@@ -13,6 +13,7 @@ mod engine_images;
 mod faults;
 mod flow;
 mod layouts;
+mod gateway;
 mod mistakes;
 mod options;
 mod sources;
