@@ -37,22 +37,19 @@ const UPLOAD_PIECE_BYTES: usize = 64 << 10;
 
 /// What sessions of this machine are made with.
 #[derive(Clone)]
-pub(crate) struct Services {
+pub struct Services {
     /// Docker's configuration, for credentials.
-    pub(crate) config: DockerConfig,
+    pub config: DockerConfig,
     /// The Engine that images are loaded into.
-    pub(crate) engine: Option<Engine>,
+    pub engine: Option<Engine>,
     /// Where our own steps are shown.
-    pub(crate) progress: Progress,
+    pub progress: Progress,
     /// Variables and the working directory.
-    pub(crate) env: Environment,
+    pub env: Environment,
 }
 
 /// Makes the session of a plan, and tells the plan what the session knows.
-pub(crate) fn session_for(
-    plan: &mut SolvePlan,
-    services: &Services,
-) -> Result<ClientSession, Error> {
+pub fn session_for(plan: &mut SolvePlan, services: &Services) -> Result<ClientSession, Error> {
     let dirs: BTreeMap<String, LocalDir> = plan
         .local_dirs
         .iter()

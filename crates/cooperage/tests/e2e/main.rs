@@ -9,6 +9,7 @@ mod docker_driver;
 mod driver_page;
 mod faults;
 mod flow;
+mod matrix;
 mod mistakes;
 mod options;
 mod stock;
