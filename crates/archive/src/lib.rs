@@ -13,6 +13,7 @@
 //! it was told to work in.
 
 mod compress;
+mod difference;
 mod error;
 mod gzip;
 mod header;
@@ -30,6 +31,7 @@ mod writer;
 pub mod xattr;
 
 pub use compress::{Compression, Compressor, Decompressor, Packing, compressor, decompressor};
+pub use difference::write_difference;
 pub use error::ArchiveError;
 pub use header::{EntryKind, Header, Mtime};
 pub use layer::{TarOptions, write_layer, write_tree};

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use diag::{Error, Result};
-use layers::LayerStack;
+use layers::{LayerNote, LayerStack};
 use llb::{DiffOp, MergeOp, Op, Vertex};
 use oci::Digest;
 use solver::{Identity, InputKey, RunContext, Work};
@@ -128,7 +128,7 @@ impl Work for OpWork {
                 blocking(move || file::run_file_op(&parts, &file, &name, &inputs, &cancel)).await
             }
             Op::Merge(merge) => self.merge(merge, &inputs),
-            Op::Diff(diff) => self.diff(diff, &inputs),
+            Op::Diff(diff) => self.diff(diff, &inputs, context).await,
             Op::Build(_) => Err(Error::unimplemented(
                 "builds inside a definition (BuildOp) are not supported by this server",
             )),
@@ -164,19 +164,37 @@ impl OpWork {
         Ok(vec![Output::of(&self.parts.layers, stack)])
     }
 
-    fn diff(&self, diff: &DiffOp, inputs: &[Output]) -> Result<Vec<Output>> {
+    async fn diff(
+        &self,
+        diff: &DiffOp,
+        inputs: &[Output],
+        context: &RunContext<BuildContext>,
+    ) -> Result<Vec<Output>> {
         let side = |input: Option<usize>| match input {
             Some(input) => input_stack(inputs, input),
             None => Ok(LayerStack::empty()),
         };
         let (lower, upper) = (side(diff.lower)?, side(diff.upper)?);
-        // What a state has over one that it was not made from would have to be found file by file.
-        let above = upper.above(&lower).ok_or_else(|| {
-            Error::unimplemented(
-                "the difference of states that were not made from each other is not supported by this server",
-            )
-        })?;
-        Ok(vec![Output::of(&self.parts.layers, above)])
+        if let Some(above) = upper.above(&lower) {
+            return Ok(vec![Output::of(&self.parts.layers, above)]);
+        }
+        let (parts, name, cancel) = (
+            self.parts.clone(),
+            self.vertex.name(),
+            context.cancel.clone(),
+        );
+        blocking(move || {
+            let (lower, upper) = (parts.read_only(&lower)?, parts.read_only(&upper)?);
+            let made = parts.layers.writable(&LayerStack::empty())?;
+            let stop = || cancel.is_cancelled();
+            match archive::write_difference(lower.path(), upper.path(), &made.path(), &stop) {
+                Err(_) if cancel.is_cancelled() => return Err(Error::canceled()),
+                other => other.map_err(layers::LayerError::from)?,
+            }
+            let (stack, hold) = made.commit_held(LayerNote::new(&name))?;
+            Ok(vec![Output::held(stack, hold)])
+        })
+        .await
     }
 }
 

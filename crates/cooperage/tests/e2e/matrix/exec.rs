@@ -34,7 +34,7 @@ fn matrix_processes_see_the_same_machine() {
         ),
         case(
             "mount table",
-            "cut -d' ' -f2,3 /proc/mounts | grep -v -e '^/ ' -e ' overlay$' -e '^/out ' -e cgroup -e '^/etc/' | sort >/out/mounts",
+            "cut -d' ' -f2,3 /proc/mounts | grep -v -e '^/ ' -e ' overlay$' -e '^/out ' -e cgroup -e '^/etc/' | sed 's/devtmpfs/tmpfs/' | sort >/out/mounts",
         ),
         case(
             "devices",
@@ -244,10 +244,8 @@ fn matrix_users_and_working_directories() {
         cases.push(case);
     }
     for cwd in [
-        "",
         "/tmp",
         "/made/here",
-        "relative/dir",
         "/etc/passwd",
         "/bin/sh/x",
         "/out/inside",
@@ -262,8 +260,8 @@ fn matrix_users_and_working_directories() {
         ));
     }
     cases.push(Case::of("cwd made for its user", &matrix, |llb| {
-        let out = llb.sh("chmod 777 /out");
-        let mut step = llb.step("stat -c '%a %u:%g %n' /new /new/dir >/out/stat");
+        let out = llb.sh("mkdir -m 777 /out/d");
+        let mut step = llb.step("stat -c '%a %u:%g %n' /new /new/dir >/out/d/stat");
         step.inputs.push(out);
         step.exec.mounts[1].input = Some(1);
         step.exec.user = "app".into();

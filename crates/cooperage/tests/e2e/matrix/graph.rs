@@ -13,8 +13,7 @@ pub struct Llb {
     base: String,
 }
 
-/// A process, with the mounts it has besides the base image as `/` and an empty `/out`, which is
-/// its only output.
+/// A process with the base image as `/` and an empty `/out`, its outputs 0 and 1.
 pub struct Step {
     pub exec: ExecOp,
     pub inputs: Vec<Edge>,
@@ -85,11 +84,12 @@ impl Llb {
         let root = Mount {
             input: Some(0),
             dest: "/".into(),
+            output: Some(0),
             ..Mount::default()
         };
         let out = Mount {
             dest: "/out".into(),
-            output: Some(0),
+            output: Some(1),
             ..Mount::default()
         };
         Step {
@@ -104,7 +104,16 @@ impl Llb {
         }
     }
 
+    /// Runs a step; what is in its `/out` afterwards.
     pub fn run(&mut self, step: Step) -> Edge {
+        Edge {
+            output: 1,
+            ..self.run_for_root(step)
+        }
+    }
+
+    /// Runs a step; its root file system afterwards.
+    pub fn run_for_root(&mut self, step: Step) -> Edge {
         self.add(Op::Exec(Box::new(step.exec)), step.inputs)
     }
 

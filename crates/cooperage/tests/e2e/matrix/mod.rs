@@ -16,6 +16,7 @@ mod tree;
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use llb::{Edge, Graph};
@@ -48,6 +49,8 @@ pub struct Case {
     name: String,
     graph: Graph,
     flags: Vec<String>,
+    /// Whether only that both fail is compared, the reasons being told in other words on purpose.
+    own_words: bool,
 }
 
 impl Case {
@@ -56,6 +59,7 @@ impl Case {
             name: name.to_owned(),
             graph,
             flags: Vec::new(),
+            own_words: false,
         }
     }
 
@@ -64,6 +68,12 @@ impl Case {
         let mut llb = Llb::new(&matrix.base);
         let root = make(&mut llb);
         Case::new(name, llb.finish(root))
+    }
+
+    /// If it fails it does so on both servers, for a reason that they tell in their own words.
+    pub fn in_own_words(mut self) -> Case {
+        self.own_words = true;
+        self
     }
 
     pub fn flags(mut self, flags: &[&str]) -> Case {
@@ -115,7 +125,8 @@ impl Matrix {
         let mut differences = Vec::new();
         for case in cases {
             let (ours, theirs) = (self.ours.tree(case, self), stock.tree(case, self));
-            if comparable(&ours) != comparable(&theirs) {
+            let both_fail = case.own_words && ours.is_err() && theirs.is_err();
+            if !both_fail && !alike(&ours, &theirs) {
                 differences.push(told(&case.name, &ours, &theirs));
             }
         }
@@ -162,7 +173,7 @@ impl Peer {
     /// Starts a case.
     pub fn start(&self, case: &Case, output: &str) -> std::process::Child {
         // A file, so that nobody waits for a pipe.
-        let path = self.directory.join("definition");
+        let path = self.directory.join(format!("definition-{}", new_number()));
         std::fs::write(&path, llb::to_proto(&case.graph).encode_to_vec()).unwrap();
         self.command(case, output)
             .stdin(std::fs::File::open(&path).unwrap())
@@ -183,12 +194,33 @@ impl Peer {
     }
 }
 
-/// What must be equal: the tree, or that it failed and the error's last words.
-fn comparable(built: &Built) -> Built {
-    match built {
-        Ok(tree) => Ok(tree.clone()),
-        Err(stderr) => Err(error_line(stderr)),
+fn new_number() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Whether both have the same tree, or failed with the same last words. Of a process that stock
+/// could not even start, only that it failed: the reason is its runtime's, in its log.
+fn alike(ours: &Built, stock: &Built) -> bool {
+    match (ours, stock) {
+        (Ok(ours), Ok(stock)) => {
+            let pairs = ours.iter().zip(stock);
+            ours.len() == stock.len() && pairs.fold(true, |all, (a, b)| all & same_line(a, b))
+        }
+        (Err(ours), Err(stock)) if stock.contains("runc run failed: ") => {
+            ours.contains("\" did not complete successfully: ")
+        }
+        (Err(ours), Err(stock)) => error_line(ours) == error_line(stock),
+        _ => false,
     }
+}
+
+/// Stock gives a directory its time and then changes what is in it, so the time it has is that of the
+/// build; ours keeps the time it was given.
+fn same_line(ours: &str, stock: &str) -> bool {
+    let is_now = stock.ends_with(" @now directory");
+    let untimed = |line: &str| line.split(" @").next().map(str::to_owned);
+    ours == stock || (is_now && ours.ends_with(" directory") && untimed(ours) == untimed(stock))
 }
 
 /// The client's last line with what is different in every run replaced.
@@ -200,9 +232,9 @@ fn error_line(stderr: &str) -> String {
     let line = line.unwrap_or(stderr);
     let rules = [
         (r"sha256:[0-9a-f]{64}", "sha256:DIGEST"),
-        (r"/[^ ]*/(buildkit-mount|buildkit)[0-9]+", "/MOUNT"),
-        (r"\b[0-9a-z]{25}::[0-9a-z]{25}\b", "REF"),
-        (r"\b[0-9a-z]{25}\b", "ID"),
+        // Stock shows where it has mounted what it works on.
+        (r"/[^ ]*/(buildkit-mount|buildkit)[0-9]+", ""),
+        (r"\b([0-9a-z]{25}::)?[0-9a-z]{25}\b", "REF"),
     ];
     let mut line = line.to_owned();
     for (pattern, replacement) in rules {
@@ -212,14 +244,26 @@ fn error_line(stderr: &str) -> String {
     line
 }
 
+/// What the client said without the steps that went well.
+fn error_lines(stderr: &str) -> String {
+    let ends = stderr.find("------\n").unwrap_or(0);
+    stderr[ends..].trim_end().to_owned()
+}
+
 fn told(name: &str, ours: &Built, stock: &Built) -> String {
     let mut text = format!("== {name}\n");
     match (ours, stock) {
         (Ok(ours), Ok(stock)) => {
-            for line in ours.iter().filter(|line| !stock.contains(line)) {
+            for line in ours
+                .iter()
+                .filter(|a| !stock.iter().any(|b| same_line(a, b)))
+            {
                 text += &format!("  ours:  {line}\n");
             }
-            for line in stock.iter().filter(|line| !ours.contains(line)) {
+            for line in stock
+                .iter()
+                .filter(|b| !ours.iter().any(|a| same_line(a, b)))
+            {
                 text += &format!("  stock: {line}\n");
             }
         }
@@ -227,7 +271,7 @@ fn told(name: &str, ours: &Built, stock: &Built) -> String {
             for (who, built) in [("ours", ours), ("stock", stock)] {
                 match built {
                     Ok(tree) => text += &format!("  {who}:  built {tree:#?}\n"),
-                    Err(stderr) => text += &format!("  {who}:  {}\n", error_line(stderr)),
+                    Err(stderr) => text += &format!("  {who}:  {}\n", error_lines(stderr)),
                 }
             }
         }

@@ -90,5 +90,6 @@ fn matrix_sources() {
         })
         .flags(&[&oci]),
     );
+    let cases: Vec<Case> = cases.into_iter().map(Case::in_own_words).collect();
     matrix.compare(&cases);
 }

@@ -11,7 +11,13 @@ pub fn of_archive(archive: &Path, directory: &Path, now_from: u64) -> Vec<String
     let _ = std::fs::remove_dir_all(directory);
     std::fs::create_dir_all(directory).unwrap();
     let status = Command::new("tar")
-        .args(["--numeric-owner", "--same-owner", "--xattrs", "-xpf"])
+        .args([
+            "--numeric-owner",
+            "--same-owner",
+            "--xattrs",
+            "--warning=no-timestamp",
+            "-xpf",
+        ])
         .arg(archive)
         .arg("-C")
         .arg(directory)
