@@ -232,9 +232,6 @@ async fn cache(
     let MountKind::Cache { id, sharing } = &mount.kind else {
         return Err(Error::internal("not a cache mount"));
     };
-    if mount.output.is_some() {
-        return Err(Error::invalid("cache mount cannot have an output"));
-    }
     let name = if id.is_empty() { &mount.dest } else { id };
     let base = match input.filter(|input| !input.stack.is_empty()) {
         None => None,

@@ -252,12 +252,15 @@ fn matrix_users_and_working_directories() {
         "/tmp/../etc",
         "/x/../y",
     ] {
-        cases.push(step_case(
-            &matrix,
-            &format!("cwd {cwd:?}"),
-            "pwd >/out/pwd; stat -c '%a %u:%g %n' . >/out/stat",
-            |step| step.change(|exec| exec.cwd = cwd.into()),
-        ));
+        cases.push(
+            step_case(
+                &matrix,
+                &format!("cwd {cwd:?}"),
+                "pwd >/out/pwd; stat -c '%a %u:%g %n' . >/out/stat",
+                |step| step.change(|exec| exec.cwd = cwd.into()),
+            )
+            .in_own_words(),
+        );
     }
     cases.push(Case::of("cwd made for its user", &matrix, |llb| {
         let out = llb.sh("mkdir -m 777 /out/d");

@@ -9,6 +9,7 @@ mod cache;
 mod exec;
 mod file;
 mod graph;
+mod hostile;
 mod secrets;
 mod server;
 mod sources;

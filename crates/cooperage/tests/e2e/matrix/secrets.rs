@@ -262,3 +262,78 @@ fn matrix_ssh() {
     ];
     matrix.compare(&cases);
 }
+
+/// Whether a file below a directory holds these bytes.
+fn found_below(directory: &Path, needle: &[u8], found: &mut Vec<String>) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let (path, kind) = (entry.path(), entry.file_type().unwrap());
+        if kind.is_dir() {
+            found_below(&path, needle, found);
+        } else if kind.is_file() {
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            if bytes.windows(needle.len()).any(|window| window == needle) {
+                found.push(path.display().to_string());
+            }
+        }
+    }
+}
+
+#[test]
+fn matrix_secrets_are_nowhere_on_disk_after_builds_that_end_well_fail_or_are_killed() {
+    let mut matrix = Matrix::alone(testkit::Release::Debian, &[]);
+    let needle = "oak-and-iron-5b1f0c";
+    let file = matrix.shop.lab.subdirectory("vault").join("secret");
+    std::fs::write(&file, needle).unwrap();
+    let given = format!("--secret=id=vault,src={}", text(&file));
+    let case = |name: &str, script: &str| {
+        Case::of(name, &matrix, |llb| {
+            let mut step = llb
+                .step(&format!(
+                    "test $(wc -c </s) = 19; test ${{#GIVEN}} = 19; {script}; : {name}"
+                ))
+                .with("/s", secret("vault", 0, 0, 0o400, false))
+                .with(
+                    "/meet",
+                    MountKind::Cache {
+                        id: "meet".into(),
+                        sharing: llb::CacheSharing::Shared,
+                    },
+                );
+            step.exec.secret_env = vec![SecretEnv {
+                id: "vault".into(),
+                name: "GIVEN".into(),
+                optional: false,
+            }];
+            llb.run(step)
+        })
+        .flags(&[&given])
+    };
+    let well = case("well", "echo fine >/out/x");
+    let fails = case("fails", "exit 3");
+    let aborts = case(
+        "aborts",
+        "ulimit -c unlimited 2>/dev/null; kill -ABRT $$; sleep 1",
+    );
+    let killed = case("killed", "touch /meet/running; sleep 1000");
+    let seen = Case::of("seen", &matrix, |llb| {
+        let step = llb
+            .step("n=0; until [ -e /meet/running ]; do n=$((n+1)); [ $n -lt 6000 ] || exit 9; sleep 0.02; done")
+            .with("/meet", MountKind::Cache { id: "meet".into(), sharing: llb::CacheSharing::Shared });
+        llb.run(step)
+    });
+    matrix.build(&well).unwrap();
+    assert!(matrix.build(&fails).unwrap_err().contains("exit code: 3"));
+    let _ = matrix.build(&aborts);
+    let mut running = matrix.ours.start(&killed, "");
+    matrix.build(&seen).unwrap();
+    let mut found = Vec::new();
+    found_below(&matrix.server.state(), needle.as_bytes(), &mut found);
+    assert!(found.is_empty(), "while a step has it: {found:?}");
+    matrix.server.kill_and_restart();
+    let _ = running.kill();
+    let _ = running.wait();
+    matrix.build(&well).unwrap();
+    found_below(&matrix.server.state(), needle.as_bytes(), &mut found);
+    assert!(found.is_empty(), "afterwards: {found:?}");
+    assert!(!matrix.server.log().contains(needle));
+}
