@@ -6,6 +6,7 @@
 //! they are not "now".
 
 mod cache;
+mod dockerfile;
 mod exec;
 mod file;
 mod graph;
