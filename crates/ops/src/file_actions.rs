@@ -14,11 +14,12 @@ use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use crate::chmod::ModeChange;
+use crate::copy_file::{remove_all, set_owner};
 use crate::dir_entry::{list, stat_entry};
 use crate::make_dirs::{NewDirs, make_dir, make_dirs, set_times_of};
 use crate::owner::Owner;
 use crate::root::{LastLink, Resolved, Root, is_dir};
-use crate::tree_copy::{CopyOptions, copy_tree, remove_all, set_owner};
+use crate::tree_copy::{CopyOptions, copy_tree};
 use crate::unpack::unpack_archive;
 use crate::{OpError, clean};
 
