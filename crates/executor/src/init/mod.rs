@@ -53,6 +53,9 @@ pub fn init_main() -> ! {
 }
 
 fn run() -> io::Result<()> {
+    // Secrets of the step pass through this memory: it is in no core dump. The step's own program
+    // is as dumpable as any.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     // Away from the terminal's process group: its interrupts are for the server to handle.
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::empty());

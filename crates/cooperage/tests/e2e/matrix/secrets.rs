@@ -336,4 +336,5 @@ fn matrix_secrets_are_nowhere_on_disk_after_builds_that_end_well_fail_or_are_kil
     found_below(&matrix.server.state(), needle.as_bytes(), &mut found);
     assert!(found.is_empty(), "afterwards: {found:?}");
     assert!(!matrix.server.log().contains(needle));
+    assert!(!matrix.server.abort(), "the server's memory was dumped");
 }

@@ -54,6 +54,19 @@ impl Server {
         self.process = spawn(&self.root, &self.socket, &self.command);
     }
 
+    /// Ends it as an abort does, with nothing in the way of a core dump; whether there was one.
+    pub fn abort(&mut self) -> bool {
+        use std::os::unix::process::ExitStatusExt;
+        let pid = rustix::process::Pid::from_raw(self.process.id() as i32);
+        let none = rustix::process::Rlimit {
+            current: None,
+            maximum: None,
+        };
+        rustix::process::prlimit(pid, rustix::process::Resource::Core, none).unwrap();
+        rustix::process::kill_process(pid.unwrap(), rustix::process::Signal::ABORT).unwrap();
+        self.process.wait().unwrap().core_dumped()
+    }
+
     fn end(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
