@@ -14,6 +14,7 @@
 //! Invariant: when [`Executor::run`] returned, no process, mount, cgroup or stub file of the step
 //! is left.
 
+mod bridge;
 mod cgroup;
 mod control;
 mod error;
@@ -28,6 +29,7 @@ mod seccomp;
 mod spec;
 mod sys;
 
+pub use bridge::{BRIDGE_NAME, Bridge, BridgeConfig, Subnet};
 pub use cgroup::Layout as CgroupLayout;
 pub use error::ExecError;
 pub use executor::{Executor, ExecutorConfig, Process};

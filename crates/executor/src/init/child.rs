@@ -56,7 +56,7 @@ fn prepare(
         // The new cgroup namespace starts where the process is.
         hear(status, GO).doing(|| "waiting for the cgroup")?;
     }
-    make_namespaces(&launch, own_cgroup).doing(|| "making namespaces")?;
+    make_namespaces(&launch, own_cgroup, &streams).doing(|| "making namespaces")?;
     rustix::system::sethostname(launch.hostname.as_bytes()).doing(|| "setting the host name")?;
     if launch.private_network {
         loopback_up().doing(|| "setting up the loopback")?;
@@ -121,7 +121,11 @@ fn adjust_oom_score(adjustment: i32) -> io::Result<()> {
     }
 }
 
-fn make_namespaces(launch: &Launch, own_cgroup: bool) -> io::Result<()> {
+fn make_namespaces(launch: &Launch, own_cgroup: bool, streams: &Streams) -> io::Result<()> {
+    if let Some(network) = &streams.network {
+        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(network.as_fd(), kind)?;
+    }
     let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     if launch.private_network {
         flags |= UnshareFlags::NEWNET;
@@ -214,6 +218,7 @@ fn make_terminal(root: &Root<'_>, size: WindowSize, status: &OwnedFd) -> io::Res
         stdin: Some(terminal.try_clone()?),
         stdout: terminal.try_clone()?,
         stderr: Some(terminal),
+        network: None,
     })
 }
 

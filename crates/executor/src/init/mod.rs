@@ -35,6 +35,8 @@ struct Streams {
     stdout: OwnedFd,
     /// The same as `stdout` for a terminal.
     stderr: Option<OwnedFd>,
+    /// The network namespace it joins.
+    network: Option<OwnedFd>,
 }
 
 /// Runs the init mode; the executable's `main` calls it, before anything else, when its first
@@ -80,6 +82,10 @@ fn open_launch(fds: Vec<OwnedFd>) -> io::Result<(Launch, Vec<u8>, Streams)> {
     let mut fds = fds.into_iter();
     let missing = || io::Error::other("a descriptor is missing");
     let (launch, files): (Launch, _) = read_message(&fds.next().ok_or_else(missing)?)?;
+    let network = match launch.own_network {
+        true => Some(fds.next().ok_or_else(missing)?),
+        false => None,
+    };
     let stdin = match launch.has_stdin {
         true => Some(fds.next().ok_or_else(missing)?),
         false => None,
@@ -88,6 +94,7 @@ fn open_launch(fds: Vec<OwnedFd>) -> io::Result<(Launch, Vec<u8>, Streams)> {
         stdin,
         stdout: fds.next().ok_or_else(missing)?,
         stderr: fds.next(),
+        network,
     };
     Ok((launch, files, streams))
 }

@@ -11,6 +11,7 @@ mod exec;
 mod file;
 mod graph;
 mod hostile;
+mod network;
 mod secrets;
 mod server;
 mod sources;

@@ -47,6 +47,11 @@ impl Server {
         std::fs::read_to_string(self.root.join("log")).unwrap()
     }
 
+    /// One more flag from the next start on.
+    pub fn add_flag(&mut self, flag: &str) {
+        self.command.push(flag.to_owned());
+    }
+
     /// Kills it as the kernel does when memory is short, and starts it again.
     pub fn kill_and_restart(&mut self) {
         self.end();
