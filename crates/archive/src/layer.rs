@@ -358,13 +358,13 @@ impl<'a, S: Sink> Walk<'a, S> {
 }
 
 /// What the layers below have under a name.
-pub(crate) struct Below {
-    pub(crate) path: PathBuf,
-    pub(crate) stat: Stat,
+struct Below {
+    path: PathBuf,
+    stat: Stat,
 }
 
 impl Below {
-    pub(crate) fn of(lower: Option<&Path>, upper: &Path) -> Result<Option<Self>> {
+    fn of(lower: Option<&Path>, upper: &Path) -> Result<Option<Self>> {
         let (Some(lower), Some(name)) = (lower, upper.file_name()) else {
             return Ok(None);
         };
@@ -380,7 +380,7 @@ impl Below {
 /// Whether an entry is no change against what is below: same kind, mode, owner, device and
 /// attributes, and for anything but directories same size, time and content. Equal times alone prove
 /// nothing: they may be cut to the second, or two files may have been written within one tick.
-pub(crate) fn same_entry(path: &Path, stat: &Stat, below: &Below) -> Result<bool> {
+fn same_entry(path: &Path, stat: &Stat, below: &Below) -> Result<bool> {
     let other = &below.stat;
     let key = |s: &Stat| (s.st_mode, s.st_uid, s.st_gid, s.st_rdev);
     if key(stat) != key(other) {
@@ -444,11 +444,11 @@ fn same_content(a: &Path, b: &Path) -> Result<bool> {
     }
 }
 
-pub(crate) fn is_dir(stat: &Stat) -> bool {
+fn is_dir(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-pub(crate) fn lstat(path: &Path) -> Result<Stat> {
+fn lstat(path: &Path) -> Result<Stat> {
     rustix::fs::lstat(path).map_err(ArchiveError::io("stat", path))
 }
 

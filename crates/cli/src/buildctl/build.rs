@@ -95,7 +95,7 @@ pub(super) async fn run(
         progress: display.progress(),
         env,
     };
-    let session = session_for(&mut plan, &services)?;
+    let session = session_for(&mut plan, &services, false)?;
     let mut request = plan.to_proto(session.id());
     request.definition = definition;
     let handle = session.run(ControlClient::new(connection.channel.clone()))?;

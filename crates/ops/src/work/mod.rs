@@ -28,6 +28,7 @@ use llb::{DiffOp, MergeOp, Op, Vertex};
 use oci::Digest;
 use solver::{Identity, InputKey, RunContext, Work};
 use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
 
 pub use cache_mounts::{CacheMountInfo, CacheMounts};
 pub use context::{BuildContext, Event, Outside, RunSink, to_vertex_status};
@@ -128,7 +129,7 @@ impl Work for OpWork {
                 blocking(move || file::run_file_op(&parts, &file, &name, &inputs, &cancel)).await
             }
             Op::Merge(merge) => self.merge(merge, &inputs),
-            Op::Diff(diff) => self.diff(diff, &inputs, context).await,
+            Op::Diff(diff) => self.diff(diff, &inputs, context.cancel.clone()).await,
             Op::Build(_) => Err(Error::unimplemented(
                 "builds inside a definition (BuildOp) are not supported by this server",
             )),
@@ -146,8 +147,9 @@ impl Work for OpWork {
         }
     }
 
+    /// As with stock, sources count too.
     fn limited(&self) -> bool {
-        matches!(self.vertex.op, Op::Exec(_) | Op::File(_))
+        matches!(self.vertex.op, Op::Exec(_) | Op::File(_) | Op::Source(_))
     }
 
     fn description(&self) -> String {
@@ -164,11 +166,13 @@ impl OpWork {
         Ok(vec![Output::of(&self.parts.layers, stack)])
     }
 
+    /// What the upper state has over the lower one: the layers between where it was made from it, else
+    /// one layer that is found by comparing both.
     async fn diff(
         &self,
         diff: &DiffOp,
         inputs: &[Output],
-        context: &RunContext<BuildContext>,
+        cancel: CancellationToken,
     ) -> Result<Vec<Output>> {
         let side = |input: Option<usize>| match input {
             Some(input) => input_stack(inputs, input),
@@ -178,23 +182,18 @@ impl OpWork {
         if let Some(above) = upper.above(&lower) {
             return Ok(vec![Output::of(&self.parts.layers, above)]);
         }
-        let (parts, name, cancel) = (
-            self.parts.clone(),
-            self.vertex.name(),
-            context.cancel.clone(),
+        let (layers, note) = (
+            self.parts.layers.clone(),
+            LayerNote::new(self.vertex.name()),
         );
-        blocking(move || {
-            let (lower, upper) = (parts.read_only(&lower)?, parts.read_only(&upper)?);
-            let made = parts.layers.writable(&LayerStack::empty())?;
-            let stop = || cancel.is_cancelled();
-            match archive::write_difference(lower.path(), upper.path(), &made.path(), &stop) {
-                Err(_) if cancel.is_cancelled() => return Err(Error::canceled()),
-                other => other.map_err(layers::LayerError::from)?,
-            }
-            let (stack, hold) = made.commit_held(LayerNote::new(&name))?;
-            Ok(vec![Output::held(stack, hold)])
-        })
-        .await
+        let output = blocking(move || {
+            let made = layers.difference(&lower, &upper, note, &|| cancel.is_cancelled())?;
+            Ok(match made {
+                Some((id, hold)) => Output::held(id.into(), hold),
+                None => Output::empty(),
+            })
+        });
+        Ok(vec![output.await?])
     }
 }
 
