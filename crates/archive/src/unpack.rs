@@ -54,8 +54,6 @@ impl UnpackStats {
 pub struct UnpackOptions {
     /// Owner and group of everything, instead of what the archive says.
     pub owner: Option<(u32, u32)>,
-    /// Time of everything, instead of what the archive says.
-    pub mtime: Option<Mtime>,
 }
 
 /// Unpacks the tar stream of an OCI layer into the empty directory `dest`, making it a layer
@@ -176,7 +174,7 @@ impl Unpacker {
         }
         self.stats.content_bytes += header.size;
         self.open_metadata(header, &file)?;
-        rustix::fs::futimens(&file, &timestamps(self.mtime(header)))
+        rustix::fs::futimens(&file, &timestamps(header.mtime))
             .map_err(self.root.fail("set times of", &header.path))
     }
 
@@ -211,7 +209,7 @@ impl Unpacker {
         self.open_metadata(header, &fd)?;
         let path = [parents, &[base]].concat();
         self.root.explain(&path);
-        self.times.push((path.join(&b'/'), self.mtime(header)));
+        self.times.push((path.join(&b'/'), header.mtime));
         Ok(())
     }
 
@@ -388,10 +386,6 @@ impl Unpacker {
             .map_err(self.root.fail("stat", base))
     }
 
-    fn mtime(&self, header: &Header) -> Mtime {
-        self.options.mtime.unwrap_or(header.mtime)
-    }
-
     fn owner(&self, header: &Header) -> Result<(Uid, Gid)> {
         let (uid, gid) = match self.options.owner {
             Some(owner) => owner,
@@ -443,7 +437,7 @@ impl Unpacker {
             let mode = Mode::from_raw_mode(header.mode & 0o7777);
             rustix::fs::chmodat(parent, base, mode, AtFlags::empty()).map_err(fail("chmod"))?;
         }
-        let times = timestamps(self.mtime(header));
+        let times = timestamps(header.mtime);
         rustix::fs::utimensat(parent, base, &times, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(fail("set times of"))
     }

@@ -22,9 +22,18 @@ pub fn is_opaque(dir: &Path) -> rustix::io::Result<bool> {
     Ok(xattr::get(dir, xattr::OPAQUE.as_bytes())?.as_deref() == Some(b"y"))
 }
 
+/// The attribute that makes the kernel look for whiteouts also in a directory that no other layer
+/// has; without it they would be listed there as names of nothing.
+const ORIGIN: &[u8] = b"trusted.overlay.origin";
+
 /// Makes a whiteout named `name` in an open directory.
 pub fn make_whiteout(dir: impl AsFd, name: &[u8]) -> rustix::io::Result<()> {
-    rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
+    let dir = dir.as_fd();
+    rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)?;
+    // Empty: made from something that is not known. Where it cannot be set, there is no overlay
+    // that would read it.
+    let _ = xattr::set(&xattr::by_descriptor(dir, b"."), ORIGIN, b"");
+    Ok(())
 }
 
 /// Marks a directory so that nothing of the layers below shows through it.

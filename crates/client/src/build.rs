@@ -23,7 +23,6 @@ use crate::git_info::GitInfo;
 use crate::inputs::Inputs;
 use crate::join::{Push, join_images};
 use crate::layout::enter_layouts;
-use crate::load::ServerContent;
 use crate::outcome::{BUILD_REF, CONFIG_DIGEST, Outcome};
 use crate::plan::{NodeFacts, PlanContext, SolvePlan, no_output_warning};
 use crate::request::BuildRequest;
@@ -444,11 +443,9 @@ async fn try_solve(
         connection_lost: false,
     };
     let driver = node.node.driver().map_err(local)?;
-    let peer = Peer {
-        content: ServerContent::new(channel.clone()),
-        on_this_machine: driver.is_on_this_machine(),
-    };
-    let session = session_for(plan, services, &peer, lender).map_err(local)?;
+    let peer = Peer::new(channel.clone(), driver.is_on_this_machine());
+    let session = session_for(plan, services, &peer).map_err(local)?;
+    let session = lender.serve(session).build();
     let pairs = session.headers().pairs().into_iter();
     let headers: Vec<(String, String)> = pairs.map(|(k, v)| (k.to_owned(), v)).collect();
     let io = driver

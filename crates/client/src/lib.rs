@@ -46,6 +46,7 @@ pub use outcome::{
 pub use plan::{NodeFacts, PlanContext, SolvePlan, no_output_warning};
 pub use report::{error_report, exit_code};
 pub use request::{BuildFlags, BuildRequest, Network};
+pub use serve::{Peer, Services, session_for};
 pub use solve::{Response, SolveFailure, canceled, solve};
 pub use status_error::{from_rpc_status, from_status, is_connection_failure};
 pub use steps::Step;

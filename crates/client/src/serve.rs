@@ -13,11 +13,11 @@ use docker_config::DockerConfig;
 use driver::engine::Engine;
 use progress_ui::Progress;
 use session::{
-    AuthOptions, ClientSession, ExportTarget, LocalDir, SecretSource, SshAgent, Uploads,
+    AuthOptions, ClientSession, ClientSessionBuilder, ExportTarget, LocalDir, SecretSource,
+    SshAgent, Uploads,
 };
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::engine_image::ImageLender;
 use crate::environment::Environment;
 use crate::export::{Export, Target};
 use crate::inputs::go_path_error;
@@ -32,32 +32,44 @@ const UPLOAD_PIECE_BYTES: usize = 64 << 10;
 
 /// What sessions of this machine are made with.
 #[derive(Clone)]
-pub(crate) struct Services {
+pub struct Services {
     /// Docker's configuration, for credentials.
-    pub(crate) config: DockerConfig,
+    pub config: DockerConfig,
     /// The Engine that images are loaded into.
-    pub(crate) engine: Option<Engine>,
+    pub engine: Option<Engine>,
     /// Where our own steps are shown.
-    pub(crate) progress: Progress,
+    pub progress: Progress,
     /// Variables and the working directory.
-    pub(crate) env: Environment,
+    pub env: Environment,
 }
 
 /// The server that a session is opened to.
-pub(crate) struct Peer {
+pub struct Peer {
     /// What it lets its clients read.
-    pub(crate) content: ServerContent,
+    content: ServerContent,
     /// Whether it is on this machine and may read directories where they are.
-    pub(crate) on_this_machine: bool,
+    on_this_machine: bool,
 }
 
-/// Makes the session of a plan, and tells the plan what the session knows.
-pub(crate) fn session_for(
+impl Peer {
+    /// The server at the end of that channel; one on this machine may read directories where they are.
+    pub fn new(channel: tonic::transport::Channel, on_this_machine: bool) -> Self {
+        Peer {
+            content: ServerContent::new(channel),
+            on_this_machine,
+        }
+    }
+}
+
+/// Prepares the session of a plan, and tells the plan what the session knows.
+///
+/// # Errors
+/// Secrets, agents, layouts and targets of the plan that are not there.
+pub fn session_for(
     plan: &mut SolvePlan,
     services: &Services,
     peer: &Peer,
-    lender: &ImageLender,
-) -> Result<ClientSession, Error> {
+) -> Result<ClientSessionBuilder, Error> {
     let dirs: BTreeMap<String, LocalDir> = plan
         .local_dirs
         .iter()
@@ -91,7 +103,7 @@ pub(crate) fn session_for(
             builder = builder.file_target(number, target);
         }
     }
-    Ok(lender.serve(builder).build())
+    Ok(builder)
 }
 
 fn auth(services: &Services) -> AuthOptions {

@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::bridge::{Bridge, BridgeConfig, StepNetwork};
 use crate::cgroup::{Cgroups, Layout, StepPlan};
 use crate::container::Container;
 use crate::control;
@@ -44,6 +45,8 @@ pub struct ExecutorConfig {
     pub state_dir: PathBuf,
     /// What steps are told of the network.
     pub network: NetworkConfig,
+    /// A network of the steps' own; `None`: they share the server's.
+    pub bridge: Option<BridgeConfig>,
     /// The cgroup, from the root of the hierarchy, under which those of steps are made; `None`:
     /// the server's own.
     pub cgroup_parent: Option<String>,
@@ -65,6 +68,7 @@ impl ExecutorConfig {
             ),
             state_dir: state_dir.into(),
             network: NetworkConfig::default(),
+            bridge: None,
             cgroup_parent: None,
             oom_score_adj: None,
             spares: std::thread::available_parallelism().map_or(1, |n| n.get().min(SPARES_MAX)),
@@ -83,6 +87,9 @@ struct Inner {
     init: InitProgram,
     scratch: PathBuf,
     network: NetworkConfig,
+    bridge: Option<Bridge>,
+    /// Networks that no step has yet.
+    networks: Mutex<Vec<StepNetwork>>,
     cgroups: Cgroups,
     oom_score_adj: Option<i32>,
     spares_max: usize,
@@ -119,7 +126,11 @@ impl Executor {
         let (program, args) = config.init;
         let init = InitProgram::open(&program, args)
             .map_err(setup(format!("opening {}", program.display())))?;
+        let bridge = config.bridge.as_ref().map(Bridge::open).transpose();
+        let bridge = bridge.map_err(setup("making a bridge for steps".to_owned()))?;
         Ok(Executor(Arc::new(Inner {
+            bridge,
+            networks: Mutex::default(),
             init,
             scratch,
             network: config.network,
@@ -373,13 +384,20 @@ impl Inner {
             ProcessIo::Stdio(stdio) => (stdio.stdin, vec![stdio.stdout, stdio.stderr]),
         };
         let mut files: Vec<&[u8]> = Vec::new();
-        let mut launch = self.launch(&spec, &mut files)?;
+        // A process in a container has the network of the container.
+        let network = match container {
+            None => self.network_of(&spec)?,
+            Some(_) => None,
+        };
+        let mut launch = self.launch(&spec, network.is_some(), &mut files)?;
         launch.terminal = terminal;
         launch.has_stdin = stdin.is_some();
         launch.joins = container.is_some();
         let specification = write_message(&launch, &files).map_err(ExecError::Spawn)?;
         let streams = stdin.iter().chain(&others).map(AsFd::as_fd);
+        let namespace = network.iter().map(|network| network.namespace.as_fd());
         let fds: Vec<BorrowedFd<'_>> = std::iter::once(specification.as_fd())
+            .chain(namespace)
             .chain(streams)
             .collect();
         let supervisor = match container {
@@ -462,7 +480,32 @@ impl Inner {
         })
     }
 
+    /// A network of the step's own, if it is to have one.
+    fn network_of(&self, spec: &ProcessSpec) -> Result<Option<StepNetwork>, ExecError> {
+        let Some(bridge) = self
+            .bridge
+            .as_ref()
+            .filter(|_| spec.network == llb::NetMode::Unset)
+        else {
+            return Ok(None);
+        };
+        if let Some(ready) = self.networks.lock().pop() {
+            return Ok(Some(ready));
+        }
+        let made = bridge.connect().map_err(|error| ExecError::Setup {
+            what: "connecting the step to its network".to_owned(),
+            reason: crate::launch::reason(&error),
+        });
+        made.map(Some)
+    }
+
     fn make_spares(&self) {
+        if let Some(bridge) = &self.bridge {
+            while self.networks.lock().len() < self.spares_max {
+                let Ok(network) = bridge.connect() else { break };
+                self.networks.lock().push(network);
+            }
+        }
         while self.spares.lock().len() < self.spares_max {
             match self.supervisor("", true) {
                 Ok(supervisor) => self.spares.lock().push(supervisor),
@@ -479,13 +522,24 @@ impl Inner {
     fn launch<'a>(
         &self,
         spec: &'a ProcessSpec,
+        own_network: bool,
         files: &mut Vec<&'a [u8]>,
     ) -> Result<Launch, ExecError> {
+        let bridge = self.bridge.as_ref().filter(|_| own_network);
         let hostname = match spec.hostname.as_str() {
             "" => HOSTNAME_DEFAULT,
             name => name,
         };
         let own_resolver = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+        let own_resolver = String::from_utf8_lossy(&own_resolver).into_owned();
+        let own_resolver = match bridge {
+            Some(bridge) => bridge.resolv_conf(&own_resolver),
+            None => own_resolver,
+        };
+        let gateway = || match bridge {
+            Some(bridge) => Some(bridge.gateway().into()),
+            None => network::default_gateway(),
+        };
         let rootfs = std::path::absolute(&spec.rootfs).map_err(|error| {
             ExecError::InvalidSpec(format!("root file system {:?}: {error}", spec.rootfs))
         })?;
@@ -499,15 +553,13 @@ impl Inner {
             hostname: hostname.to_owned(),
             mounts: launch_mounts(spec, files)?,
             private_network: spec.network == llb::NetMode::None,
+            own_network,
             insecure: spec.insecure,
             ulimits: spec.ulimits.iter().map(limit).collect::<Result<_, _>>()?,
             oom_score_adj: spec.oom_score_adj.or(self.oom_score_adj),
             stubs_recursive: spec.remove_mount_stubs_recursive,
-            resolv_conf: network::resolv_conf(
-                &self.network,
-                &String::from_utf8_lossy(&own_resolver),
-            ),
-            hosts: network::hosts(hostname, &spec.extra_hosts, network::default_gateway)?,
+            resolv_conf: network::resolv_conf(&self.network, &own_resolver),
+            hosts: network::hosts(hostname, &spec.extra_hosts, gateway)?,
             scratch: self.scratch.clone(),
             terminal: None,
             has_stdin: false,

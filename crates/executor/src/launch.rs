@@ -43,6 +43,8 @@ pub(crate) struct Launch {
     pub(crate) mounts: Vec<LaunchMount>,
     /// A network namespace of its own with only a loopback, instead of the server's.
     pub(crate) private_network: bool,
+    /// Whether a descriptor of a network namespace came along, which it has instead.
+    pub(crate) own_network: bool,
     pub(crate) insecure: bool,
     pub(crate) ulimits: Vec<Limit>,
     pub(crate) oom_score_adj: Option<i32>,

@@ -14,6 +14,7 @@
 //! Invariant: when [`Executor::run`] returned, no process, mount, cgroup or stub file of the step
 //! is left. What [`Executor::start_in`] puts into its container ends with it at the latest.
 
+mod bridge;
 mod cgroup;
 mod container;
 mod control;
@@ -29,6 +30,7 @@ mod seccomp;
 mod spec;
 mod sys;
 
+pub use bridge::{BRIDGE_NAME, Bridge, BridgeConfig, Subnet};
 pub use cgroup::Layout as CgroupLayout;
 pub use container::Container;
 pub use error::ExecError;

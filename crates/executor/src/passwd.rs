@@ -27,8 +27,8 @@ pub fn resolve_user(rootfs: &Path, user: &str) -> Result<UserIds, diag::Error> {
         Some((user, group)) => (user, group),
         None => (user, ""),
     };
-    if let (Some(uid), Some(gid)) = (number(user_name), number(group_name)) {
-        return with_own_group(in_range(uid)?, in_range(gid)?, Vec::new());
+    if let (Some(uid), Some(gid)) = (number(user_name)?, number(group_name)?) {
+        return with_own_group(uid, gid, Vec::new());
     }
     let root = open_root(rootfs).map_err(diag::Error::from)?;
     let passwd = read_file(&root, "/etc/passwd").unwrap_or_default();
@@ -54,7 +54,7 @@ struct PasswdEntry<'a> {
 }
 
 fn resolve(passwd: &str, groups: &str, user: &str, group: &str) -> Result<UserIds, diag::Error> {
-    let user_number = number(user);
+    let user_number = number(user)?;
     let entry = passwd_entries(passwd).find(|entry| {
         if user.is_empty() {
             return entry.uid == 0;
@@ -63,7 +63,7 @@ fn resolve(passwd: &str, groups: &str, user: &str, group: &str) -> Result<UserId
     });
     let (uid, mut gid) = match (&entry, user_number) {
         (Some(entry), _) => (entry.uid, entry.gid),
-        (None, Some(number)) => (in_range(number)?, 0),
+        (None, Some(number)) => (number, 0),
         (None, None) if user.is_empty() => (0, 0),
         (None, None) => {
             return Err(diag::Error::invalid(format!(
@@ -81,12 +81,12 @@ fn resolve(passwd: &str, groups: &str, user: &str, group: &str) -> Result<UserId
             }
         }
     } else {
-        let group_number = group.parse::<u32>().ok();
+        let group_number = number(group)?;
         let found = group_entries(groups)
             .find(|(name, number, _)| *name == group || Some(*number) == group_number);
         gid = match (found, group_number) {
             (Some((_, number, _)), _) => number,
-            (None, Some(number)) => in_range(number)?,
+            (None, Some(number)) => number,
             (None, None) => {
                 return Err(diag::Error::invalid(format!(
                     "unable to find group {group}: no matching entries in group file"
@@ -108,21 +108,20 @@ fn with_own_group(uid: u32, gid: u32, mut additional: Vec<u32>) -> Result<UserId
     })
 }
 
-/// A number, or `root`, which needs no entry either.
-fn number(text: &str) -> Option<u32> {
-    match text {
-        "root" => Some(0),
-        text => text.parse().ok(),
+/// A number, or `root`, which needs no entry either; one that is out of range is an error.
+fn number(text: &str) -> Result<Option<u32>, diag::Error> {
+    if text == "root" {
+        return Ok(Some(0));
     }
-}
-
-fn in_range(id: u32) -> Result<u32, diag::Error> {
-    if id > ID_MAX {
-        return Err(diag::Error::invalid(format!(
+    let Ok(number) = text.parse::<i64>() else {
+        return Ok(None);
+    };
+    match u32::try_from(number) {
+        Ok(id) if id <= ID_MAX => Ok(Some(id)),
+        _ => Err(diag::Error::invalid(format!(
             "uids and gids must be in range 0-{ID_MAX}"
-        )));
+        ))),
     }
-    Ok(id)
 }
 
 /// `name:password:uid:gid:comment:home:shell`; lines that are not that are passed over.

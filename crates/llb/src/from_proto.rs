@@ -29,6 +29,9 @@ pub enum LlbError {
     /// A field whose value is out of range.
     #[error("invalid LLB definition: {0}")]
     Invalid(String),
+    /// An op without something it cannot do without.
+    #[error("invalid {0}")]
+    Incomplete(&'static str),
     /// An op this server does not know.
     #[error("unsupported LLB op in vertex {0}")]
     UnknownOp(Digest),
@@ -242,7 +245,10 @@ fn vertex(
             identifier: source.identifier,
             attrs: source.attrs,
         }),
-        pb::op::Op::Exec(exec) => Op::Exec(Box::new(exec_op(exec, count)?)),
+        pb::op::Op::Exec(exec) => {
+            check_exec(&exec)?;
+            Op::Exec(Box::new(exec_op(exec, count)?))
+        }
         pb::op::Op::File(file) => Op::File(file_op(file, count)?),
         pb::op::Op::Merge(merge) => {
             let inputs = merge
@@ -252,10 +258,17 @@ fn vertex(
                 .collect::<Result<_, _>>()?;
             Op::Merge(MergeOp { inputs })
         }
-        pb::op::Op::Diff(diff) => Op::Diff(DiffOp {
-            lower: index(diff.lower.map_or(-1, |l| l.input), count)?,
-            upper: index(diff.upper.map_or(-1, |u| u.input), count)?,
-        }),
+        pb::op::Op::Diff(diff) => {
+            let (Some(lower), Some(upper)) = (diff.lower, diff.upper) else {
+                return Err(LlbError::Incomplete(
+                    "diff op with nil lower or upper input",
+                ));
+            };
+            Op::Diff(DiffOp {
+                lower: index(lower.input, count)?,
+                upper: index(upper.input, count)?,
+            })
+        }
         pb::op::Op::Build(build) => {
             let mut named = std::collections::BTreeMap::new();
             for (name, input) in build.inputs {
@@ -280,6 +293,23 @@ fn vertex(
         locations,
         raw,
     })
+}
+
+/// What a process cannot do without.
+fn check_exec(exec: &pb::ExecOp) -> Result<(), LlbError> {
+    let Some(meta) = &exec.meta else {
+        return Err(LlbError::Incomplete("exec op with no meta"));
+    };
+    if meta.args.is_empty() {
+        return Err(LlbError::Incomplete("exec op with no args"));
+    }
+    if exec.mounts.is_empty() {
+        return Err(LlbError::Incomplete("exec op with no mounts"));
+    }
+    if !exec.mounts.iter().any(|mount| mount.dest == "/") {
+        return Err(LlbError::Incomplete("exec op with no rootfs"));
+    }
+    Ok(())
 }
 
 /// -1 is "none"; everything else must be one of `count`.

@@ -48,7 +48,31 @@ pub fn read_link(dir: impl AsFd, name: &OsStr) -> Result<CString, Errno> {
 /// layers are not among them. File systems without attributes have none.
 pub fn xattrs(dir: impl AsFd, name: &OsStr) -> Result<Vec<(CString, Vec<u8>)>, Errno> {
     let path = proc_path(dir, name);
-    let names = match read_sized(|buffer| rustix::fs::llistxattr(&path, buffer)) {
+    let names = read_sized(|buffer| rustix::fs::llistxattr(&path, buffer));
+    values(names, |key, buffer| {
+        rustix::fs::lgetxattr(&path, key, buffer)
+    })
+}
+
+/// The same of an open file.
+pub fn file_xattrs(file: impl AsFd) -> Result<Vec<(CString, Vec<u8>)>, Errno> {
+    let file = file.as_fd();
+    let names = read_sized(|buffer| rustix::fs::flistxattr(file, buffer));
+    values(names, |key, buffer| {
+        rustix::fs::fgetxattr(file, key, buffer)
+    })
+}
+
+/// Sets one extended attribute of an open file.
+pub fn set_file_xattr(file: impl AsFd, key: &CStr, value: &[u8]) -> Result<(), Errno> {
+    rustix::fs::fsetxattr(file, key, value, XattrFlags::empty())
+}
+
+fn values(
+    names: Result<Vec<u8>, Errno>,
+    read: impl Fn(&CStr, &mut [u8]) -> Result<usize, Errno>,
+) -> Result<Vec<(CString, Vec<u8>)>, Errno> {
+    let names = match names {
         Ok(names) => names,
         Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         Err(errno) => return Err(errno),
@@ -59,7 +83,7 @@ pub fn xattrs(dir: impl AsFd, name: &OsStr) -> Result<Vec<(CString, Vec<u8>)>, E
             continue;
         }
         let Ok(key) = CString::new(key) else { continue };
-        match read_sized(|buffer| rustix::fs::lgetxattr(&path, key.as_c_str(), buffer)) {
+        match read_sized(|buffer| read(&key, buffer)) {
             Ok(value) => found.push((key, value)),
             // Gone in between, or of a kind that this process may list but not read.
             Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => {}

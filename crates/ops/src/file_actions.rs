@@ -14,11 +14,12 @@ use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use crate::chmod::ModeChange;
+use crate::copy_file::{remove_all, set_owner};
 use crate::dir_entry::{list, stat_entry};
 use crate::make_dirs::{NewDirs, make_dir, make_dirs, set_times_of};
 use crate::owner::Owner;
 use crate::root::{LastLink, Resolved, Root, is_dir};
-use crate::tree_copy::{CopyOptions, copy_tree, remove_all, set_owner};
+use crate::tree_copy::{CopyOptions, copy_tree};
 use crate::unpack::unpack_archive;
 use crate::{OpError, clean};
 
@@ -78,7 +79,13 @@ pub fn mkfile(root: &Root, action: &MkFileAction, owner: Option<Owner>) -> Resul
 /// Makes a symbolic link.
 pub fn symlink(root: &Root, action: &SymlinkAction, owner: Option<Owner>) -> Result<(), OpError> {
     let path = root.resolve(Path::new(&action.newpath), LastLink::Follow)?;
-    let failed = |call| move |errno| OpError::path(call, path_text(&action.newpath), errno);
+    let failed = |call: &'static str| {
+        let shown = match call {
+            "symlink" => format!("{} {}", action.oldpath, path.display()),
+            _ => path.display(),
+        };
+        move |errno| OpError::path(call, shown, errno)
+    };
     let parent = root
         .open_parent(&path)?
         .ok_or_else(|| failed("symlink")(Errno::NOENT))?;
@@ -118,12 +125,10 @@ pub fn copy(
     let dest = clean_keeping_end(&action.dest);
     if !action.create_dest_path {
         let resolved = target.resolve(Path::new(&dest), LastLink::Follow)?;
-        if target.stat(&resolved.parent())?.is_none() {
-            return Err(OpError::path(
-                "failed to stat",
-                action.dest.clone(),
-                Errno::NOENT,
-            ));
+        let parent = resolved.parent();
+        if target.stat(&parent)?.is_none() {
+            let what = format!("{}: lstat {}", action.dest, parent.display());
+            return Err(OpError::path("failed to stat", what, Errno::NOENT));
         }
     }
     let options = copy_options(action, owner)?;
@@ -287,13 +292,15 @@ fn rm_path(root: &Root, path: &str, allow_not_found: bool) -> Result<(), OpError
     if !allow_not_found {
         // Through a link, as stock asks: a link to nothing counts as absent.
         let end = root.resolve(entry.as_path(), LastLink::Follow)?;
-        if root.stat(&end)?.is_none() {
+        if let Ok(None) = root.stat(&end) {
             return Err(OpError::path("stat", path.clone(), Errno::NOENT));
         }
     }
-    match root.open_parent(&entry)? {
-        Some(parent) => remove_all(&parent, OsStr::new(name)).map_err(failed),
-        None => Ok(()),
+    match root.open_parent(&entry) {
+        Ok(Some(parent)) => remove_all(&parent, OsStr::new(name)).map_err(failed),
+        Ok(None) => Ok(()),
+        Err(OpError::Path { errno, .. }) => Err(failed(errno)),
+        Err(error) => Err(error),
     }
 }
 

@@ -7,6 +7,8 @@
 
 pub mod chmod;
 pub mod contenthash;
+mod copy_file;
+mod copy_pool;
 mod dir_entry;
 mod error;
 pub mod file_actions;

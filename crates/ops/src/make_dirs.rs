@@ -6,9 +6,9 @@ use rustix::fs::{AtFlags, Mode, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::OpError;
+use crate::copy_file::set_owner;
 use crate::owner::Owner;
 use crate::root::{Resolved, Root, is_dir};
-use crate::tree_copy::set_owner;
 
 /// What new directories are like.
 #[derive(Clone, Copy, Debug)]

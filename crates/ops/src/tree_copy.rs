@@ -5,21 +5,23 @@
 //! a link, never a directory. With include patterns a directory is made only when something in it
 //! is copied. Hard links among the files copied stay hard links.
 
-use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use pathmatch::{ParentMatches, PatternMatcher};
-use rustix::fs::{AtFlags, Dev, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
+use rustix::fs::{Mode, Stat, Timespec};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use crate::chmod::ModeChange;
-use crate::dir_entry::{list, open_child_dir, read_link, set_xattr, stat_entry, xattrs};
+use crate::copy_file::{Links, Place, at, clear_way, copy_file, copy_metadata, set_times};
+use crate::copy_pool::{Dir, Finish, Job, Pool, Shared};
+use crate::dir_entry::{list, open_child_dir, stat_entry};
 use crate::owner::Owner;
-use crate::root::{LastLink, Resolved, Root, is_dir, is_link, is_regular};
+use crate::root::{LastLink, Resolved, Root, is_dir, is_regular};
 use crate::{OpError, make_dirs};
 
 /// How a tree is copied.
@@ -64,13 +66,8 @@ pub fn copy_tree(
         .stat(&from)?
         .ok_or_else(|| OpError::path("lstat", from.display(), Errno::NOENT))?;
     let (to, mut made) = target_path(target, src, dest, is_dir(&stat), options)?;
-    let mut copier = Copier {
-        options,
-        cancel,
-        links: HashMap::new(),
-        frames: Vec::new(),
-    };
-    let outcome = copier.copy_root(source, &from, &stat, target, &to);
+    let shared = Shared::new(options, cancel);
+    let outcome = copy_root(&shared, (source, &from, &stat), (target, &to));
     made.reverse();
     if let Some(time) = options.timestamp {
         for dir in &made {
@@ -128,27 +125,24 @@ fn base_name(path: &str) -> Option<&str> {
     (!name.is_empty() && name != ".").then_some(name)
 }
 
-struct Copier<'a> {
-    options: &'a CopyOptions,
-    cancel: &'a CancellationToken,
-    /// Where a file with several names was put first.
-    links: HashMap<(u64, u64), (OwnedFd, OsString)>,
+struct Copier<'t, 's> {
+    options: &'s CopyOptions,
+    shared: &'s Shared<'s>,
+    pool: Pool<'t, 's>,
+    links: Links,
     /// The directories between the top of the copy and where it is now.
-    frames: Vec<Frame>,
+    frames: Vec<Frame<'s>>,
 }
 
 /// A directory being copied.
-struct Frame {
+struct Frame<'s> {
     /// It, open for reading.
-    source: OwnedFd,
+    source: Arc<OwnedFd>,
     source_stat: Stat,
-    /// Where it is and what it is called in there, for its attributes.
-    source_parent: OwnedFd,
-    source_name: OsString,
+    name: OsString,
     /// Its copy, once it has been made.
-    target: Option<OwnedFd>,
-    target_name: OsString,
-    /// Whether its metadata is given at the end.
+    target: Option<Arc<Dir<'s>>>,
+    /// Whether its metadata is given at the end, also when it was there before.
     own_metadata: bool,
     include: Option<ParentMatches>,
     exclude: Option<ParentMatches>,
@@ -163,79 +157,75 @@ struct Selected {
     exclude: Option<ParentMatches>,
 }
 
-impl Copier<'_> {
-    /// Copies the top of the tree.
-    fn copy_root(
-        &mut self,
-        source: &Root,
-        from: &Resolved,
-        stat: &Stat,
-        target: &Root,
-        to: &Resolved,
-    ) -> Result<(), OpError> {
-        let here = OsStr::new(".");
-        let source_dir = source
-            .open_parent(from)?
-            .ok_or_else(|| OpError::path("lstat", from.display(), Errno::NOENT))?;
-        let target_dir = target
-            .open_parent(to)?
-            .ok_or_else(|| OpError::path("lstat", to.display(), Errno::NOENT))?;
-        let source_name = from.name().unwrap_or(here);
-        let target_name = to.name().unwrap_or(here);
-        let display = to.display();
-        if !is_dir(stat) {
-            return self.copy_file(
-                &source_dir,
-                source_name,
-                stat,
-                &target_dir,
-                target_name,
-                &display,
-            );
-        }
-        let existing = stat_entry(&target_dir, target_name).map_err(at("lstat", &display))?;
-        self.clear_way(&target_dir, target_name, stat, existing.as_ref(), &display)?;
-        let created = make_dir_entry(&target_dir, target_name, stat, &display)?;
-        let frame = Frame {
-            source: open_child_dir(&source_dir, source_name).map_err(at("open", &display))?,
-            source_stat: *stat,
-            source_parent: source_dir,
-            source_name: source_name.to_owned(),
-            target: Some(open_child_dir(&target_dir, target_name).map_err(at("open", &display))?),
-            target_name: target_name.to_owned(),
-            own_metadata: created,
-            include: None,
-            exclude: None,
-        };
-        self.frames.push(frame);
-        self.copy_entries(Path::new(""), to)?;
-        let Some(frame) = self.frames.pop() else {
-            return Ok(());
-        };
-        if created {
-            self.copy_metadata(
-                &frame.source_parent,
-                &frame.source_name,
-                stat,
-                &target_dir,
-                target_name,
-                &display,
-            )
-        } else {
-            self.set_times(stat, &target_dir, target_name, &display)
-        }
+/// Copies the top of the tree.
+fn copy_root(
+    shared: &Shared<'_>,
+    (source, from, stat): (&Root, &Resolved, &Stat),
+    (target, to): (&Root, &Resolved),
+) -> Result<(), OpError> {
+    let options = shared.options;
+    let missing = |path: &Resolved| OpError::path("lstat", path.display(), Errno::NOENT);
+    let here = OsStr::new(".");
+    let source_dir = source.open_parent(from)?.ok_or_else(|| missing(from))?;
+    let target_dir = target.open_parent(to)?.ok_or_else(|| missing(to))?;
+    let display = to.display();
+    let place = Place {
+        source: &source_dir,
+        source_name: from.name().unwrap_or(here),
+        stat,
+        target: &target_dir,
+        name: to.name().unwrap_or(here),
+        display: &display,
+    };
+    if !is_dir(stat) {
+        return copy_file(options, &place, &mut Links::new());
     }
+    let existing = stat_entry(&target_dir, place.name).map_err(at("lstat", &display))?;
+    clear_way(options, &place, existing.as_ref())?;
+    let created = make_dir_entry(&target_dir, place.name, stat, &display)?;
+    let opened = open_child_dir(&source_dir, place.source_name).map_err(at("open", &display))?;
+    let top = Frame {
+        source: Arc::new(opened),
+        source_stat: *stat,
+        name: place.name.to_owned(),
+        target: Some(Arc::new(Dir {
+            fd: open_child_dir(&target_dir, place.name).map_err(at("open", &display))?,
+            finish: None,
+        })),
+        own_metadata: false,
+        include: None,
+        exclude: None,
+    };
+    let walked = std::thread::scope(|scope| {
+        let mut copier = Copier {
+            options,
+            shared,
+            pool: Pool::new(scope, shared),
+            links: Links::new(),
+            frames: vec![top],
+        };
+        copier.copy_entries(Path::new(""), to)
+    });
+    // What failed elsewhere is why the walk was given up, if it was.
+    match shared.take_error() {
+        Some(error) => return Err(error),
+        None => walked?,
+    }
+    match created {
+        true => copy_metadata(options, &place),
+        false => set_times(options, &place),
+    }
+}
 
+impl<'s> Copier<'_, 's> {
     /// Copies what is in the directory of the last frame.
     fn copy_entries(&mut self, below: &Path, to: &Resolved) -> Result<(), OpError> {
         let Some(frame) = self.frames.last() else {
             return Ok(());
         };
-        let names = list(&frame.source).map_err(at("read", &to.display()))?;
+        let names = list(&*frame.source).map_err(at("read", &to.display()))?;
         for name in names {
-            if self.cancel.is_cancelled() {
-                return Err(OpError::Canceled);
-            }
+            self.shared.check()?;
             self.copy_entry(&name, &below.join(&name), &to.child(&name))?;
         }
         Ok(())
@@ -251,10 +241,9 @@ impl Copier<'_> {
         let Some(frame) = self.frames.last() else {
             return Ok(());
         };
-        let display = || to.display();
-        let stat = stat_entry(&frame.source, name)
+        let stat = stat_entry(&*frame.source, name)
             .and_then(|stat| stat.ok_or(Errno::NOENT))
-            .map_err(at("lstat", &display()))?;
+            .map_err(|errno| OpError::path("lstat", to.display(), errno))?;
         if is_dir(&stat) {
             return self.copy_subdirectory(name, stat, selected, below, to);
         }
@@ -265,8 +254,27 @@ impl Copier<'_> {
         let Some(frame) = self.frames.last() else {
             return Ok(());
         };
-        let (source, target) = duplicate_pair(frame).map_err(at("open", &display()))?;
-        self.copy_file(&source, name, &stat, &target, name, &display())
+        let Some(target) = &frame.target else {
+            return Ok(());
+        };
+        if is_regular(&stat) && stat.st_nlink <= 1 {
+            return self.pool.copy(Job {
+                source: frame.source.clone(),
+                target: target.clone(),
+                name: name.to_owned(),
+                stat,
+                display: to.display(),
+            });
+        }
+        let place = Place {
+            source: &frame.source,
+            source_name: name,
+            stat: &stat,
+            target: &target.fd,
+            name,
+            display: &to.display(),
+        };
+        copy_file(self.options, &place, &mut self.links)
     }
 
     fn copy_subdirectory(
@@ -280,45 +288,27 @@ impl Copier<'_> {
         let Some(parent) = self.frames.last() else {
             return Ok(());
         };
-        let display = to.display();
+        let opened = open_child_dir(&*parent.source, name)
+            .map_err(|errno| OpError::path("open", to.display(), errno))?;
         self.frames.push(Frame {
-            source: open_child_dir(&parent.source, name).map_err(at("open", &display))?,
+            source: Arc::new(opened),
             source_stat: stat,
-            source_parent: duplicate(&parent.source).map_err(at("open", &display))?,
-            source_name: name.to_owned(),
+            name: name.to_owned(),
             target: None,
-            target_name: name.to_owned(),
-            own_metadata: false,
+            own_metadata: selected.included,
             include: selected.include,
             exclude: selected.exclude,
         });
         if selected.included {
             self.make_frames(to)?;
-            if let Some(frame) = self.frames.last_mut() {
-                frame.own_metadata = true;
-            }
         }
         let wholly_excluded = selected.excluded && !self.exclude_has_exceptions();
         if !wholly_excluded {
             self.copy_entries(below, to)?;
         }
-        let Some(frame) = self.frames.pop() else {
-            return Ok(());
-        };
-        let Some(parent) = self.frames.last() else {
-            return Ok(());
-        };
-        match &parent.target {
-            Some(target) if frame.own_metadata => self.copy_metadata(
-                &frame.source_parent,
-                &frame.source_name,
-                &frame.source_stat,
-                target,
-                &frame.target_name,
-                &display,
-            ),
-            _ => Ok(()),
-        }
+        // Its metadata follows when nobody is filling it any more.
+        self.frames.pop();
+        Ok(())
     }
 
     /// Makes the directories of all frames that do not exist yet.
@@ -332,22 +322,34 @@ impl Copier<'_> {
             if frame.target.is_some() {
                 continue;
             }
-            let Some(parent) = &parent.target else {
+            let Some(target) = &parent.target else {
                 continue;
             };
-            let stat = frame.source_stat;
+            let place = Place {
+                source: &parent.source,
+                source_name: &frame.name,
+                stat: &frame.source_stat,
+                target: &target.fd,
+                name: &frame.name,
+                display: &display,
+            };
             if self.options.replace {
-                let existing =
-                    stat_entry(parent, &frame.target_name).map_err(at("lstat", &display))?;
-                remove_other_kind(parent, &frame.target_name, &stat, existing.as_ref())
-                    .map_err(at("unlinkat", &display))?;
+                let existing = stat_entry(&target.fd, place.name).map_err(at("lstat", &display))?;
+                clear_way(self.options, &place, existing.as_ref())?;
             }
-            let created = make_dir_entry(parent, &frame.target_name, &stat, &display)?;
+            let created = make_dir_entry(&target.fd, place.name, place.stat, &display)?;
+            let fd = open_child_dir(&target.fd, place.name).map_err(at("open", &display))?;
             // A directory that only an include pattern below it asked for keeps its metadata if it
             // was there before.
-            frame.own_metadata |= created;
-            let opened = open_child_dir(parent, &frame.target_name);
-            frame.target = Some(opened.map_err(at("open", &display))?);
+            let finish = (created || frame.own_metadata).then(|| Finish {
+                shared: self.shared,
+                source_parent: parent.source.clone(),
+                name: frame.name.clone(),
+                stat: frame.source_stat,
+                parent: target.clone(),
+                display: display.clone(),
+            });
+            frame.target = Some(Arc::new(Dir { fd, finish }));
         }
         Ok(())
     }
@@ -385,177 +387,6 @@ impl Copier<'_> {
             .as_ref()
             .is_some_and(PatternMatcher::has_exceptions)
     }
-
-    /// With `replace`: removes what is in the way of another kind.
-    fn clear_way(
-        &self,
-        target: &OwnedFd,
-        name: &OsStr,
-        stat: &Stat,
-        existing: Option<&Stat>,
-        display: &str,
-    ) -> Result<(), OpError> {
-        if !self.options.replace {
-            return Ok(());
-        }
-        remove_other_kind(target, name, stat, existing).map_err(at("unlinkat", display))
-    }
-
-    /// Copies anything but a directory.
-    fn copy_file(
-        &mut self,
-        source: &OwnedFd,
-        source_name: &OsStr,
-        stat: &Stat,
-        target: &OwnedFd,
-        name: &OsStr,
-        display: &str,
-    ) -> Result<(), OpError> {
-        let existing = stat_entry(target, name).map_err(at("lstat", display))?;
-        self.clear_way(target, name, stat, existing.as_ref(), display)?;
-        match existing {
-            Some(existing) if is_dir(&existing) && !self.options.replace => {
-                return Err(OpError::IsADirectory(display.to_owned()));
-            }
-            Some(existing) if !is_dir(&existing) => {
-                match rustix::fs::unlinkat(target, name, AtFlags::empty()) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(errno) => return Err(OpError::path("unlinkat", display, errno)),
-                }
-            }
-            _ => {}
-        }
-        if is_regular(stat) && stat.st_nlink > 1 {
-            let inode = (stat.st_dev, stat.st_ino);
-            if let Some((dir, first)) = self.links.get(&inode) {
-                rustix::fs::linkat(dir, first, target, name, AtFlags::empty())
-                    .map_err(at("link", display))?;
-            } else {
-                copy_content(source, source_name, target, name).map_err(at("copy", display))?;
-                let dir = duplicate(target).map_err(at("open", display))?;
-                self.links.insert(inode, (dir, name.to_owned()));
-            }
-        } else if is_regular(stat) {
-            copy_content(source, source_name, target, name).map_err(at("copy", display))?;
-        } else if is_link(stat) {
-            let link = read_link(source, source_name).map_err(at("readlink", display))?;
-            rustix::fs::symlinkat(link, target, name).map_err(at("symlink", display))?;
-        } else {
-            make_node(target, name, stat).map_err(at("mknod", display))?;
-        }
-        self.copy_metadata(source, source_name, stat, target, name, display)
-    }
-
-    /// Owner, mode, attributes and times, in the order in which none undoes another.
-    fn copy_metadata(
-        &self,
-        source: &OwnedFd,
-        source_name: &OsStr,
-        stat: &Stat,
-        target: &OwnedFd,
-        name: &OsStr,
-        display: &str,
-    ) -> Result<(), OpError> {
-        let owner = self.options.owner.unwrap_or(Owner {
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-        });
-        set_owner(target, name, owner).map_err(at("lchown", display))?;
-        if !is_link(stat) {
-            let bits = match &self.options.mode {
-                Some(change) => change.apply(stat.st_mode, is_dir(stat)),
-                None => stat.st_mode & 0o7777,
-            };
-            rustix::fs::chmodat(target, name, Mode::from_raw_mode(bits), AtFlags::empty())
-                .map_err(at("chmod", display))?;
-        }
-        for (key, value) in xattrs(source, source_name).map_err(at("listxattr", display))? {
-            // As for stock: an attribute that the target cannot have is no reason to fail.
-            if let Err(errno) = set_xattr(target, name, &key, &value) {
-                let path = display;
-                tracing::debug!(path, ?key, %errno, "extended attribute not copied");
-            }
-        }
-        self.set_times(stat, target, name, display)
-    }
-
-    fn set_times(
-        &self,
-        stat: &Stat,
-        target: &OwnedFd,
-        name: &OsStr,
-        display: &str,
-    ) -> Result<(), OpError> {
-        let times = match self.options.timestamp {
-            Some(time) => Timestamps {
-                last_access: time,
-                last_modification: time,
-            },
-            None => Timestamps {
-                last_access: Timespec {
-                    tv_sec: stat.st_atime,
-                    tv_nsec: stat.st_atime_nsec as _,
-                },
-                last_modification: Timespec {
-                    tv_sec: stat.st_mtime,
-                    tv_nsec: stat.st_mtime_nsec as _,
-                },
-            },
-        };
-        rustix::fs::utimensat(target, name, &times, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(at("utimensat", display))
-    }
-}
-
-/// Gives an entry to an owner, links not followed.
-pub(crate) fn set_owner(dir: impl AsFd, name: &OsStr, owner: Owner) -> Result<(), Errno> {
-    rustix::fs::chownat(
-        dir,
-        name,
-        Some(Uid::from_raw(owner.uid)),
-        Some(Gid::from_raw(owner.gid)),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )
-}
-
-/// Removes an entry with everything below it, whatever it is; nothing there is fine.
-pub(crate) fn remove_all(dir: impl AsFd, name: &OsStr) -> Result<(), Errno> {
-    let dir = dir.as_fd();
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(errno) => return Err(errno),
-    }
-    let child = open_child_dir(dir, name)?;
-    for entry in list(&child)? {
-        remove_all(&child, &entry)?;
-    }
-    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
-}
-
-fn at<'a>(call: &'static str, display: &'a str) -> impl FnOnce(Errno) -> OpError + 'a {
-    move |errno| OpError::path(call, display, errno)
-}
-
-fn duplicate(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
-    rustix::io::fcntl_dupfd_cloexec(fd, 0)
-}
-
-fn duplicate_pair(frame: &Frame) -> Result<(OwnedFd, OwnedFd), Errno> {
-    let target = frame.target.as_ref().ok_or(Errno::NOENT)?;
-    Ok((duplicate(&frame.source)?, duplicate(target)?))
-}
-
-fn remove_other_kind(
-    dir: &OwnedFd,
-    name: &OsStr,
-    stat: &Stat,
-    existing: Option<&Stat>,
-) -> Result<(), Errno> {
-    match existing {
-        Some(existing) if !(is_dir(stat) && is_dir(existing)) => remove_all(dir, name),
-        _ => Ok(()),
-    }
 }
 
 /// Makes a directory unless there is one; says whether it was made.
@@ -573,59 +404,4 @@ fn make_dir_entry(
         },
         Err(errno) => Err(OpError::path("mkdir", display, errno)),
     }
-}
-
-fn make_node(dir: &OwnedFd, name: &OsStr, stat: &Stat) -> Result<(), Errno> {
-    let kind = match FileType::from_raw_mode(stat.st_mode) {
-        // A socket is of no use without its process; its name is kept by an empty file.
-        FileType::Socket => FileType::RegularFile,
-        kind => kind,
-    };
-    let device: Dev = match kind {
-        FileType::CharacterDevice | FileType::BlockDevice => stat.st_rdev,
-        _ => 0,
-    };
-    rustix::fs::mknodat(
-        dir,
-        name,
-        kind,
-        Mode::from_raw_mode(stat.st_mode & 0o7777),
-        device,
-    )
-}
-
-/// Copies the bytes of a regular file into a new one: shared blocks where the file system can, else
-/// within the kernel, else through memory.
-fn copy_content(
-    source: &OwnedFd,
-    source_name: &OsStr,
-    target: &OwnedFd,
-    name: &OsStr,
-) -> Result<(), Errno> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let input = rustix::fs::openat(source, source_name, flags, Mode::empty())?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let output = rustix::fs::openat(target, name, flags, Mode::from_raw_mode(0o600))?;
-    let mut copied_any = false;
-    loop {
-        match rustix::fs::copy_file_range(&input, None, &output, None, 1 << 30) {
-            Ok(0) => return Ok(()),
-            Ok(_) => copied_any = true,
-            Err(Errno::INTR) => {}
-            Err(errno) if copied_any => return Err(errno),
-            Err(
-                Errno::NOSYS
-                | Errno::XDEV
-                | Errno::PERM
-                | Errno::IO
-                | Errno::OPNOTSUPP
-                | Errno::INVAL,
-            ) => break,
-            Err(errno) => return Err(errno),
-        }
-    }
-    let (mut input, mut output) = (std::fs::File::from(input), std::fs::File::from(output));
-    std::io::copy(&mut input, &mut output)
-        .map(|_| ())
-        .map_err(|error| crate::root::errno_of(&error))
 }

@@ -5,7 +5,7 @@ use std::io::{Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use archive::{ArchiveError, Mtime, Reader, UnpackOptions, decompressor, unpack_tree};
+use archive::{ArchiveError, Reader, UnpackOptions, decompressor, unpack_tree};
 use rustix::fs::OFlags;
 use tokio_util::sync::CancellationToken;
 
@@ -51,10 +51,6 @@ pub(crate) fn unpack_archive(
     let opened = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
     let unpack = UnpackOptions {
         owner: options.owner.map(|owner| (owner.uid, owner.gid)),
-        mtime: options.timestamp.map(|time| Mtime {
-            secs: time.tv_sec,
-            nanos: time.tv_nsec as u32,
-        }),
     };
     let stopping = Cancellable { file, cancel };
     let unpacked = decompressor(stopping).and_then(|reader| unpack_tree(reader, &opened, &unpack));

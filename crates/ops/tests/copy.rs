@@ -325,3 +325,41 @@ fn directories_files_links_and_removal() {
     rm(&root, &pattern).unwrap();
     assert_eq!(bench.tree(), ["a/"]);
 }
+
+#[test]
+fn a_tree_large_enough_for_several_threads_keeps_everything_and_names_the_file_that_fails() {
+    let bench = Bench::new();
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    for number in 0..1000 {
+        let path = format!("many/{}/{}/{number}", number / 200, number / 50);
+        write(&bench.source, &path, &path);
+    }
+    for number in (0..1000).step_by(50) {
+        let dir = format!("many/{}/{}", number / 200, number / 50);
+        let dir = std::fs::File::open(bench.source.path().join(dir)).unwrap();
+        dir.set_modified(time).unwrap();
+    }
+    for dir in ["many/0", "many/1", "many/2", "many/3", "many/4", "many"] {
+        let dir = std::fs::File::open(bench.source.path().join(dir)).unwrap();
+        dir.set_modified(time).unwrap();
+    }
+    bench.copy("/many", "/many");
+    for number in 0..1000 {
+        let path = format!("many/{}/{}/{number}", number / 200, number / 50);
+        let copied = std::fs::read_to_string(bench.target.path().join(&path)).unwrap();
+        assert_eq!(copied, path);
+    }
+    for path in bench.tree().iter().filter(|path| bench.meta(path).is_dir()) {
+        assert_eq!(bench.meta(path).modified().unwrap(), time, "{path}");
+    }
+
+    let in_the_way = bench.target.path().join("many/4/17/870");
+    std::fs::remove_file(&in_the_way).unwrap();
+    std::fs::create_dir(&in_the_way).unwrap();
+    let failed = bench.try_copy(&like_dockerfile("/many", "/many"), None);
+    let error = failed.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "cannot replace to directory /many/4/17/870 with file"
+    );
+}

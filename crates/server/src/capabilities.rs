@@ -154,8 +154,6 @@ mod tests {
         "source.git.checkoutbundle",
         "source.git.signatureverify",
         "source.http.signatureverify",
-        "source.imageblob",
-        "source.local.metadatatransfer",
         "source.policy",
         "source.policy.session",
     ];

@@ -60,6 +60,7 @@ fn run(flags: &Flags) -> Result<()> {
         ));
     }
     enter_mount_namespace()?;
+    keep_out_of_core_dumps();
     raise_limits();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -131,6 +132,14 @@ fn enter_mount_namespace() -> Result<()> {
                 "the server needs CAP_SYS_ADMIN: run it as root, in a container with --privileged",
             )
         })
+}
+
+/// Secrets of builds pass through this memory. What is started from here is as dumpable as any.
+fn keep_out_of_core_dumps() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "a core dump of this server would hold secrets of builds");
+    }
 }
 
 /// As many open files as are allowed, and the kernel's mercy when memory is short. Neither is

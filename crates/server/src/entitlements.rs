@@ -27,7 +27,7 @@ impl Entitlements {
     pub fn grant(&self, asked: &[String]) -> Result<Self> {
         for name in asked {
             if !KNOWN.contains(&kind(name)) {
-                return Err(Error::invalid(format!("invalid entitlement {name:?}")));
+                return Err(Error::invalid(format!("unknown entitlement {name}")));
             }
             if !self.allows(kind(name)) {
                 return Err(Error::new(

@@ -109,7 +109,7 @@ struct WorkerFlags {
     /// override supported platforms for worker
     #[arg(long, value_name = "PLATFORM")]
     oci_worker_platform: Vec<String>,
-    /// worker network type: auto or host
+    /// worker network type: auto, host or bridge
     #[arg(long, value_name = "TYPE")]
     oci_worker_net: Option<String>,
     #[arg(long, hide = true)]

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use content::ContentStore;
 use diag::{Context, Error, Result};
-use executor::{Executor, ExecutorConfig, NetworkConfig};
+use executor::{BridgeConfig, Executor, ExecutorConfig, NetworkConfig};
 use layers::{Backend, LayerStore};
 use ops::contenthash::FileDigests;
 use ops::work::{CacheMounts, LogLimits, Output};
@@ -263,20 +263,25 @@ fn backend(config: &Config) -> Result<Backend> {
 
 fn open_executor(config: &Config, options: &ServerOptions, state: &Path) -> Result<Executor> {
     let worker = &config.worker.oci;
-    match worker.network_mode.as_str() {
-        "" | "auto" | "host" => {}
+    let bridge = match worker.network_mode.as_str() {
+        "" | "auto" | "host" => None,
+        "bridge" => Some(BridgeConfig {
+            name: worker.bridge_name.clone(),
+            subnet: worker.bridge_subnet.clone(),
+        }),
         other => {
             return Err(Error::unimplemented(format!(
-                "network mode {other:?} is not offered: auto and host are"
+                "network mode {other:?} is not offered: auto, host and bridge are"
             )));
         }
-    }
+    };
     let mut network = NetworkConfig::default();
     network.nameservers.clone_from(&config.dns.nameservers);
     network.search.clone_from(&config.dns.search_domains);
     network.options.clone_from(&config.dns.options);
     let mut executor = ExecutorConfig::new(state.join("executor"));
     executor.network = network;
+    executor.bridge = bridge;
     if let Some(init) = &options.init {
         executor.init = init.clone();
     }

@@ -127,6 +127,7 @@ fn label(name: &str, value: &str) -> (String, String) {
 fn network_name(mode: &str) -> &str {
     match mode {
         "" | "auto" => "host",
+        "bridge" => "cni",
         mode => mode,
     }
 }

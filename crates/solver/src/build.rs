@@ -238,7 +238,7 @@ impl<W: Work> Build<W> {
             .zip(&node.inputs)
             .map(|(keyed, (_, output))| KeyInput::Definition(keyed.canonical, *output))
             .collect();
-        let definition_key = key(&identity.digest, &by_definition);
+        let definition_key = key(&identity.definition, &by_definition);
         let reuse = !node.work.ignore_cache() && node.work.keep();
         let started = || watcher.has_started();
         if reuse && let Some(record) = self.solver.store.lookup(&definition_key)? {

@@ -8,7 +8,7 @@
 //! | key | made of | known |
 //! |---|---|---|
 //! | identity | what the vertex is, without its inputs; sources pin what they stand for (image digest, content of a context) | after [`Work::identity`] |
-//! | definition key | identity, canonical keys and output numbers of all inputs | before anything runs |
+//! | definition key | identity and what is read of inputs keyed by content, canonical keys and output numbers of all inputs | before anything runs |
 //! | content key | identity; for inputs keyed by content the digest of what is read, for the others their canonical key | when those inputs exist |
 //! | canonical key | the content key if the vertex has one, else the definition key | with the two above |
 //!

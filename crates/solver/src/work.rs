@@ -82,8 +82,10 @@ pub enum InputKey {
 /// What a vertex is, without its inputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Equal for equal work.
+    /// Equal for equal work, given what is read of inputs keyed by content.
     pub digest: Digest,
+    /// Equal for equal work on equal inputs: also made of what is read of which input.
+    pub definition: Digest,
     /// What the digest was made of, by name, so that a miss can be explained.
     pub parts: Vec<KeyPart>,
 }
@@ -96,10 +98,23 @@ impl Identity {
             hasher.field(part.name.as_bytes());
             hasher.field(part.value.as_bytes());
         }
+        let digest = hasher.finish();
         Identity {
-            digest: hasher.finish(),
+            digest,
+            definition: digest,
             parts,
         }
+    }
+
+    /// The same where, of inputs keyed by content, only what `selection` says is read. Two works
+    /// that differ in nothing else have different definition keys and may share a content key.
+    #[must_use]
+    pub fn reading(mut self, selection: &[u8]) -> Self {
+        let mut hasher = oci::DigestHasher::new();
+        hasher.field(self.digest.as_bytes());
+        hasher.field(selection);
+        self.definition = hasher.finish();
+        self
     }
 }
 

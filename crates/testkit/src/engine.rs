@@ -53,7 +53,12 @@ impl Engine {
 
     /// The same with these options.
     pub fn start_with(lab: &Lab, release: Release, options: &EngineOptions) -> Engine {
-        let directory = lab.subdirectory(&format!("engine-{release:?}").to_lowercase());
+        // Short, as the Engine makes sockets below.
+        let directory = lab.subdirectory(match release {
+            Release::Debian => "engine",
+            Release::Newest => "engine-28",
+            Release::NewestContainerd => "engine-c",
+        });
         let (dockerd, path) = programs(release);
         let log = File::create(directory.join("log")).expect("make the Engine's log");
         let configuration = directory.join("daemon.json");
@@ -73,8 +78,9 @@ impl Engine {
             ))
             .arg("--data-root")
             .arg(directory.join("data"))
+            // In the lab's own `/run`: the kernel limits the length of sockets' paths.
             .arg("--exec-root")
-            .arg(directory.join("exec"))
+            .arg(format!("/run/docker-{release:?}").to_lowercase())
             .arg("--pidfile")
             .arg(directory.join("pid"))
             .args(["--bip", &format!("{}/24", Self::GATEWAY)])

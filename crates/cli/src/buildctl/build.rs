@@ -5,14 +5,18 @@ use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 
 use clap::Args;
-use client::spec::{Attributes, parse_exports, parse_secrets};
-use client::{Environment, Export, SolvePlan, Target, new_id, prepare_exports, write_file};
+use client::spec::{
+    Attributes, CacheEntry, parse_cache_entries, parse_exports, parse_secrets, parse_ssh,
+};
+use client::{
+    Environment, Export, Peer, Services, SolvePlan, Target, new_id, prepare_exports, session_for,
+    write_file,
+};
 use driver::Connection;
 use progress_ui::{Mode, Output, Printer, PrinterOptions};
 use proto::control::control_client::ControlClient;
-use proto::pb::Definition;
+use proto::pb::{Definition, Op};
 use proto::prost::Message;
-use session::{ClientSession, ExportTarget, LocalDir, SecretSource};
 use tokio_util::sync::CancellationToken;
 
 /// Flags of `build`.
@@ -27,6 +31,9 @@ pub(super) struct BuildArgs {
     /// Allow build access to the local directory
     #[arg(long, value_name = "string")]
     local: Vec<String>,
+    /// Allow build access to the local OCI layout
+    #[arg(long, value_name = "string")]
+    oci_layout: Vec<String>,
     /// Define frontend used for build
     #[arg(long, value_name = "string", default_value = "")]
     frontend: String,
@@ -36,12 +43,21 @@ pub(super) struct BuildArgs {
     /// Disable cache for all the vertices
     #[arg(long)]
     no_cache: bool,
+    /// Export build cache, e.g. --export-cache type=registry,ref=example.com/foo/bar, or --export-cache type=local,dest=path/to/dir
+    #[arg(long, value_name = "string")]
+    export_cache: Vec<String>,
+    /// Import build cache, e.g. --import-cache type=registry,ref=example.com/foo/bar, or --import-cache type=local,src=path/to/dir
+    #[arg(long, value_name = "string")]
+    import_cache: Vec<String>,
     /// Secret value exposed to the build. Format id=secretname,src=filepath
     #[arg(long, value_name = "string")]
     secret: Vec<String>,
     /// Allow extra privileged entitlement, e.g. network.host, security.insecure
     #[arg(long, value_name = "string")]
     allow: Vec<String>,
+    /// Allow forwarding SSH agent to the builder. Format default|<id>[=<socket>|<key>[,<key>]]
+    #[arg(long, value_name = "string")]
+    ssh: Vec<String>,
     /// Output build metadata (e.g., image digest) to a file as JSON
     #[arg(long, value_name = "string")]
     metadata_file: Option<PathBuf>,
@@ -57,12 +73,11 @@ pub(super) async fn run(
     cancel: &CancellationToken,
 ) -> Result<(), diag::Error> {
     let env = Environment::current();
-    let plan = plan(args, &env)?;
-    let session = session(&plan, &env)?;
-    let mut request = plan.to_proto(session.id());
-    if args.frontend.is_empty() {
-        request.definition = Some(definition_of_stdin().await?);
-    }
+    let mut plan = plan(args, &env)?;
+    let definition = match args.frontend.is_empty() {
+        true => Some(definition_of_stdin(args.no_cache).await?),
+        false => None,
+    };
     if let Some(path) = &args.ref_file {
         std::fs::write(path, &plan.reference)?;
     }
@@ -74,6 +89,16 @@ pub(super) async fn run(
         },
         Output::stderr(),
     )?;
+    let services = Services {
+        config: docker_config::DockerConfig::load()?,
+        engine: None,
+        progress: display.progress(),
+        env,
+    };
+    let peer = Peer::new(connection.channel.clone(), false);
+    let session = session_for(&mut plan, &services, &peer)?.build();
+    let mut request = plan.to_proto(session.id());
+    request.definition = definition;
     let handle = session.run(ControlClient::new(connection.channel.clone()))?;
     let solved = client::solve(
         connection.channel.clone(),
@@ -122,27 +147,34 @@ fn plan(args: &BuildArgs, env: &Environment) -> Result<SolvePlan, diag::Error> {
     for export in &mut exports {
         to_stdout(export, stdout_is_terminal)?;
     }
-    let local_dirs = pairs(&args.local, "local")?
-        .into_iter()
-        .map(|(name, path)| (name, env.path(path)))
-        .collect();
+    let paths = |texts: &[String], flag| -> Result<BTreeMap<_, _>, diag::Error> {
+        let named = pairs(texts, flag)?.into_iter();
+        Ok(named.map(|(name, path)| (name, env.path(path))).collect())
+    };
+    let local_dirs = paths(&args.local, "local")?;
+    let oci_layouts = paths(&args.oci_layout, "oci-layout")?;
     Ok(SolvePlan {
         reference: new_id(),
         frontend: args.frontend.clone(),
         attributes,
         exports,
-        cache_to: Vec::new(),
-        cache_from: Vec::new(),
+        cache_to: caches(&args.export_cache, env)?,
+        cache_from: caches(&args.import_cache, env)?,
         entitlements: args.allow.clone(),
         local_dirs,
-        oci_layouts: BTreeMap::new(),
+        oci_layouts,
         uploads: Vec::new(),
         secrets: parse_secrets(&args.secret)?,
-        ssh: Vec::new(),
+        ssh: parse_ssh(&args.ssh),
         shared_key: env.path(".").display().to_string(),
         call: None,
         notes: Vec::new(),
     })
+}
+
+fn caches(values: &[String], env: &Environment) -> Result<Vec<CacheEntry>, diag::Error> {
+    let entries = parse_cache_entries(values)?.into_iter();
+    Ok(entries.filter_map(|e| e.with_environment(env)).collect())
 }
 
 /// Without a destination an archive goes to stdout: there is no Engine here to load it into.
@@ -160,57 +192,8 @@ fn to_stdout(export: &mut Export, stdout_is_terminal: bool) -> Result<(), diag::
     Ok(())
 }
 
-fn session(plan: &SolvePlan, env: &Environment) -> Result<ClientSession, diag::Error> {
-    let dirs: BTreeMap<String, LocalDir> = plan
-        .local_dirs
-        .iter()
-        .map(|(name, path)| (name.clone(), LocalDir::new(path)))
-        .collect();
-    let mut builder = ClientSession::builder()
-        .shared_key(&plan.shared_key)
-        .local_dirs(dirs)
-        .secrets(secrets(plan, env));
-    if let Some(directory) = client::export_layout(plan)? {
-        builder = builder.export_layout(directory);
-    }
-    if let Ok(config) = docker_config::DockerConfig::load() {
-        builder = builder.auth(config);
-    }
-    for (number, export) in plan.exports.iter().enumerate() {
-        let target = match &export.target {
-            Target::Directory { path, .. } => ExportTarget::dir(path),
-            Target::File(path) => ExportTarget::file(path),
-            Target::Stdout => ExportTarget::writer(|_| async {
-                let writer: session::ExportWriter = Box::pin(tokio::io::stdout());
-                Ok(Some(writer))
-            }),
-            Target::Server | Target::Engine(_) | Target::Layout(_) => continue,
-        };
-        builder = builder.file_target(number, target);
-    }
-    Ok(builder.build())
-}
-
-fn secrets(plan: &SolvePlan, env: &Environment) -> BTreeMap<String, SecretSource> {
-    use client::spec::SecretSource as Spec;
-    let variable = |name: &str| {
-        let value = env.get(name).unwrap_or_default().as_bytes().to_vec();
-        SecretSource::Value(diag::Secret::new(value))
-    };
-    let source = |secret: &client::spec::SecretSpec| match &secret.source {
-        Spec::File(path) => SecretSource::File(env.path(path)),
-        Spec::Variable(name) => variable(name),
-        Spec::Named if env.get(&secret.id).is_some() => variable(&secret.id),
-        Spec::Named => SecretSource::File(env.path(&secret.id)),
-    };
-    plan.secrets
-        .iter()
-        .map(|secret| (secret.id.clone(), source(secret)))
-        .collect()
-}
-
 /// A build without frontend is described on stdin, as marshalled LLB.
-async fn definition_of_stdin() -> Result<Definition, diag::Error> {
+async fn definition_of_stdin(no_cache: bool) -> Result<Definition, diag::Error> {
     if std::io::stdin().is_terminal() {
         return Err(diag::Error::invalid(
             "please specify --frontend or pipe LLB definition to stdin",
@@ -224,6 +207,16 @@ async fn definition_of_stdin() -> Result<Definition, diag::Error> {
     let bytes = read
         .await
         .map_err(|error| diag::Error::internal(error.to_string()))??;
-    Definition::decode(bytes.as_slice())
-        .map_err(|error| diag::Error::invalid(error.to_string()).context("failed to parse input"))
+    let bad = |error: proto::prost::DecodeError| diag::Error::invalid(error.to_string());
+    let mut definition = Definition::decode(bytes.as_slice())
+        .map_err(|error| bad(error).context("failed to parse input"))?;
+    if no_cache {
+        for bytes in &definition.def {
+            Op::decode(bytes.as_slice())
+                .map_err(|error| bad(error).context("failed to parse llb proto op"))?;
+            let digest = oci::Digest::of(bytes).to_string();
+            definition.metadata.entry(digest).or_default().ignore_cache = true;
+        }
+    }
+    Ok(definition)
 }

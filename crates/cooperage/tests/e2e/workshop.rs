@@ -76,6 +76,11 @@ impl Workshop {
         registry
     }
 
+    /// The base image as an OCI image layout.
+    pub fn base_layout(&self) -> &Path {
+        self.base.layout()
+    }
+
     /// A server configuration under which that registry is spoken to in plain HTTP.
     pub fn plain_http(&self, registry: &Registry) -> PathBuf {
         let path = self.lab.directory().join("buildkitd.toml");

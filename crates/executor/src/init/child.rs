@@ -65,7 +65,7 @@ fn prepare(
     let streams = match container {
         Some(container) => enter_container(container, &launch, streams, status)?,
         None => {
-            make_namespaces(&launch, own_cgroup).doing(|| "making namespaces")?;
+            make_namespaces(&launch, own_cgroup, &streams).doing(|| "making namespaces")?;
             let name = launch.hostname.as_bytes();
             rustix::system::sethostname(name).doing(|| "setting the host name")?;
             if launch.private_network {
@@ -127,7 +127,11 @@ fn adjust_oom_score(adjustment: i32) -> io::Result<()> {
     }
 }
 
-fn make_namespaces(launch: &Launch, own_cgroup: bool) -> io::Result<()> {
+fn make_namespaces(launch: &Launch, own_cgroup: bool, streams: &Streams) -> io::Result<()> {
+    if let Some(network) = &streams.network {
+        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(network.as_fd(), kind)?;
+    }
     let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     if launch.private_network {
         flags |= UnshareFlags::NEWNET;
@@ -260,6 +264,7 @@ fn make_terminal(
         stdin: Some(terminal.try_clone()?),
         stdout: terminal.try_clone()?,
         stderr: Some(terminal),
+        network: None,
     })
 }
 

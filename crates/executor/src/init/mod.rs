@@ -35,6 +35,8 @@ struct Streams {
     stdout: OwnedFd,
     /// The same as `stdout` for a terminal.
     stderr: Option<OwnedFd>,
+    /// The network namespace it joins.
+    network: Option<OwnedFd>,
 }
 
 /// Runs the init mode; the executable's `main` calls it, before anything else, when its first
@@ -53,6 +55,9 @@ pub fn init_main() -> ! {
 }
 
 fn run() -> io::Result<()> {
+    // Secrets of the step pass through this memory: it is in no core dump. The step's own program
+    // is as dumpable as any.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     // Away from the terminal's process group: its interrupts are for the server to handle.
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::empty());
@@ -77,6 +82,10 @@ fn open_launch(fds: Vec<OwnedFd>) -> io::Result<(Launch, Vec<u8>, Streams)> {
     let mut fds = fds.into_iter();
     let missing = || io::Error::other("a descriptor is missing");
     let (launch, files): (Launch, _) = read_message(&fds.next().ok_or_else(missing)?)?;
+    let network = match launch.own_network {
+        true => Some(fds.next().ok_or_else(missing)?),
+        false => None,
+    };
     let stdin = match launch.has_stdin {
         true => Some(fds.next().ok_or_else(missing)?),
         false => None,
@@ -85,6 +94,7 @@ fn open_launch(fds: Vec<OwnedFd>) -> io::Result<(Launch, Vec<u8>, Streams)> {
         stdin,
         stdout: fds.next().ok_or_else(missing)?,
         stderr: fds.next(),
+        network,
     };
     Ok((launch, files, streams))
 }

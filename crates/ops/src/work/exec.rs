@@ -34,7 +34,7 @@ pub async fn run_exec_op(
     context: &RunContext<BuildContext>,
 ) -> Result<Vec<Output>> {
     let mut mounts = Mounts::prepare(parts, op, &inputs, context).await?;
-    let spec = specification(parts, vertex, op, &mut mounts, context).await?;
+    let spec = specification(op, &mut mounts, context).await?;
     let ended = run_process(parts, vertex, op, spec, context).await;
     // A cancelled step's mounts are never committed: they go away with `mounts`.
     if let Err(error) = ended {
@@ -152,9 +152,16 @@ impl Mounts {
                 return Ok(());
             }
             let shown = if id.is_empty() { "default" } else { id };
-            return Err(
-                Error::from(error).hint(format!("give the build an agent with `--ssh {shown}`"))
-            );
+            let error = Error::from(error);
+            // A client that forwards no agent at all does not know the service.
+            let error = match error.code() {
+                diag::Code::Unimplemented => {
+                    let text = format!("no SSH key {shown:?} forwarded from the client");
+                    Error::new(diag::Code::FailedPrecondition, text)
+                }
+                _ => error,
+            };
+            return Err(error.hint(format!("give the build an agent with `--ssh {shown}`")));
         }
         let socket = SshSocket::open(&parts.run_dir, session, id, (*uid, *gid, *mode))?;
         let mut mounted =
@@ -273,9 +280,6 @@ async fn cache(
     let MountKind::Cache { id, sharing } = &mount.kind else {
         return Err(Error::internal("not a cache mount"));
     };
-    if mount.output.is_some() {
-        return Err(Error::invalid("cache mount cannot have an output"));
-    }
     let name = if id.is_empty() { &mount.dest } else { id };
     let base = match input.filter(|input| !input.stack.is_empty()) {
         None => None,
@@ -304,6 +308,9 @@ async fn secret_data(
     optional: bool,
     context: &RunContext<BuildContext>,
 ) -> Result<Option<diag::Secret<Vec<u8>>>> {
+    if id.is_empty() {
+        return Err(Error::invalid("secret ID missing from mount options"));
+    }
     let session = match context.first()?.session().await {
         Ok(session) => session,
         Err(_) if optional => return Ok(None),
@@ -344,12 +351,11 @@ async fn secret(mount: &Mount, context: &RunContext<BuildContext>) -> Result<Opt
 }
 
 async fn specification(
-    parts: &Arc<Parts>,
-    vertex: &Vertex,
     op: &ExecOp,
     mounts: &mut Mounts,
     context: &RunContext<BuildContext>,
 ) -> Result<ProcessSpec> {
+    check_hosts(op)?;
     let root = op.mounts.iter().position(|mount| mount.dest == "/");
     let root = root.ok_or_else(|| Error::invalid("no rootfs specified"))?;
     let rootfs = mounts
@@ -358,9 +364,9 @@ async fn specification(
         .map(Prepared::path)
         .ok_or_else(|| Error::invalid("the root file system must be files"))?;
     let (passwd, user) = (rootfs.clone(), op.user.clone());
-    let user = blocking(move || executor::resolve_user(&passwd, &user)).await?;
+    let user = blocking(move || executor::resolve_user(&passwd, &user)).await;
+    let user = user.map_err(|error| did_not_complete(op, error))?;
     let process_mounts = mounts.process_mounts(op);
-    let _ = (parts, vertex);
     Ok(ProcessSpec {
         rootfs,
         readonly_rootfs: op.mounts[root].readonly,
@@ -378,6 +384,17 @@ async fn specification(
         oom_score_adj: None,
         remove_mount_stubs_recursive: op.remove_mount_stubs_recursive,
     })
+}
+
+/// Addresses that are none are told before anything of the process is set up.
+fn check_hosts(op: &ExecOp) -> Result<()> {
+    for (_, address) in &op.extra_hosts {
+        let bare = address.trim_start_matches('[').trim_end_matches(']');
+        if address != "host-gateway" && bare.parse::<std::net::IpAddr>().is_err() {
+            return Err(Error::invalid(format!("failed to parse IP {address}")));
+        }
+    }
+    Ok(())
 }
 
 /// The environment of a process with the client's secrets in it.
@@ -404,10 +421,12 @@ pub(super) async fn environment(
         env.push(format!("PATH={DEFAULT_PATH}"));
     }
     for secret in &op.secret_env {
-        if let Some(data) = secret_data(&secret.id, secret.optional, context).await? {
-            let value = String::from_utf8_lossy(data.expose());
-            env.push(format!("{}={value}", secret.name));
-        }
+        let data = secret_data(&secret.id, secret.optional, context).await?;
+        // As for stock, one that need not be there and is not is set to nothing.
+        let value = data
+            .as_ref()
+            .map(|data| String::from_utf8_lossy(data.expose()));
+        env.push(format!("{}={}", secret.name, value.unwrap_or_default()));
     }
     Ok(env)
 }
@@ -476,10 +495,14 @@ async fn run_process(
             });
         }
     }
-    Err(failure.context(format!(
+    Err(did_not_complete(op, failure))
+}
+
+fn did_not_complete(op: &ExecOp, failure: Error) -> Error {
+    failure.context(format!(
         "process {} did not complete successfully",
         quoted(&op.args.join(" "))
-    )))
+    ))
 }
 
 /// A name for a running step that no other has.

@@ -3,7 +3,7 @@
 //! | op | identity | keyed by content |
 //! |---|---|---|
 //! | exec | arguments, environment, directory, user, host names (not their addresses), network, sandbox, limits, mounts (not the names of cache mounts and secrets' contents), platform; not proxies | inputs of mounts that are read-only, have no output or show the whole input; never of the root |
-//! | file | actions with their parameters, of copied paths the last component only | inputs only copied from or looked into for names of owners: the selected paths |
+//! | file | actions with their parameters, of copied paths the last component only (in the definition key also the selected paths) | inputs only copied from or looked into for names of owners: the selected paths |
 //! | merge, diff | the kind and the order of inputs | nothing |
 //! | build | builder, inputs by name, attributes | nothing |
 //! | source | what it is pinned to | no inputs |
@@ -61,7 +61,16 @@ pub fn identity(vertex: &Vertex) -> Identity {
         let platform = vertex.platform.clone().unwrap_or_else(Platform::host);
         parts.push(KeyPart::new("platform", platform.to_string()));
     }
-    Identity::of(parts)
+    let identity = Identity::of(parts);
+    // Paths are left out above where their content says what they are; before that is known, they
+    // are what tells `COPY a/x` from `COPY b/x`.
+    match input_selections(vertex)
+        .iter()
+        .all(|selection| *selection == InputSelection::Definition)
+    {
+        true => identity,
+        false => identity.reading(format!("{:?}", input_selections(vertex)).as_bytes()),
+    }
 }
 
 fn exec_parts(exec: &ExecOp) -> Vec<KeyPart> {
@@ -87,6 +96,8 @@ fn exec_parts(exec: &ExecOp) -> Vec<KeyPart> {
     add("cgroup parent".into(), exec.cgroup_parent.clone());
     let codes = format!("{:?}", exec.valid_exit_codes);
     add("valid exit codes".into(), codes);
+    let stubs = exec.remove_mount_stubs_recursive;
+    add("remove mount stubs".into(), stubs.to_string());
     add("network".into(), format!("{:?}", exec.network));
     add("security".into(), format!("{:?}", exec.security));
     for secret in &exec.secret_env {
@@ -365,8 +376,11 @@ mod tests {
         };
         let one = vertex(copy("/a/f"), 2);
         let two = vertex(copy("/b/f"), 2);
-        assert_eq!(identity(&one), identity(&two));
-        assert_ne!(identity(&one), identity(&vertex(copy("/a/g"), 2)));
+        let (first, second) = (identity(&one), identity(&two));
+        assert_eq!(first.digest, second.digest);
+        assert_ne!(first.definition, second.definition);
+        let other = identity(&vertex(copy("/a/g"), 2));
+        assert_ne!(first.digest, other.digest);
         assert_eq!(
             input_selections(&one),
             [

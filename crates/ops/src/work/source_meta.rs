@@ -44,7 +44,7 @@ pub enum SourceMeta {
 /// Finds out what a source stands for, with the rights of the build's client.
 ///
 /// # Errors
-/// Unimplemented, for sources that have nothing to tell (folders of clients).
+/// Unimplemented, for sources that have nothing to tell (folders of clients, single blobs).
 pub async fn source_meta(
     parts: &Arc<Parts>,
     source: SourceOp,
@@ -88,6 +88,11 @@ pub async fn source_meta(
                     filename: pin.filename.clone(),
                     last_modified: pin.last_modified.clone(),
                 }
+            }
+            Pinned::Blob { .. } => {
+                return Err(Error::unimplemented(
+                    "single blobs have no metadata that could be asked for",
+                ));
             }
             Pinned::Local(_) => return Err(Error::internal("a local source was pinned")),
         },

@@ -181,6 +181,12 @@ pub struct WorkerConfig {
     /// `auto`, `host` or empty.
     #[serde(rename = "networkMode")]
     pub network_mode: String,
+    /// The bridge that `networkMode = "bridge"` makes; empty for `buildkit0`.
+    #[serde(rename = "bridgeName")]
+    pub bridge_name: String,
+    /// Its addresses, such as `10.10.0.0/16`; empty for some that no route knows.
+    #[serde(rename = "bridgeSubnet")]
+    pub bridge_subnet: String,
     /// Accepted; an external runtime is never needed.
     pub binary: String,
     /// cgroup under which those of steps are made.

@@ -7,9 +7,9 @@
 
 mod bench;
 mod cases;
-mod sources;
 mod containers;
 mod frontends;
+mod sources;
 mod state;
 
 use std::pin::Pin;

@@ -1,0 +1,286 @@
+//! The same LLB on our server and on the Engine's own BuildKit, outputs compared.
+//!
+//! A case is a graph made with `llb::GraphBuilder`; our `buildctl` sends it to both servers and
+//! asks for the result as a tar, which keeps owners, modes and times. What the cases write into
+//! their result is what is compared: names, kinds, modes, owners, links, contents, and times where
+//! they are not "now".
+
+mod cache;
+mod dockerfile;
+mod exec;
+mod file;
+mod graph;
+mod hostile;
+mod network;
+mod secrets;
+mod server;
+mod sources;
+mod tree;
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use llb::{Edge, Graph};
+use proto::prost::Message;
+use testkit::{Output, Registry, Release, Tool};
+
+use crate::workshop::{Workshop, executable, text};
+use graph::Llb;
+use server::Server;
+
+/// Both servers, and what the cases build from.
+pub struct Matrix {
+    pub shop: Workshop,
+    pub ours: Peer,
+    pub stock: Option<Peer>,
+    pub server: Server,
+    _registry: Registry,
+    pub base: String,
+    started: u64,
+}
+
+/// A server as its clients see it.
+pub struct Peer {
+    client: Tool,
+    directory: PathBuf,
+}
+
+/// What is built, and with which flags of `buildctl build`.
+pub struct Case {
+    name: String,
+    graph: Graph,
+    flags: Vec<String>,
+    /// Whether only that both fail is compared, the reasons being told in other words on purpose.
+    own_words: bool,
+}
+
+impl Case {
+    pub fn new(name: &str, graph: Graph) -> Case {
+        Case {
+            name: name.to_owned(),
+            graph,
+            flags: Vec::new(),
+            own_words: false,
+        }
+    }
+
+    /// A graph made on the spot; the base image is at hand in it.
+    pub fn of(name: &str, matrix: &Matrix, make: impl FnOnce(&mut Llb) -> Edge) -> Case {
+        let mut llb = Llb::new(&matrix.base);
+        let root = make(&mut llb);
+        Case::new(name, llb.finish(root))
+    }
+
+    /// If it fails it does so on both servers, for a reason that they tell in their own words.
+    pub fn in_own_words(mut self) -> Case {
+        self.own_words = true;
+        self
+    }
+
+    pub fn flags(mut self, flags: &[&str]) -> Case {
+        self.flags
+            .extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self
+    }
+}
+
+/// What one server made of a case.
+pub type Built = Result<Vec<String>, String>;
+
+impl Matrix {
+    /// Our server beside the newest Engine, whose image store can do merge and diff.
+    pub fn start(flags: &[&str]) -> Matrix {
+        let mut matrix = Self::alone(Release::NewestContainerd, flags);
+        let directory = matrix.shop.lab.subdirectory("stock-peer");
+        let socket = directory.join("grpc.sock");
+        testkit::serve_build_server(&matrix.shop.engine, &socket);
+        matrix.stock = Some(Peer::new(&socket, directory));
+        matrix
+    }
+
+    /// Only our server.
+    pub fn alone(release: Release, flags: &[&str]) -> Matrix {
+        let shop = Workshop::with(release);
+        let registry = shop.registry();
+        let base = format!("{}/busybox:latest", registry.address());
+        let config = text(&shop.plain_http(&registry));
+        let mut all = vec!["--config", &config];
+        all.extend_from_slice(flags);
+        let server = Server::start(&shop, &all);
+        let ours = Peer::new(&server.socket, shop.lab.subdirectory("our-peer"));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        Matrix {
+            shop,
+            ours,
+            stock: None,
+            server,
+            _registry: registry,
+            base,
+            started: now.as_secs() - 2,
+        }
+    }
+
+    /// Builds the cases on both servers; every difference is told at the end.
+    pub fn compare(&self, cases: &[Case]) {
+        let stock = self.stock.as_ref().expect("a server to compare with");
+        let mut differences = Vec::new();
+        for case in cases {
+            let (ours, theirs) = (self.ours.tree(case, self), stock.tree(case, self));
+            let both_fail = case.own_words && ours.is_err() && theirs.is_err();
+            if !both_fail && !alike(&ours, &theirs) {
+                differences.push(told(&case.name, &ours, &theirs));
+            }
+        }
+        assert!(differences.is_empty(), "{}", differences.join("\n"));
+    }
+
+    /// Builds on ours and returns what is in the result's files, as `path: content` of text files.
+    pub fn build(&self, case: &Case) -> Built {
+        self.ours.tree(case, self)
+    }
+}
+
+impl Peer {
+    fn new(socket: &std::path::Path, directory: PathBuf) -> Peer {
+        let client = Tool::new(executable(), &directory)
+            .arg("buildctl")
+            .arg("--addr")
+            .arg(&format!("unix://{}", socket.display()))
+            .env("MATRIX_SECRET", "from the environment");
+        Peer { client, directory }
+    }
+
+    /// The client's command for a case, with `--output` as given; its input is still to be written.
+    pub fn command(&self, case: &Case, output: &str) -> std::process::Command {
+        let mut arguments = vec!["build".to_owned(), "--progress=plain".to_owned()];
+        if !output.is_empty() {
+            arguments.push(format!("--output={output}"));
+        }
+        arguments.extend(case.flags.iter().cloned());
+        self.client.command(&arguments)
+    }
+
+    /// Runs a case and returns what the client said.
+    pub fn run(&self, case: &Case, output: &str) -> Output {
+        let child = self.start(case, output);
+        let ended = child.wait_with_output().unwrap();
+        Output {
+            code: ended.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&ended.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&ended.stderr).into_owned(),
+        }
+    }
+
+    /// Starts a case.
+    pub fn start(&self, case: &Case, output: &str) -> std::process::Child {
+        // A file, so that nobody waits for a pipe.
+        let path = self.directory.join(format!("definition-{}", new_number()));
+        std::fs::write(&path, llb::to_proto(&case.graph).encode_to_vec()).unwrap();
+        self.command(case, output)
+            .stdin(std::fs::File::open(&path).unwrap())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    fn tree(&self, case: &Case, matrix: &Matrix) -> Built {
+        let archive = self.directory.join("result.tar");
+        let output = self.run(case, &format!("type=tar,dest={}", text(&archive)));
+        if output.code != 0 {
+            return Err(output.stderr);
+        }
+        let tree = tree::of_archive(&archive, &self.directory.join("result"), matrix.started);
+        Ok(tree)
+    }
+}
+
+fn new_number() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Whether both have the same tree, or failed with the same last words. Of a process that stock
+/// could not even start, only that it failed: the reason is its runtime's, in its log.
+fn alike(ours: &Built, stock: &Built) -> bool {
+    match (ours, stock) {
+        (Ok(ours), Ok(stock)) => {
+            let pairs = ours.iter().zip(stock);
+            ours.len() == stock.len() && pairs.fold(true, |all, (a, b)| all & same_line(a, b))
+        }
+        (Err(ours), Err(stock)) if stock.contains("runc run failed: ") => {
+            ours.contains("\" did not complete successfully: ")
+        }
+        (Err(ours), Err(stock)) => error_line(ours) == error_line(stock),
+        _ => false,
+    }
+}
+
+/// Stock gives a directory its time and then changes what is in it, so the time it has is that of the
+/// build; ours keeps the time it was given.
+fn same_line(ours: &str, stock: &str) -> bool {
+    let is_now = stock.ends_with(" @now directory");
+    let untimed = |line: &str| line.split(" @").next().map(str::to_owned);
+    ours == stock || (is_now && ours.ends_with(" directory") && untimed(ours) == untimed(stock))
+}
+
+/// The client's last line with what is different in every run replaced.
+fn error_line(stderr: &str) -> String {
+    let line = stderr
+        .lines()
+        .rev()
+        .find(|line| line.starts_with("error: "));
+    let line = line.unwrap_or(stderr);
+    let rules = [
+        (r"sha256:[0-9a-f]{64}", "sha256:DIGEST"),
+        // Stock shows where it has mounted what it works on.
+        (r"/[^ ]*/(buildkit-mount|buildkit)[0-9]+", ""),
+        (r"\b([0-9a-z]{25}::)?[0-9a-z]{25}\b", "REF"),
+    ];
+    let mut line = line.to_owned();
+    for (pattern, replacement) in rules {
+        let pattern = regex::Regex::new(pattern).unwrap();
+        line = pattern.replace_all(&line, replacement).into_owned();
+    }
+    line
+}
+
+/// What the client said without the steps that went well.
+fn error_lines(stderr: &str) -> String {
+    let ends = stderr.find("------\n").unwrap_or(0);
+    stderr[ends..].trim_end().to_owned()
+}
+
+fn told(name: &str, ours: &Built, stock: &Built) -> String {
+    let mut text = format!("== {name}\n");
+    match (ours, stock) {
+        (Ok(ours), Ok(stock)) => {
+            for line in ours
+                .iter()
+                .filter(|a| !stock.iter().any(|b| same_line(a, b)))
+            {
+                text += &format!("  ours:  {line}\n");
+            }
+            for line in stock
+                .iter()
+                .filter(|b| !ours.iter().any(|a| same_line(a, b)))
+            {
+                text += &format!("  stock: {line}\n");
+            }
+        }
+        _ => {
+            for (who, built) in [("ours", ours), ("stock", stock)] {
+                match built {
+                    Ok(tree) => text += &format!("  {who}:  built {tree:#?}\n"),
+                    Err(stderr) => text += &format!("  {who}:  {}\n", error_lines(stderr)),
+                }
+            }
+        }
+    }
+    text
+}
+
+/// The lab's registry, as both servers reach it.
+pub const REGISTRY: &str = "10.88.0.1:5000";

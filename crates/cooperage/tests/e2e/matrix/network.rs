@@ -1,0 +1,169 @@
+//! Steps on a bridge of their own, in the lab's network.
+
+use llb::NetMode;
+
+use super::{Case, Matrix};
+
+/// A machine that the lab's network reaches and that knows no way back to steps: it sees whoever
+/// asks it, so only who comes masqueraded is answered. It serves what it sees as a page.
+const FAR: &str = "unshare --net sh -c 'echo $$ >\"$1/pid\"; until ip link show far1 >/dev/null 2>&1; do sleep 0.05; done; \
+    ip addr add 198.51.100.2/24 dev far1; ip link set far1 up; mkdir -p \"$1/cgi-bin\"; \
+    printf \"#!/bin/sh\\necho; echo seen \\$REMOTE_ADDR\\n\" >\"$1/cgi-bin/who\"; chmod 755 \"$1/cgi-bin/who\"; \
+    echo ready >\"$1/ready\"; exec \"$2\" httpd -f -p 198.51.100.2:80 -h \"$1\"' far \"$1\" \"$2\" & \
+    until [ -s \"$1/pid\" ]; do sleep 0.05; done; \
+    ip link add far0 type veth peer name far1 netns \"$(cat \"$1/pid\")\"; \
+    ip addr add 198.51.100.1/24 dev far0; ip link set far0 up; wait";
+
+fn start_far(matrix: &Matrix) {
+    let directory = matrix.shop.lab.subdirectory("far");
+    let busybox = testkit::Peers::find().busybox("amd64");
+    let mut command = matrix.shop.lab.command("sh");
+    command
+        .args(["-c", FAR, "far"])
+        .arg(&directory)
+        .arg(busybox);
+    let _ends_with_the_lab = command.spawn().unwrap();
+    let start = std::time::Instant::now();
+    while !directory.join("ready").exists() {
+        assert!(
+            start.elapsed() < std::time::Duration::from_secs(20),
+            "no far machine"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+fn case(matrix: &Matrix, name: &str, script: &str, network: NetMode) -> Case {
+    Case::of(name, matrix, |llb| {
+        let step = llb.step(script).change(|exec| {
+            exec.network = network;
+            if network == NetMode::Unset {
+                exec.extra_hosts = vec![("gate".into(), "host-gateway".into())];
+            }
+        });
+        llb.run(step)
+    })
+}
+
+#[test]
+fn matrix_steps_on_a_bridge_have_a_network_of_their_own_and_reach_others_masqueraded() {
+    let matrix = Matrix::alone(
+        testkit::Release::Debian,
+        &[
+            "--oci-worker-net=bridge",
+            "--allow-insecure-entitlement=network.host",
+        ],
+    );
+    start_far(&matrix);
+    let script = "ls /sys/class/net >/out/links; ip -4 addr show eth0 | grep -o 'inet [^ ]*' >/out/address; \
+                  ip route >/out/routes; grep gate /etc/hosts >/out/gate; \
+                  wget -q -O /out/seen http://198.51.100.2/cgi-bin/who; \
+                  wget -q -O /out/registry http://10.88.0.1:5000/v2/";
+    let built = matrix
+        .build(&case(&matrix, "one", script, NetMode::Unset))
+        .unwrap()
+        .join("\n");
+    for expected in [
+        "\"eth0\\nlo\\n\"",
+        "inet 10.10.0.",
+        "default via 10.10.0.1 dev eth0",
+        "\"10.10.0.1\\tgate\\n\"",
+        "\"seen 198.51.100.1\\n\"",
+        "\"{}\"",
+    ] {
+        assert!(built.contains(expected), "{expected}: {built}");
+    }
+    let other = case(
+        &matrix,
+        "two",
+        &format!("{script}; : again"),
+        NetMode::Unset,
+    );
+    let other = matrix.build(&other).unwrap().join("\n");
+    let address = |built: &str| {
+        let line = built
+            .lines()
+            .find(|line| line.starts_with("/address"))
+            .unwrap();
+        line.to_owned()
+    };
+    assert_ne!(
+        address(&built),
+        address(&other),
+        "each step has an address of its own"
+    );
+    let none = case(
+        &matrix,
+        "none",
+        "ls /sys/class/net >/out/links",
+        NetMode::None,
+    );
+    assert!(
+        matrix
+            .build(&none)
+            .unwrap()
+            .join("\n")
+            .contains("\"lo\\n\"")
+    );
+    let host = case(
+        &matrix,
+        "host",
+        "ls /sys/class/net >/out/links",
+        NetMode::Host,
+    );
+    let host = matrix
+        .build(&host.flags(&["--allow", "network.host"]))
+        .unwrap()
+        .join("\n");
+    assert!(
+        host.contains("docker0") && host.contains("buildkit0"),
+        "{host}"
+    );
+}
+
+#[test]
+fn matrix_a_bridge_takes_a_network_that_nobody_has_and_survives_a_killed_server() {
+    let mut matrix = Matrix::alone(testkit::Release::Debian, &[]);
+    let taken = matrix
+        .shop
+        .lab
+        .command("ip")
+        .args(["link", "add", "taken", "type", "bridge"])
+        .status();
+    assert!(taken.unwrap().success());
+    for arguments in [
+        &["addr", "add", "10.10.7.1/24", "dev", "taken"][..],
+        &["link", "set", "taken", "up"],
+    ] {
+        assert!(
+            matrix
+                .shop
+                .lab
+                .command("ip")
+                .args(arguments)
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+    matrix.server.add_flag("--oci-worker-net=bridge");
+    for turn in 0..2 {
+        matrix.server.kill_and_restart();
+        let script = format!(
+            "ip route >/out/routes; wget -q -O /out/registry http://10.88.0.1:5000/v2/; : {turn}"
+        );
+        let built = matrix.build(&case(&matrix, "one", &script, NetMode::Unset));
+        let built = built.unwrap_or_else(|error| {
+            panic!(
+                "{error}
+{}",
+                matrix.server.log()
+            )
+        });
+        let built = built.join(
+            "
+",
+        );
+        assert!(built.contains("default via 10.26.0.1 dev eth0"), "{built}");
+    }
+}
