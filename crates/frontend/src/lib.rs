@@ -28,5 +28,6 @@ mod state;
 mod tests;
 
 pub use build::{FrontendResult, PlatformRef, build};
+pub use git::git_remote;
 pub use host::{FileStat, Host, OciStore, RefId, ResolvedImage, SourceTime, Warning};
 pub use options::{BuildOptions, ContextOptions, ResolveMode};

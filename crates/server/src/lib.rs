@@ -15,6 +15,7 @@ pub mod bridge;
 pub mod capabilities;
 mod client_target;
 pub mod config;
+mod content_service;
 pub mod control;
 mod credentials;
 mod daemon;

@@ -22,6 +22,7 @@ use executor::{Executor, ExecutorConfig, NetworkConfig};
 use layers::{Backend, LayerStore};
 use ops::contenthash::FileDigests;
 use ops::work::{CacheMounts, LogLimits, Output};
+use proto::content::content_server::ContentServer;
 use proto::control::control_server::ControlServer;
 use proto::gateway::llb_bridge_server::LlbBridgeServer;
 use registry::RegistryHosts;
@@ -38,6 +39,7 @@ use tonic::transport::Server as GrpcServer;
 
 use crate::bridge::Gateway;
 use crate::config::Config;
+use crate::content_service::ContentService;
 use crate::control::ControlService;
 use crate::entitlements::Entitlements;
 use crate::gc::Collector;
@@ -184,6 +186,9 @@ impl Server {
                 .max_decoding_message_size(MESSAGE_SIZE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_SIZE_BYTES_MAX),
         )
+        .add_service(ContentServer::new(ContentService(
+            self.parts.content.clone(),
+        )))
         .add_service(health_service);
         collector.wake();
         let gc = collector.run(

@@ -19,10 +19,9 @@ use tokio_util::sync::CancellationToken;
 use crate::bridge::GatewayBuild;
 use crate::client_target::SessionTarget;
 use crate::entitlements::Entitlements;
-use crate::errors::to_rpc_status;
 use crate::exporting::export_source;
 use crate::frontends::{FrontendRequest, run_frontend};
-use crate::history::new_record;
+use crate::history::{Ended, new_record};
 use crate::job::{BuildResult, Job};
 use crate::parts::{Entry, ServerParts};
 use crate::running::Running;
@@ -44,6 +43,8 @@ struct Exports {
     response: BTreeMap<String, String>,
     /// Images made, by the number of their exporter.
     images: HashMap<i64, Descriptor>,
+    /// Keep the blobs of those images until the record does.
+    leases: Vec<content::Lease>,
 }
 
 /// Carries out a request. When `cancel` fires the build is given up; its record is written all the
@@ -77,7 +78,7 @@ pub async fn solve(
     })?;
     let record = record_of(&plan);
     if !request.internal {
-        parts.history.start(record.clone());
+        begin_record(&parts, record.clone()).await;
     }
     let outcome = tokio::select! {
         outcome = run(&plan, &job, gateway.as_deref()) => outcome,
@@ -268,6 +269,7 @@ async fn export_all(plan: &Plan, job: &Arc<Job>, source: &ExportSource) -> Resul
                 annotations: image.descriptor.annotations.clone().into_iter().collect(),
             };
             exports.images.insert(number as i64, descriptor);
+            exports.leases.push(image.lease);
         }
     }
     Ok(exports)
@@ -318,6 +320,14 @@ fn record_of(plan: &Plan) -> BuildHistoryRecord {
     }
 }
 
+/// Writes the record of a build that begins.
+async fn begin_record(parts: &Arc<ServerParts>, record: BuildHistoryRecord) {
+    let (history, id) = (parts.history.clone(), record.r#ref.clone());
+    if let Err(error) = blocking(move || history.start(record)).await {
+        tracing::error!("build record of {id}: {error}");
+    }
+}
+
 /// Writes the record of a build that ended.
 async fn remember(
     parts: &Arc<ServerParts>,
@@ -331,25 +341,24 @@ async fn remember(
     record.num_completed_steps = counts.completed;
     record.num_cached_steps = counts.cached;
     record.num_warnings = counts.warnings;
-    match outcome {
-        Ok(exports) => {
-            record.exporter_response = exports.response.clone().into_iter().collect();
-            record.result = Some(BuildResultInfo {
-                result_deprecated: exports.images.get(&0).cloned(),
-                attestations: Vec::new(),
-                results: exports.images.clone(),
-            });
-        }
-        Err(error) => record.error = Some(to_rpc_status(error)),
+    if let Ok(exports) = outcome {
+        record.exporter_response = exports.response.clone().into_iter().collect();
+        record.result = Some(BuildResultInfo {
+            results: exports.images.clone(),
+            ..BuildResultInfo::default()
+        });
     }
-    let said: Vec<_> = running
-        .progress()
-        .events()
-        .iter()
-        .flat_map(|event| event.to_proto())
-        .collect();
-    let history = parts.history.clone();
-    let written = blocking(move || history.complete(record, &said)).await;
+    let events = running.progress().events();
+    let (history, error) = (parts.history.clone(), outcome.as_ref().err().cloned());
+    let written = blocking(move || {
+        let ended = Ended {
+            error: error.as_ref(),
+            events: &events,
+            trace: &[],
+        };
+        history.complete(record, ended)
+    })
+    .await;
     if let Err(error) = written {
         // The build itself is not worse for it.
         tracing::error!("build record of {}: {error}", running.id());
