@@ -4,12 +4,15 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod build_server;
 mod disk;
 mod docker_driver;
 mod driver_page;
 mod faults;
 mod flow;
+mod history;
 mod mistakes;
 mod options;
+mod server_flags;
 mod stock;
 mod workshop;
