@@ -46,10 +46,10 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 fn run(flags: &Flags) -> Result<()> {
-    let (config, unknown) = flags.configuration()?;
+    let (config, remarks) = flags.configuration()?;
     start_logging(&config)?;
-    for key in unknown {
-        tracing::warn!("{key} is passed over");
+    for remark in remarks {
+        tracing::warn!("{remark}");
     }
     if !rustix::process::geteuid().is_root() {
         return Err(Error::new(
