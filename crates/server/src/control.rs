@@ -26,7 +26,8 @@ use crate::errors::to_status;
 use crate::gc::Collector;
 use crate::history::StatusLog;
 use crate::parts::ServerParts;
-use crate::solve::solve;
+use crate::solve::{Ends, solve};
+use crate::trace::TraceContext;
 use crate::usage::{self, Policy};
 use crate::worker;
 
@@ -145,10 +146,14 @@ impl Control for ControlService {
         &self,
         request: Request<SolveRequest>,
     ) -> Result<Response<SolveResponse>, Status> {
-        let cancel = self.stop.child_token();
+        let ends = Ends {
+            hang_up: CancellationToken::new(),
+            stop: self.stop.clone(),
+        };
         // A client that hangs up drops this call, and its build must still be brought to its end.
-        let _hang_up = cancel.clone().drop_guard();
-        let build = solve(self.parts.clone(), request.into_inner(), cancel.clone());
+        let _hang_up = ends.hang_up.clone().drop_guard();
+        let client = TraceContext::from_metadata(request.metadata());
+        let build = solve(self.parts.clone(), request.into_inner(), client, ends);
         let build = self.builds.track_future(build);
         let solved = tokio::spawn(build)
             .await
@@ -240,10 +245,13 @@ impl Control for ControlService {
     ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
         let (history, request) = (self.parts.history.clone(), request.into_inner());
         let deletes = request.delete;
-        let update = move || match (request.delete, request.finalize) {
-            (true, _) => history.delete(&request.r#ref),
-            (false, true) => history.finalize(&request.r#ref),
-            (false, false) => history.pin(&request.r#ref, request.pinned),
+        if request.finalize {
+            history.finalize(&request.r#ref).await;
+            return Ok(Response::new(UpdateBuildHistoryResponse {}));
+        }
+        let update = move || match request.delete {
+            true => history.delete(&request.r#ref),
+            false => history.pin(&request.r#ref, request.pinned),
         };
         blocking(update).await.map_err(status)?;
         if deletes {

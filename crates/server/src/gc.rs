@@ -7,6 +7,7 @@ use ops::work::blocking;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::Metrics;
 use crate::usage::{Cache, Policy};
 
 /// How long after a build, or the start, GC begins: several builds in a row are followed by one.
@@ -25,7 +26,13 @@ impl Collector {
     }
 
     /// Runs the policies when woken, until `stop` fires. Without policies it does nothing.
-    pub async fn run(self, cache: Arc<Cache>, policies: Vec<Policy>, stop: CancellationToken) {
+    pub async fn run(
+        self,
+        cache: Arc<Cache>,
+        policies: Vec<Policy>,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) {
         if policies.is_empty() {
             return;
         }
@@ -33,7 +40,7 @@ impl Collector {
             loop {
                 self.0.notified().await;
                 tokio::time::sleep(DELAY).await;
-                collect(&cache, &policies).await;
+                collect(&cache, &policies, &metrics).await;
                 tokio::time::sleep(INTERVAL_MIN).await;
             }
         };
@@ -44,7 +51,8 @@ impl Collector {
     }
 }
 
-async fn collect(cache: &Arc<Cache>, policies: &[Policy]) {
+async fn collect(cache: &Arc<Cache>, policies: &[Policy], metrics: &Metrics) {
+    let mut all = 0;
     for policy in policies {
         let (cache, policy) = (cache.clone(), policy.clone());
         let collected = blocking(move || {
@@ -54,8 +62,12 @@ async fn collect(cache: &Arc<Cache>, policies: &[Policy]) {
         });
         match collected.await {
             Ok(0) => {}
-            Ok(freed) => tracing::debug!("gc cleaned up {freed} bytes"),
+            Ok(freed) => {
+                all += freed;
+                tracing::debug!("gc cleaned up {freed} bytes");
+            }
             Err(error) => tracing::error!("gc error: {error}"),
         }
     }
+    metrics.gc_ran(u64::try_from(all).unwrap_or(0));
 }

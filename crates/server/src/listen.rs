@@ -140,8 +140,16 @@ fn listen(address: &str, config: &GrpcConfig, tls: Option<&TlsAcceptor>) -> Resu
                 made: None,
             }])
         }
-        "fd" => inherited(tls),
-        _ => Err(Error::invalid(format!("addr {address} not supported"))),
+        "fd" if rest.is_empty() => inherited(tls),
+        "fd" => Err(Error::unimplemented(
+            "choosing among sockets by number or name is not supported: fd:// takes them all",
+        )),
+        "vsock" | "npipe" => Err(Error::unimplemented(format!(
+            "addr {address} not supported: unix, tcp and fd are"
+        ))),
+        _ => Err(Error::invalid(format!(
+            "addr {address} not supported: unix, tcp and fd are"
+        ))),
     }
 }
 

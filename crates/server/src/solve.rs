@@ -10,6 +10,7 @@ use exporter::{ClientTarget, ExportContext, ExportSource, ExporterSpec};
 use futures::future::try_join_all;
 use jiff::Timestamp;
 use ops::work::{Outside, blocking};
+use progress::SolveStatus;
 use proto::control::{
     BuildHistoryRecord, BuildResultInfo, CacheOptions, Descriptor, Exporter as ExporterRequest,
     SolveRequest, SolveResponse,
@@ -25,6 +26,7 @@ use crate::history::{Ended, new_record};
 use crate::job::{BuildResult, Job};
 use crate::parts::{Entry, ServerParts};
 use crate::running::Running;
+use crate::trace::{BuildFacts, BuildTrace, TraceContext, time_of};
 use crate::wire::timestamp;
 
 /// How long a refused client's session is waited for.
@@ -47,12 +49,35 @@ struct Exports {
     leases: Vec<content::Lease>,
 }
 
-/// Carries out a request. When `cancel` fires the build is given up; its record is written all the
-/// same, so this must be waited for.
+/// What makes a build end before its time.
+pub struct Ends {
+    /// Its client went away.
+    pub hang_up: CancellationToken,
+    /// The server stops.
+    pub stop: CancellationToken,
+}
+
+impl Ends {
+    /// Waits for one of them; why the build ends.
+    async fn come(&self) -> Error {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Error::new(
+                diag::Code::Unavailable,
+                "the build was given up: the server is stopping",
+            ),
+            () = self.hang_up.cancelled() => Error::canceled(),
+        }
+    }
+}
+
+/// Carries out a request, as part of its client's trace if it has one. When an end comes the build is
+/// given up; its record is written all the same, so this must be waited for.
 pub async fn solve(
     parts: Arc<ServerParts>,
     request: SolveRequest,
-    cancel: CancellationToken,
+    client: Option<TraceContext>,
+    ends: Ends,
 ) -> Result<SolveResponse> {
     let session = request.session.clone();
     let plan = match check(&parts, request) {
@@ -82,14 +107,14 @@ pub async fn solve(
     }
     let outcome = tokio::select! {
         outcome = run(&plan, &job, gateway.as_deref()) => outcome,
-        () = cancel.cancelled() => Err(Error::canceled()),
+        end = ends.come() => Err(end),
         () = client_gone(&running) => Err(Error::canceled()),
     };
     job.cancel();
     running.end();
     let outcome = outcome.map_err(|error| ops::hint_at_full_disk(running.locate(error)));
     if !request.internal {
-        remember(&parts, record, &running, &outcome).await;
+        remember(&parts, record, &running, &outcome, client.as_ref()).await;
     }
     drop(listed);
     let exports = outcome?;
@@ -334,6 +359,7 @@ async fn remember(
     mut record: BuildHistoryRecord,
     running: &Running,
     outcome: &Result<Exports>,
+    client: Option<&TraceContext>,
 ) {
     record.completed_at = Some(timestamp(Timestamp::now()));
     let counts = running.counts();
@@ -348,13 +374,16 @@ async fn remember(
             ..BuildResultInfo::default()
         });
     }
+    let failure = outcome.as_ref().err().map(Error::code);
+    parts.metrics.build_ended(&record, failure);
     let events = running.progress().events();
+    let trace = trace_of(&record, &events, outcome, client);
+    let slot = parts.history.trace_slot(running.id());
     let (history, error) = (parts.history.clone(), outcome.as_ref().err().cloned());
     let written = blocking(move || {
         let ended = Ended {
             error: error.as_ref(),
             events: &events,
-            trace: &[],
         };
         history.complete(record, ended)
     })
@@ -363,4 +392,25 @@ async fn remember(
         // The build itself is not worse for it.
         tracing::error!("build record of {}: {error}", running.id());
     }
+    match trace {
+        Ok(trace) => parts.tracer.finish(trace, slot),
+        Err(error) => tracing::error!("trace of {}: {error}", running.id()),
+    }
+}
+
+/// The spans of a build that ended.
+fn trace_of(
+    record: &BuildHistoryRecord,
+    events: &[Arc<SolveStatus>],
+    outcome: &Result<Exports>,
+    client: Option<&TraceContext>,
+) -> Result<BuildTrace> {
+    let facts = BuildFacts {
+        id: &record.r#ref,
+        frontend: &record.frontend,
+        start: time_of(record.created_at.as_ref())?,
+        end: time_of(record.completed_at.as_ref())?,
+        error: outcome.as_ref().err().map(Error::to_string),
+    };
+    Ok(BuildTrace::of(facts, events, client))
 }

@@ -27,7 +27,7 @@ use proto::control::{
     BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest,
     BuildResultInfo, Descriptor,
 };
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use crate::config::HistoryConfig;
 use crate::errors::to_rpc_status;
@@ -49,7 +49,17 @@ pub struct History {
     content: ContentStore,
     active: Mutex<HashMap<String, BuildHistoryRecord>>,
     events: broadcast::Sender<BuildHistoryEvent>,
+    /// Builds that ended, and whose traces are on their way.
+    tracing: watch::Sender<HashSet<String>>,
+    /// Held by whoever changes a record that is there.
+    changing: Mutex<()>,
     config: HistoryConfig,
+}
+
+/// The place for the trace of a build that ended; dropped, there will be none.
+pub struct TraceSlot {
+    history: Arc<History>,
+    build: String,
 }
 
 /// How a build ended, for its record.
@@ -58,8 +68,6 @@ pub struct Ended<'e> {
     pub error: Option<&'e Error>,
     /// What it said.
     pub events: &'e [Arc<SolveStatus>],
-    /// Its spans, as JSON objects one after the other; empty for none.
-    pub trace: &'e [u8],
 }
 
 impl History {
@@ -73,6 +81,8 @@ impl History {
             content,
             active: Mutex::new(HashMap::new()),
             events: broadcast::Sender::new(EVENTS_MAX),
+            tracing: watch::Sender::default(),
+            changing: Mutex::new(()),
             config,
         };
         history.finish_cut_off()?;
@@ -155,23 +165,28 @@ impl History {
             active.pinned = pinned;
             return Ok(());
         }
-        let Some(mut record) = self.records.get(build)? else {
-            return Err(not_found(build));
-        };
-        if record.pinned == pinned {
-            return Ok(());
+        match self.change(build, |record| record.pinned = pinned)? {
+            true => Ok(()),
+            false => Err(not_found(build)),
         }
-        record.pinned = pinned;
-        record.generation += 1;
-        self.records.finish(&record)?;
-        self.tell(BuildHistoryEventType::Complete, record);
-        Ok(())
     }
 
-    /// Says whether there is a record, which is final as soon as it is there: nothing of it is written
-    /// later.
-    pub fn finalize(&self, build: &str) -> Result<()> {
-        self.get(build)?.map(drop).ok_or_else(|| not_found(build))
+    /// Says that the trace of a build that ended will follow.
+    pub fn trace_slot(self: &Arc<Self>, build: &str) -> TraceSlot {
+        self.tracing.send_modify(|builds| {
+            builds.insert(build.to_owned());
+        });
+        TraceSlot {
+            history: self.clone(),
+            build: build.to_owned(),
+        }
+    }
+
+    /// Waits until nothing more will be added to the record of a build that ended.
+    pub async fn finalize(&self, build: &str) {
+        let mut tracing = self.tracing.subscribe();
+        // Fails only when `self` is gone.
+        let _ = tracing.wait_for(|builds| !builds.contains(build)).await;
     }
 
     /// Forgets a finished build.
@@ -231,6 +246,22 @@ impl History {
         }
     }
 
+    /// Changes the record of a build that ended; false if there is none.
+    fn change(&self, build: &str, change: impl FnOnce(&mut BuildHistoryRecord)) -> Result<bool> {
+        let _alone = self.changing.lock();
+        let Some(before) = self.records.get(build)? else {
+            return Ok(false);
+        };
+        let mut record = before.clone();
+        change(&mut record);
+        if record != before {
+            record.generation += 1;
+            self.records.finish(&record)?;
+            self.tell(BuildHistoryEventType::Complete, record);
+        }
+        Ok(true)
+    }
+
     /// Writes what a record names.
     fn attach(
         &self,
@@ -247,10 +278,6 @@ impl History {
         }
         if !ended.events.is_empty() {
             record.logs = Some(log::write(lease, ended.events)?);
-        }
-        if !ended.trace.is_empty() {
-            let trace = lease.put(ended.trace)?;
-            record.trace = Some(self.describe(trace, TRACE_MEDIA_TYPE));
         }
         for result in record.results.values_mut().chain(&mut record.result) {
             self.keep_present(result, lease);
@@ -289,7 +316,6 @@ impl History {
             let ended = Ended {
                 error: Some(&error),
                 events: &[],
-                trace: &[],
             };
             tracing::info!("build {} was cut off by the end of a server", record.r#ref);
             self.complete(record, ended)?;
@@ -343,6 +369,27 @@ impl History {
     fn tell(&self, kind: BuildHistoryEventType, record: BuildHistoryRecord) {
         // Nobody listening is no error.
         let _ = self.events.send(event(kind, record));
+    }
+}
+
+impl TraceSlot {
+    /// Puts the trace into the record: spans as JSON objects one after the other. Blocks on the disk. A
+    /// record that is gone meanwhile needs none.
+    pub fn fill(self, trace: &[u8]) -> Result<()> {
+        let history = &self.history;
+        let lease = history.content.lease();
+        let digest = lease.put(trace)?;
+        let descriptor = history.describe(digest, TRACE_MEDIA_TYPE);
+        history.change(&self.build, |record| record.trace = Some(descriptor))?;
+        Ok(())
+    }
+}
+
+impl Drop for TraceSlot {
+    fn drop(&mut self) {
+        self.history.tracing.send_modify(|builds| {
+            builds.remove(&self.build);
+        });
     }
 }
 

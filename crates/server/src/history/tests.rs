@@ -23,7 +23,6 @@ fn finish_with(history: &History, name: &str, at_seconds: i64, error: Option<&Er
     let ended = Ended {
         error,
         events: &[Arc::new(SolveStatus::of_vertexes(vec![vertex]))],
-        trace: &[],
     };
     history.complete(record, ended).unwrap();
 }
@@ -58,10 +57,10 @@ async fn a_finished_build_is_listed_and_replayed_by_a_later_server() {
     let said: Vec<_> = again.status("a").unwrap().unwrap().collect();
     assert_eq!(said[0].as_ref().unwrap().vertexes[0].name, "a");
     assert_eq!(again.blobs().unwrap().len(), 1);
-    again.finalize("a").unwrap();
+    again.finalize("a").await;
     again.delete("a").unwrap();
     assert!(again.get("a").unwrap().is_none() && again.status("a").unwrap().is_none());
-    for gone in [again.delete("a"), again.pin("a", true), again.finalize("a")] {
+    for gone in [again.delete("a"), again.pin("a", true)] {
         assert_eq!(gone.unwrap_err().code(), Code::NotFound);
     }
 }
@@ -189,13 +188,29 @@ fn results_that_are_not_here_are_not_named_and_images_are_kept_whole() {
     let ended = Ended {
         error: None,
         events: &[],
-        trace: b"{}\n",
     };
     history.complete(record, ended).unwrap();
     let kept = history.get("a").unwrap().unwrap();
-    assert!(kept.trace.is_some());
     let numbers: Vec<_> = kept.result.unwrap().results.into_keys().collect();
     assert_eq!(numbers, [1]);
     let blobs = history.blobs().unwrap();
     assert!(blobs.contains(&manifest) && blobs.contains(&config));
+}
+
+#[tokio::test]
+async fn a_trace_comes_after_its_record_and_can_be_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let history = Arc::new(history(dir.path(), HistoryConfig::default()));
+    finish(&history, "a", 1);
+    let (slot, dropped) = (history.trace_slot("a"), history.trace_slot("b"));
+    let finalized = history.finalize("a");
+    let mut finalized = std::pin::pin!(finalized);
+    assert!(futures::poll!(finalized.as_mut()).is_pending());
+    slot.fill(b"{}").unwrap();
+    finalized.await;
+    let record = history.get("a").unwrap().unwrap();
+    assert_eq!((record.generation, record.trace.is_some()), (2, true));
+    drop(dropped);
+    history.finalize("b").await;
+    assert_eq!(history.blobs().unwrap().len(), 2);
 }
