@@ -11,6 +11,7 @@ use proto::control::control_client::ControlClient;
 use proto::control::{Exporter, SolveRequest, SolveResponse, StatusRequest};
 use server::config::Config;
 use server::listen::Listener;
+use server::trace::OtlpConfig;
 use server::{Server, ServerOptions};
 use session::{ClientSession, ExportTarget, LocalDir, SecretSource};
 use tempfile::TempDir;
@@ -24,6 +25,8 @@ pub struct Bench {
     serving: Option<tokio::task::JoinHandle<()>>,
     socket: PathBuf,
     stop: CancellationToken,
+    /// Where traces go; a restarted server has it too.
+    pub otlp: Option<OtlpConfig>,
 }
 
 /// What a build said and came to.
@@ -44,6 +47,8 @@ pub struct Build {
     pub secrets: Vec<(String, String)>,
     pub entitlements: Vec<String>,
     pub shared_key: String,
+    /// The header of the trace it is part of.
+    pub traceparent: String,
 }
 
 impl Build {
@@ -115,14 +120,15 @@ impl Bench {
             serving: None,
             socket,
             stop: CancellationToken::new(),
+            otlp: None,
         };
         bench.open(config).await;
         bench
     }
 
     pub fn config(&self, more: &str) -> Config {
-        let (mut config, unknown) = Config::parse(more, "test.toml").expect("configuration");
-        assert!(unknown.is_empty());
+        let (mut config, remarks) = Config::parse(more, "test.toml").expect("configuration");
+        assert!(remarks.is_empty());
         config.root = Some(self.dir.path().join("root"));
         config
     }
@@ -133,6 +139,7 @@ impl Bench {
                 std::env::current_exe().expect("this program"),
                 vec![OsString::from(executor::INIT_ARGUMENT)],
             )),
+            otlp: self.otlp.clone(),
         };
         let server = Arc::new(Server::open(self.config(config), options).expect("a server"));
         let listener = Listener::unix(&self.socket).expect("a socket");
@@ -243,6 +250,12 @@ impl Bench {
             r#ref: request.r#ref.clone(),
         };
         let (mut solving, mut watching) = (self.control().await, self.control().await);
+        let mut request = tonic::Request::new(request);
+        if let Ok(parent) = build.traceparent.parse()
+            && !build.traceparent.is_empty()
+        {
+            request.metadata_mut().insert("traceparent", parent);
+        }
         let (result, statuses) = tokio::join!(solving.solve(request), async move {
             let mut said = Vec::new();
             if let Ok(stream) = watching.status(status).await {

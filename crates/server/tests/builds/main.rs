@@ -7,32 +7,37 @@
 
 mod bench;
 mod cases;
+mod observed;
 
 use std::pin::Pin;
 
 type Case = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
 
 macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        &[$((stringify!($name), || Box::pin(cases::$name()))),*]
+    ($($module:ident::$name:ident),* $(,)?) => {
+        &[$((stringify!($name), || Box::pin($module::$name()))),*]
     };
 }
 
 const CASES: &[Case] = cases![
-    a_dockerfile_becomes_files_and_the_second_time_everything_is_cached,
-    only_what_changed_runs_again,
-    a_failing_step_is_reported_with_its_place_in_the_dockerfile,
-    a_missing_file_is_reported_with_its_place_in_the_dockerfile,
-    archives_hold_an_image,
-    secrets_and_cache_mounts_are_seen_by_steps_and_not_kept,
-    equal_steps_of_two_builds_run_once,
-    a_cancelled_build_leaves_no_process_and_no_mount,
-    what_is_cached_outlives_the_server,
-    everything_can_be_pruned_and_built_again,
-    a_client_drives_a_build_through_the_gateway,
-    entitlements_must_be_granted_by_both,
-    a_root_has_one_server,
-    finished_builds_are_remembered,
+    cases::a_dockerfile_becomes_files_and_the_second_time_everything_is_cached,
+    cases::only_what_changed_runs_again,
+    cases::a_failing_step_is_reported_with_its_place_in_the_dockerfile,
+    cases::a_missing_file_is_reported_with_its_place_in_the_dockerfile,
+    cases::archives_hold_an_image,
+    cases::secrets_and_cache_mounts_are_seen_by_steps_and_not_kept,
+    cases::equal_steps_of_two_builds_run_once,
+    cases::a_cancelled_build_leaves_no_process_and_no_mount,
+    cases::what_is_cached_outlives_the_server,
+    cases::everything_can_be_pruned_and_built_again,
+    cases::a_client_drives_a_build_through_the_gateway,
+    cases::entitlements_must_be_granted_by_both,
+    cases::a_root_has_one_server,
+    cases::finished_builds_are_remembered,
+    observed::traces_reach_a_collector_over_grpc_as_part_of_the_clients_trace,
+    observed::traces_reach_a_collector_over_http_and_clients_send_theirs_through_the_server,
+    observed::a_collector_that_is_away_stops_no_build,
+    observed::metrics_count_what_builds_did,
 ];
 
 fn main() {
