@@ -9,6 +9,7 @@
 
 mod command;
 mod engine;
+mod fuzz;
 mod images;
 mod lab;
 mod peers;
@@ -16,6 +17,7 @@ mod registry;
 
 pub use command::{Output, Tool, normalized};
 pub use engine::{Engine, Release};
+pub use fuzz::{CountingAllocator, Fuzz};
 pub use images::{BaseImage, base_image};
 pub use lab::Lab;
 pub use peers::Peers;
