@@ -97,9 +97,14 @@ impl BuildServer {
         assert!(status.success());
     }
 
-    /// Waits for its end.
+    /// Waits for its end; panics if it does not come.
     pub fn wait(mut self) -> ExitStatus {
-        self.process.wait().unwrap()
+        let mut status = None;
+        wait_until("end of the server", || {
+            status = self.process.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
     }
 }
 

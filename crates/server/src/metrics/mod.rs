@@ -259,6 +259,18 @@ mod tests {
     use crate::wire::timestamp;
 
     #[test]
+    fn the_table_of_metrics_names_what_is_counted() {
+        let documented = include_str!("../../../../docs/server.md");
+        let mut out = Exposition::default();
+        Metrics::default().write(&mut out);
+        let text = out.into_text();
+        let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        for name in names.filter_map(|line| line.split(' ').next()) {
+            assert!(documented.contains(&format!("`{name}")), "{name}");
+        }
+    }
+
+    #[test]
     fn builds_are_counted_by_outcome() {
         let metrics = Metrics::default();
         let at = |second| Some(timestamp(jiff::Timestamp::from_second(second).unwrap()));
