@@ -33,7 +33,8 @@ impl TraceService for Received {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        assert_eq!(request.metadata().get("authorization").unwrap(), "Bearer x");
+        let header = request.metadata().get("authorization");
+        assert_eq!(header.expect("the configured header"), "Bearer x");
         self.0
             .send(request.into_inner())
             .expect("a test that listens");
