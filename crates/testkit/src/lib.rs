@@ -8,17 +8,21 @@
 //! A failure to start a part panics with its log: a test cannot go on without it.
 
 mod command;
+mod crash;
 mod engine;
 mod fuzz;
 mod images;
 mod lab;
 mod peers;
 mod registry;
+mod server;
 
 pub use command::{Output, Tool, normalized};
+pub use crash::{CrashReport, check_blobs, crash};
 pub use engine::{Engine, Release};
 pub use fuzz::{CountingAllocator, Fuzz};
 pub use images::{BaseImage, base_image};
 pub use lab::Lab;
 pub use peers::Peers;
 pub use registry::{Registry, RegistryAccess};
+pub use server::BuildServer;

@@ -1,6 +1,7 @@
-//! Development chores: `cargo xtask peers | layers | test`.
+//! Development chores: `cargo xtask peers | layers | test | simulate | crash`.
 #![expect(clippy::print_stdout, reason = "a development tool prints")]
 
+mod endurance;
 mod layers;
 mod peers;
 mod run;
@@ -9,11 +10,17 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let chore = std::env::args().nth(1).unwrap_or_default();
+    let arguments: Vec<String> = std::env::args().skip(2).collect();
     let outcome = match chore.as_str() {
         "peers" => peers::unpack(),
         "layers" => layers::check(),
         "test" => run::all(),
-        _ => Err("usage: cargo xtask peers | layers | test".to_owned()),
+        "simulate" => endurance::simulate(&arguments),
+        "crash" => endurance::crash(&arguments),
+        _ => Err(
+            "usage: cargo xtask peers | layers | test | simulate [N] | crash [--rounds N] [--seed S]"
+                .to_owned(),
+        ),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
 
-use crate::config::{Config, ConfigError, Remark};
+use crate::config::{Config, ConfigError, Remark, Span};
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_CONFIG: &str = "/etc/buildkit/buildkitd.toml";
@@ -80,6 +80,9 @@ pub struct Flags {
     /// not offered
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = go_bool)]
     proxy_network: Option<bool>,
+    /// end when no client was connected for that long
+    #[arg(long, hide = true, value_name = "DURATION")]
+    pub idle_timeout: Option<Span>,
     #[command(flatten)]
     worker: WorkerFlags,
     /// only `false` and `auto` are offered

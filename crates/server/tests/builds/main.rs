@@ -8,36 +8,47 @@
 mod bench;
 mod cases;
 mod observed;
+mod state;
 
 use std::pin::Pin;
 
 type Case = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
 
 macro_rules! cases {
-    ($($module:ident::$name:ident),* $(,)?) => {
-        &[$((stringify!($name), || Box::pin($module::$name()))),*]
+    ($($module:ident: $($name:ident),* $(,)?;)*) => {
+        &[$($((stringify!($name), || Box::pin($module::$name()))),*),*]
     };
 }
 
 const CASES: &[Case] = cases![
-    cases::a_dockerfile_becomes_files_and_the_second_time_everything_is_cached,
-    cases::only_what_changed_runs_again,
-    cases::a_failing_step_is_reported_with_its_place_in_the_dockerfile,
-    cases::a_missing_file_is_reported_with_its_place_in_the_dockerfile,
-    cases::archives_hold_an_image,
-    cases::secrets_and_cache_mounts_are_seen_by_steps_and_not_kept,
-    cases::equal_steps_of_two_builds_run_once,
-    cases::a_cancelled_build_leaves_no_process_and_no_mount,
-    cases::what_is_cached_outlives_the_server,
-    cases::everything_can_be_pruned_and_built_again,
-    cases::a_client_drives_a_build_through_the_gateway,
-    cases::entitlements_must_be_granted_by_both,
-    cases::a_root_has_one_server,
-    cases::finished_builds_are_remembered,
-    observed::traces_reach_a_collector_over_grpc_as_part_of_the_clients_trace,
-    observed::traces_reach_a_collector_over_http_and_clients_send_theirs_through_the_server,
-    observed::a_collector_that_is_away_stops_no_build,
-    observed::metrics_count_what_builds_did,
+    cases:
+    a_dockerfile_becomes_files_and_the_second_time_everything_is_cached,
+    only_what_changed_runs_again,
+    a_failing_step_is_reported_with_its_place_in_the_dockerfile,
+    a_missing_file_is_reported_with_its_place_in_the_dockerfile,
+    archives_hold_an_image,
+    secrets_and_cache_mounts_are_seen_by_steps_and_not_kept,
+    equal_steps_of_two_builds_run_once,
+    a_cancelled_build_leaves_no_process_and_no_mount,
+    what_is_cached_outlives_the_server,
+    everything_can_be_pruned_and_built_again,
+    a_client_drives_a_build_through_the_gateway,
+    entitlements_must_be_granted_by_both,
+    a_root_has_one_server,
+    finished_builds_are_remembered;
+    observed:
+    traces_reach_a_collector_over_grpc_as_part_of_the_clients_trace,
+    traces_reach_a_collector_over_http_and_clients_send_theirs_through_the_server,
+    a_collector_that_is_away_stops_no_build,
+    metrics_count_what_builds_did;
+    state:
+    disk_usage_adds_up_to_what_du_says,
+    a_cap_holds_while_a_build_runs_and_spares_what_it_uses,
+    old_cache_is_removed_after_builds,
+    prune_removes_what_its_filters_mean,
+    sixty_four_builds_run_what_they_share_once,
+    at_most_so_many_steps_run_at_once,
+    differences_and_merges_of_unrelated_states_are_made;
 ];
 
 fn main() {
