@@ -27,6 +27,7 @@ use crate::launch::{
     write_message,
 };
 use crate::network::{self, HOSTNAME_DEFAULT, NetworkConfig};
+use crate::observer::{StartObserver, StartWatch};
 use crate::platforms;
 use crate::spec::{ExitStatus, MountSource, ProcessIo, ProcessSpec, WindowSize};
 
@@ -56,6 +57,8 @@ pub struct ExecutorConfig {
     /// How many supervisors are kept ready for the next steps while steps are being run; they end
     /// by themselves half a minute later. 0 keeps none.
     pub spares: usize,
+    /// Told how long each process took to start.
+    pub on_start: Option<StartObserver>,
 }
 
 impl ExecutorConfig {
@@ -72,6 +75,7 @@ impl ExecutorConfig {
             cgroup_parent: None,
             oom_score_adj: None,
             spares: std::thread::available_parallelism().map_or(1, |n| n.get().min(SPARES_MAX)),
+            on_start: None,
         }
     }
 }
@@ -96,6 +100,7 @@ struct Inner {
     /// Whether somebody is making spares.
     making_spares: AtomicBool,
     step_number: AtomicU64,
+    on_start: Option<StartObserver>,
 }
 
 /// A supervisor that has been told to prepare, and no step yet.
@@ -140,6 +145,7 @@ impl Executor {
             spares_max: config.spares,
             making_spares: AtomicBool::new(false),
             step_number: AtomicU64::new(0),
+            on_start: config.on_start,
         })))
     }
 
@@ -187,9 +193,11 @@ impl Executor {
         check_id(id)?;
         tracing::debug!(id, args = ?spec.args, "starting a process");
         let (inner, io) = (self.0.clone(), io.into());
-        let process = tokio::task::spawn_blocking(move || inner.spawn(spec, io, None))
+        let watch = StartWatch::begin(&self.0.on_start);
+        let mut process = tokio::task::spawn_blocking(move || inner.spawn(spec, io, None))
             .await
             .map_err(|error| ExecError::Spawn(io::Error::other(error)))??;
+        process.watch = watch;
         let inner = self.0.clone();
         if !inner.making_spares.swap(true, Ordering::AcqRel) {
             // Beside the step; nobody waits for it.
@@ -222,6 +230,7 @@ pub struct Process {
     line: Vec<u8>,
     pid: Option<i32>,
     ended: Option<Report>,
+    watch: Option<StartWatch>,
 }
 
 impl Process {
@@ -311,7 +320,12 @@ impl Process {
             let report = serde_json::from_slice(&line[..end])
                 .map_err(|error| ExecError::SupervisorLost(error.to_string()))?;
             match report {
-                Report::Started { pid } => self.pid = Some(pid),
+                Report::Started { pid } => {
+                    self.pid = Some(pid);
+                    if let Some(watch) = self.watch.take() {
+                        watch.end();
+                    }
+                }
                 other => self.ended = Some(other),
             }
         }
@@ -416,6 +430,7 @@ impl Inner {
             line: Vec::new(),
             pid: None,
             ended: None,
+            watch: None,
         })
     }
 

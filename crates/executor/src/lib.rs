@@ -23,6 +23,7 @@ mod executor;
 mod init;
 mod launch;
 mod network;
+mod observer;
 mod passwd;
 mod platforms;
 mod rootpath;
@@ -37,6 +38,7 @@ pub use error::ExecError;
 pub use executor::{Executor, ExecutorConfig, Process};
 pub use init::init_main;
 pub use network::{NetworkConfig, default_gateway};
+pub use observer::StartObserver;
 pub use passwd::resolve_user;
 pub use platforms::{Emulation, emulation, emulator_hint, platforms, platforms_now};
 pub use spec::{

@@ -39,6 +39,13 @@ pub(crate) struct GitRef {
     pub(crate) fetch_by_commit: bool,
 }
 
+/// The repository that an address names without reference and directory: `https://host/repo.git#main:dir` gives `https://host/repo.git`. `None` if it is no address
+/// of a repository.
+pub fn git_remote(address: &str) -> Option<String> {
+    let found = GitRef::parse(address).ok().flatten()?;
+    Some(found.remote)
+}
+
 impl GitRef {
     /// Reads an address. `None`: it is no address of a repository. An error: it is one, and wrong.
     pub(crate) fn parse(text: &str) -> Result<Option<GitRef>> {

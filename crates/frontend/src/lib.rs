@@ -28,6 +28,7 @@ mod state;
 mod tests;
 
 pub use build::{Forward, FrontendResult, PlatformRef, build};
+pub use git::git_remote;
 pub use host::{FileStat, Host, OciStore, RefId, ResolvedImage, SourceTime, Warning};
 pub use named::{FrontendSource, frontend_source};
 pub use options::{BuildOptions, ContextOptions, ResolveMode};

@@ -10,8 +10,11 @@ use crate::{
 };
 
 /// The wire bytes of a vertex; their sha256 is its digest.
+///
+/// What it does comes last, where Go's encoder puts it too, so that equal vertices of stock's and ours
+/// have equal digests.
 pub fn marshal_vertex(op: &Op, inputs: &[Edge], platform: Option<&Platform>) -> Vec<u8> {
-    let message = pb::Op {
+    let surroundings = pb::Op {
         inputs: inputs
             .iter()
             .map(|edge| pb::Input {
@@ -21,9 +24,15 @@ pub fn marshal_vertex(op: &Op, inputs: &[Edge], platform: Option<&Platform>) -> 
             .collect(),
         platform: platform.map(platform_to_proto),
         constraints: Some(pb::WorkerConstraints { filter: Vec::new() }),
-        op: Some(op_to_proto(op)),
+        op: None,
     };
-    message.encode_to_vec()
+    let alone = pb::Op {
+        op: Some(op_to_proto(op)),
+        ..pb::Op::default()
+    };
+    let mut bytes = surroundings.encode_to_vec();
+    bytes.extend(alone.encode_to_vec());
+    bytes
 }
 
 /// A whole graph as a definition; its last op names what is wanted, as BuildKit has it.

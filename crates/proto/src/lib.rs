@@ -1,10 +1,12 @@
 //! BuildKit's wire messages and services, under the names the protocol froze.
 //!
-//! Generated code comes from `bollard-buildkit-proto`; [`content`] is containerd's content service,
+//! Generated code comes from `bollard-buildkit-proto`; [`content`] is containerd's content service and
+//! [`otlp`] OpenTelemetry's trace service,
 //! which that crate lacks. Nothing here knows what the messages mean.
 #![allow(missing_docs)]
 
 pub mod content;
+pub mod otlp;
 
 pub use bollard_buildkit_proto::fsutil::types as fsutil;
 pub use bollard_buildkit_proto::google::rpc;

@@ -1,5 +1,6 @@
 //! Downloads of blobs that go on where they broke off.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -157,10 +158,14 @@ impl BlobReader {
                 continue;
             };
             let cause = match tokio::time::timeout(SILENCE_MAX, response.chunk()).await {
-                Ok(Ok(Some(chunk))) => match self.take(chunk)? {
-                    Some(chunk) => return Ok(Some(chunk)),
-                    None => continue,
-                },
+                Ok(Ok(Some(chunk))) => {
+                    let pulled = &self.client.counters().pulled_bytes;
+                    pulled.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                    match self.take(chunk)? {
+                        Some(chunk) => return Ok(Some(chunk)),
+                        None => continue,
+                    }
+                }
                 Ok(Ok(None)) if self.position == self.descriptor.size => {
                     // Only empty blobs end here: others are done with their last piece.
                     self.finish()?;

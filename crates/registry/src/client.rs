@@ -1,6 +1,7 @@
 //! The client: requests to a repository's endpoints with authorisation and retries.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use oci::Reference;
@@ -37,6 +38,23 @@ struct Shared {
     transport: Transport,
     auth: AuthCache,
     pushes: InFlightPushes,
+    traffic: Counters,
+}
+
+/// Bytes of blobs that travelled, with all clones of a client counted together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// From registries, whatever became of them.
+    pub pulled_bytes: u64,
+    /// To registries, likewise.
+    pub pushed_bytes: u64,
+}
+
+/// The same as it is counted.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) pulled_bytes: AtomicU64,
+    pub(crate) pushed_bytes: Arc<AtomicU64>,
 }
 
 /// A repository and where it is served.
@@ -127,6 +145,29 @@ impl Client {
         }
     }
 
+    /// The same client, which transfers that many blobs from and to one registry at once, with
+    /// connections and limits of its own.
+    #[must_use]
+    pub fn with_concurrency(&self, blobs: usize) -> Self {
+        let shared = Shared {
+            transport: Transport::with_parallel_blobs(blobs),
+            ..Shared::default()
+        };
+        Client {
+            shared: Arc::new(shared),
+            ..self.clone()
+        }
+    }
+
+    /// What travelled since the first of its clones was made.
+    pub fn traffic(&self) -> Traffic {
+        let counters = self.counters();
+        Traffic {
+            pulled_bytes: counters.pulled_bytes.load(Ordering::Relaxed),
+            pushed_bytes: counters.pushed_bytes.load(Ordering::Relaxed),
+        }
+    }
+
     /// The configuration it was made with.
     pub fn hosts(&self) -> &RegistryHosts {
         &self.hosts
@@ -134,6 +175,10 @@ impl Client {
 
     pub(crate) fn retry(&self) -> &RetryPolicy {
         &self.retry
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.shared.traffic
     }
 
     pub(crate) fn transport(&self) -> &Transport {

@@ -16,7 +16,7 @@ use crate::network::Network;
 
 /// The settings of one registry: the `[registry."host"]` table of `buildkitd.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct RegistryConfig {
     /// Hosts, each with an optional path, that are asked before the registry itself.
     pub mirrors: Vec<String>,

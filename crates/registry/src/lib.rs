@@ -28,7 +28,7 @@ mod token;
 mod transport;
 
 pub use blob::BlobReader;
-pub use client::Client;
+pub use client::{Client, Traffic};
 pub use config::{Endpoint, KeyPair, RegistryConfig, RegistryHosts, Scheme};
 pub use credentials::{Anonymous, Credentials, HostCredentials, Token, TokenRequest};
 pub use error::RegistryError;

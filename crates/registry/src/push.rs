@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
@@ -92,6 +93,8 @@ pub(crate) struct Upload {
     digest: Digest,
     size: u64,
     progress: Arc<dyn Fn(u64) + Send + Sync>,
+    /// Counts what was sent by all uploads of a client.
+    pushed_bytes: Arc<AtomicU64>,
     /// Why reading it failed, if that is what broke the request.
     failure: Arc<Mutex<Option<String>>>,
 }
@@ -187,6 +190,8 @@ impl http_body::Body for UploadBody {
         }
         let bytes = this.buffer.split_to(count).freeze();
         this.sent += count as u64;
+        let pushed = &this.upload.pushed_bytes;
+        pushed.fetch_add(count as u64, Ordering::Relaxed);
         (this.upload.progress)(this.sent);
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
@@ -253,6 +258,7 @@ impl Client {
             digest: descriptor.digest,
             size: descriptor.size,
             progress,
+            pushed_bytes: self.counters().pushed_bytes.clone(),
             failure: Arc::default(),
         };
         let mut failures = 0;

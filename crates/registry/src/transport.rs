@@ -38,9 +38,20 @@ pub(crate) struct Transport {
     /// Hosts that turned out not to speak TLS.
     plain: Mutex<HashSet<String>>,
     limits: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// Blobs transferred at once from or to one host; [`PARALLEL_BLOBS`] if not set.
+    parallel_blobs: Option<usize>,
 }
 
 impl Transport {
+    /// One with another number of blobs at once.
+    pub(crate) fn with_parallel_blobs(parallel_blobs: usize) -> Self {
+        Transport {
+            // A semaphore has no use for more, and panics.
+            parallel_blobs: Some(parallel_blobs.clamp(1, Semaphore::MAX_PERMITS)),
+            ..Transport::default()
+        }
+    }
+
     /// The pool for these settings.
     pub(crate) fn pool(&self, endpoint: &Endpoint) -> Result<reqwest::Client, RegistryError> {
         self.pool_for(&endpoint.tls, &endpoint.host)
@@ -73,9 +84,10 @@ impl Transport {
 
     /// Permission to transfer a blob from or to a host.
     pub(crate) fn limit(&self, host: &str) -> Arc<Semaphore> {
+        let permits = self.parallel_blobs.unwrap_or(PARALLEL_BLOBS);
         let mut limits = self.limits.lock();
         let entry = limits.entry(host.to_owned());
-        Arc::clone(entry.or_insert_with(|| Arc::new(Semaphore::new(PARALLEL_BLOBS))))
+        Arc::clone(entry.or_insert_with(|| Arc::new(Semaphore::new(permits))))
     }
 
     /// `https` or `http`: what an endpoint is tried with now.

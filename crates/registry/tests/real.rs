@@ -121,6 +121,15 @@ async fn what_is_pushed_can_be_pulled() {
         "{}"
     );
     assert!(read_all(&client, &name, &manifest.layers[0]).await == layer);
+    // Layer and configuration, once up and once down.
+    let bytes = layer.len() as u64 + 2;
+    let travelled = client.with_concurrency(1).traffic();
+    assert_eq!((travelled.pushed_bytes, travelled.pulled_bytes), (0, 0));
+    let travelled = client.clone().traffic();
+    assert_eq!(
+        (travelled.pushed_bytes, travelled.pulled_bytes),
+        (bytes, bytes)
+    );
 
     let mut tail = client
         .fetch_blob(&name, &manifest.layers[0], 4_999_990)

@@ -1,57 +1,43 @@
-//! The content store as clients may read it: containerd's content service on the control socket.
-//!
-//! Clients read with it what builds leave in the store: the image that an exporter announces, in
-//! order to take of it only what they lack. Nothing can be written or listed.
+//! containerd's content service over the server's blobs, to be read only: clients take from it what
+//! build records name (`history inspect attachment`, `history export`).
 
-use content::ContentStore;
+use std::io::SeekFrom;
+
+use content::{BlobInfo, ContentStore};
 use futures::StreamExt;
 use oci::Digest;
 use ops::work::blocking;
-use proto::content::content_server::{Answers, Content, ContentServer};
-use proto::content::{Info, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse};
+use proto::content::content_server::{Answers, Content};
+use proto::content::{
+    Info, InfoRequest, InfoResponse, ListContentRequest, ListContentResponse, ReadContentRequest,
+    ReadContentResponse,
+};
+use proto::prost_types;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tonic::{Request, Response, Status};
 
 use crate::errors::to_status;
+use crate::filters::Filters;
 
 /// Bytes of a blob that travel in one message.
 const CHUNK_BYTES: usize = 512 << 10;
+/// Blobs listed in one message.
+const LIST_CHUNK: usize = 128;
 
 /// The service.
-pub struct ContentService(ContentStore);
-
-impl ContentService {
-    /// The service over a store.
-    pub fn server(store: ContentStore) -> ContentServer<Self> {
-        ContentServer::new(ContentService(store))
-    }
-
-    async fn open(&self, digest: &str) -> Result<(tokio::fs::File, std::fs::Metadata), Status> {
-        let parsed: Digest = digest
-            .parse()
-            .map_err(|error| Status::invalid_argument(format!("{digest:?}: {error}")))?;
-        if self.0.size(&parsed).is_none() {
-            return Err(Status::not_found(format!("content {digest}: not found")));
-        }
-        let store = self.0.clone();
-        let opened = blocking(move || {
-            let file = store.open_blob(&parsed)?;
-            let metadata = file.metadata()?;
-            Ok((tokio::fs::File::from_std(file), metadata))
-        });
-        opened.await.map_err(|error| to_status(&error))
-    }
-}
+pub(crate) struct ContentService(pub(crate) ContentStore);
 
 #[tonic::async_trait]
 impl Content for ContentService {
     async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        let digest = request.into_inner().digest;
-        let (_, metadata) = self.open(&digest).await?;
-        let time = metadata.modified().ok().map(prost_types::Timestamp::from);
+        let text = request.into_inner().digest;
+        let digest = parse(&text)?;
+        let file = self.open(digest).await?;
+        let found = file.metadata().await?;
+        let time = found.modified().ok().map(prost_types::Timestamp::from);
         let info = Info {
-            digest,
-            size: metadata.len() as i64,
+            digest: text,
+            size: found.len() as i64,
             created_at: time,
             updated_at: time,
             ..Info::default()
@@ -64,19 +50,23 @@ impl Content for ContentService {
         request: Request<ReadContentRequest>,
     ) -> Result<Response<Answers<ReadContentResponse>>, Status> {
         let request = request.into_inner();
-        let (mut file, metadata) = self.open(&request.digest).await?;
-        let offset = request.offset.max(0) as u64;
-        let rest = metadata.len().checked_sub(offset).ok_or_else(|| {
-            Status::out_of_range(format!("read past object length {} bytes", metadata.len()))
-        })?;
-        let length = match request.size {
-            size if size > 0 => rest.min(size as u64),
+        let mut file = self.open(parse(&request.digest)?).await?;
+        let size = file.metadata().await?.len();
+        let offset = u64::try_from(request.offset)
+            .map_err(|_| Status::invalid_argument("negative offset"))?;
+        if offset > size {
+            return Err(Status::out_of_range(format!(
+                "read past object length {size} bytes"
+            )));
+        }
+        let rest = size - offset;
+        let length = match u64::try_from(request.size) {
+            Ok(wanted) if wanted > 0 => rest.min(wanted),
             _ => rest,
         };
-        file.set_max_buf_size(CHUNK_BYTES);
-        file.seek(std::io::SeekFrom::Start(offset)).await?;
-        let pieces = tokio_util::io::ReaderStream::with_capacity(file.take(length), CHUNK_BYTES);
-        let answers = pieces.scan(offset as i64, |offset, data| {
+        file.seek(SeekFrom::Start(offset)).await?;
+        let stream = tokio_util::io::ReaderStream::with_capacity(file.take(length), CHUNK_BYTES);
+        let answers = stream.scan(offset as i64, |offset, data| {
             let answer = data.map_err(Status::from).map(|data| ReadContentResponse {
                 offset: *offset,
                 data: data.into(),
@@ -85,5 +75,69 @@ impl Content for ContentService {
             std::future::ready(Some(answer))
         });
         Ok(Response::new(answers.boxed()))
+    }
+
+    async fn list(
+        &self,
+        request: Request<ListContentRequest>,
+    ) -> Result<Response<Answers<ListContentResponse>>, Status> {
+        let (content, filters) = (self.0.clone(), request.into_inner().filters);
+        let blobs = blocking(move || {
+            let filters = Filters::parse(&filters)?;
+            let mut blobs = content.list()?;
+            blobs.retain(|blob| {
+                filters.matches(|path| match path {
+                    ["digest"] => Some(blob.digest.to_string()),
+                    ["size"] => Some(blob.size.to_string()),
+                    _ => None,
+                })
+            });
+            Ok(blobs)
+        });
+        let blobs = blobs.await.map_err(|error| to_status(&error))?;
+        let messages: Vec<_> = blobs
+            .chunks(LIST_CHUNK)
+            .map(|chunk| {
+                Ok(ListContentResponse {
+                    info: chunk.iter().map(info).collect(),
+                })
+            })
+            .collect();
+        Ok(Response::new(futures::stream::iter(messages).boxed()))
+    }
+}
+
+impl ContentService {
+    async fn open(&self, digest: Digest) -> Result<tokio::fs::File, Status> {
+        let content = self.0.clone();
+        let file = blocking(move || Ok(content.open_blob(&digest)));
+        match file.await.map_err(|error| to_status(&error))? {
+            Ok(file) => Ok(file.into()),
+            // In containerd's words, which clients know it by.
+            Err(content::ContentError::NotFound(digest)) => {
+                Err(Status::not_found(format!("content {digest}: not found")))
+            }
+            Err(error) => Err(to_status(&error.into())),
+        }
+    }
+}
+
+fn parse(digest: &str) -> Result<Digest, Status> {
+    digest
+        .parse()
+        .map_err(|error| Status::invalid_argument(format!("{digest:?}: {error}")))
+}
+
+fn info(blob: &BlobInfo) -> Info {
+    let time = prost_types::Timestamp {
+        seconds: blob.created.as_second(),
+        nanos: blob.created.subsec_nanosecond(),
+    };
+    Info {
+        digest: blob.digest.to_string(),
+        size: blob.size as i64,
+        created_at: Some(time),
+        updated_at: Some(time),
+        ..Info::default()
     }
 }

@@ -25,9 +25,11 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::errors::to_status;
 use crate::gc::Collector;
 use crate::gc_policy::Policy;
+use crate::history::StatusLog;
 use crate::parts::ServerParts;
 use crate::peer::Peer;
-use crate::solve::solve;
+use crate::solve::{Ends, solve};
+use crate::trace::TraceContext;
 use crate::usage;
 use crate::worker;
 
@@ -76,6 +78,20 @@ fn timed<T>(stream: ReplyStream<T>) -> Response<ReplyStream<T>> {
 
 fn status(error: Error) -> Status {
     to_status(&error)
+}
+
+/// What a finished build said, read from the disk as fast as the client takes it.
+fn replay(mut said: StatusLog) -> ReplyStream<StatusResponse> {
+    let (messages, replies) = mpsc::channel(16);
+    tokio::task::spawn_blocking(move || {
+        let sent = said.try_for_each(|message| {
+            let message = message.map_err(|error| to_status(&error));
+            messages.blocking_send(message)
+        });
+        // A client that went away wants no more.
+        drop(sent);
+    });
+    ReceiverStream::new(replies).boxed()
 }
 
 #[tonic::async_trait]
@@ -132,10 +148,14 @@ impl Control for ControlService {
         &self,
         request: Request<SolveRequest>,
     ) -> Result<Response<SolveResponse>, Status> {
-        let cancel = self.stop.child_token();
+        let ends = Ends {
+            hang_up: CancellationToken::new(),
+            stop: self.stop.clone(),
+        };
         // A client that hangs up drops this call, and its build must still be brought to its end.
-        let _hang_up = cancel.clone().drop_guard();
-        let build = solve(self.parts.clone(), request.into_inner(), cancel.clone());
+        let _hang_up = ends.hang_up.clone().drop_guard();
+        let client = TraceContext::from_metadata(request.metadata());
+        let build = solve(self.parts.clone(), request.into_inner(), client, ends);
         let build = self.builds.track_future(build);
         let solved = tokio::spawn(build)
             .await
@@ -156,9 +176,7 @@ impl Control for ControlService {
                 .await
                 .map_err(status)?;
             if let Some(said) = said {
-                let messages = said.into_iter().flat_map(|status| status.to_proto());
-                let messages: Vec<_> = messages.map(Ok).collect();
-                return Ok(timed(futures::stream::iter(messages).boxed()));
+                return Ok(timed(replay(said)));
             }
             let builds = &self.parts.builds;
             running = builds.wait_for_progress(&id, BUILD_TIMEOUT).await;
@@ -221,7 +239,8 @@ impl Control for ControlService {
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
         let (history, request) = (self.parts.history.clone(), request.into_inner());
         let events = blocking(move || history.listen(request));
-        let events = events.await.map_err(status)?.map(Ok);
+        let events = events.await.map_err(status)?;
+        let events = events.map(|event| event.map_err(status));
         let stop = self.stop.clone();
         Ok(timed(events.take_until(stop.cancelled_owned()).boxed()))
     }
@@ -231,13 +250,20 @@ impl Control for ControlService {
         request: Request<UpdateBuildHistoryRequest>,
     ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
         let (history, request) = (self.parts.history.clone(), request.into_inner());
-        let update = move || match (request.delete, request.finalize) {
-            (true, _) => history.delete(&request.r#ref),
-            // Nothing of a record is written later, so it is final as soon as it is there.
-            (false, true) => Ok(()),
-            (false, false) => history.pin(&request.r#ref, request.pinned),
+        let deletes = request.delete;
+        if request.finalize {
+            history.finalize(&request.r#ref).await;
+            return Ok(Response::new(UpdateBuildHistoryResponse {}));
+        }
+        let update = move || match request.delete {
+            true => history.delete(&request.r#ref),
+            false => history.pin(&request.r#ref, request.pinned),
         };
         blocking(update).await.map_err(status)?;
+        if deletes {
+            // Its blobs are nobody's now.
+            self.collector.wake();
+        }
         Ok(Response::new(UpdateBuildHistoryResponse {}))
     }
 }

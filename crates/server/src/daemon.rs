@@ -1,7 +1,10 @@
 //! `buildkitd` as a process: command line, logging, mount namespace, signals.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{IsTerminal, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,10 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, LogConfig};
+use crate::debug::DebugListener;
 use crate::flags::Flags;
 use crate::idle::end_when_idle;
 use crate::listen::listeners;
 use crate::server::{Server, ServerOptions};
+use crate::trace::OtlpConfig;
 use crate::version::version_line;
 
 /// How long the runtime has for what is left when the server has stopped.
@@ -48,10 +53,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 fn run(flags: &Flags) -> Result<()> {
-    let (config, unknown) = flags.configuration()?;
+    let (config, remarks) = flags.configuration()?;
     start_logging(&config)?;
-    for key in unknown {
-        tracing::warn!("{key} is passed over");
+    for remark in flags.remarks() {
+        tracing::warn!("{remark}");
+    }
+    for remark in remarks {
+        tracing::warn!("{remark}");
     }
     if !rustix::process::geteuid().is_root() {
         return Err(Error::new(
@@ -80,27 +88,43 @@ async fn serve(config: Config, idle_timeout: Option<Duration>) -> Result<()> {
         tokio::spawn(end_when_idle(&mut listeners, timeout, stop.clone()));
     }
     stop_on_signals(stop.clone())?;
-    let server = tokio::task::spawn_blocking(|| Server::open(config, ServerOptions::default()))
+    let debug = match config.grpc.debug_address.as_str() {
+        "" => None,
+        address => Some(DebugListener::bind(address)?),
+    };
+    let options = ServerOptions {
+        otlp: OtlpConfig::from_env(|name| std::env::var(name).ok())?,
+        ..ServerOptions::default()
+    };
+    let server = tokio::task::spawn_blocking(|| Server::open(config, options))
         .await
         .map_err(|error| Error::internal(error.to_string()))??;
     let worker = server.parts().worker.to_proto();
     tracing::info!("found worker {:?}, labels={:?}", worker.id, worker.labels);
-    server.serve(listeners, stop).await?;
+    let debug = debug.map(|debug| tokio::spawn(debug.serve(server.parts().clone())));
+    notify(&stop);
+    let served = server.serve(listeners, stop).await;
+    if let Some(debug) = debug {
+        debug.abort();
+    }
+    served?;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// The first SIGTERM or SIGINT stops the server; the third does so at once.
+/// The first SIGTERM or SIGINT stops the server, which lets builds come to their end; the second one
+/// ends it at once. Steps and mounts end with it either way.
 fn stop_on_signals(stop: CancellationToken) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
     tokio::spawn(async move {
-        for count in 1.. {
+        loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            if count >= 3 {
+            if stop.is_cancelled() {
+                tracing::warn!("got a second signal, ending at once");
                 std::process::exit(1);
             }
             tracing::info!("stopping server");
@@ -108,6 +132,34 @@ fn stop_on_signals(stop: CancellationToken) -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// Tells systemd, if it started this, that the server is ready, and later that it stops.
+fn notify(stop: &CancellationToken) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    if let Err(error) = send_state(&socket, "READY=1") {
+        tracing::warn!("telling the service manager: {error}");
+        return;
+    }
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        stop.cancelled().await;
+        // Whoever asked for the end knows of it anyway.
+        let _ = send_state(&socket, "STOPPING=1");
+    });
+}
+
+/// Sends one state by systemd's protocol (`sd_notify(3)`): a datagram to a unix socket, whose name is
+/// abstract if it begins with `@`.
+fn send_state(socket: &OsStr, state: &str) -> std::io::Result<()> {
+    let sender = UnixDatagram::unbound()?;
+    let address = match socket.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(socket)?,
+    };
+    sender.send_to_addr(state.as_bytes(), &address).map(drop)
 }
 
 /// Mounts made from here on are seen by this process and its children alone, and vanish with them;
@@ -162,8 +214,8 @@ fn raise_limits() {
 fn start_logging(config: &Config) -> Result<()> {
     let LogConfig { format, level } = &config.log;
     let level = match level.as_str() {
-        _ if config.trace => "trace",
-        _ if config.debug => "debug",
+        "" if config.trace => "trace",
+        "" if config.debug => "debug",
         "" => "info",
         "warning" => "warn",
         "fatal" | "panic" => "error",
@@ -177,9 +229,11 @@ fn start_logging(config: &Config) -> Result<()> {
         .with_writer(std::io::stderr);
     let started = match format.as_str() {
         "json" => builder.json().try_init(),
-        "text" | "" => builder
-            .with_ansi(std::io::stderr().is_terminal())
-            .try_init(),
+        "text" | "" => {
+            let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            let colors = std::io::stderr().is_terminal() && !plain;
+            builder.with_ansi(colors).try_init()
+        }
         other => return Err(Error::invalid(format!("unsupported log type {other:?}"))),
     };
     started.map_err(|error| Error::internal(format!("logging: {error}")))

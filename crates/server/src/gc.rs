@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::gc_policy::Policy;
+use crate::metrics::Metrics;
 use crate::usage::Cache;
 
 /// How long after a build, or the start, GC begins: several builds in a row are followed by one.
@@ -36,7 +37,13 @@ impl Collector {
     }
 
     /// Runs the policies when woken, until `stop` fires. Without policies it does nothing.
-    pub async fn run(self, cache: Arc<Cache>, policies: Vec<Policy>, stop: CancellationToken) {
+    pub async fn run(
+        self,
+        cache: Arc<Cache>,
+        policies: Vec<Policy>,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) {
         if policies.is_empty() {
             return;
         }
@@ -44,7 +51,7 @@ impl Collector {
             loop {
                 self.idle.notified().await;
                 tokio::time::sleep(DELAY).await;
-                collect(&cache, &policies).await;
+                collect(&cache, &policies, &metrics).await;
                 // Nothing depends on when it is done, nor on that it is.
                 let _ = tokio::task::spawn_blocking(give_memory_back).await;
                 tokio::time::sleep(INTERVAL_MIN).await;
@@ -54,7 +61,7 @@ impl Collector {
             loop {
                 self.grown.notified().await;
                 let over = is_over(&cache, &policies).await;
-                let vain = over && collect(&cache, &policies).await == 0;
+                let vain = over && collect(&cache, &policies, &metrics).await == 0;
                 // What is there is used by builds: it does not help to look often.
                 tokio::time::sleep(LOOK_INTERVAL_MIN * if vain { 5 } else { 1 }).await;
             }
@@ -78,7 +85,7 @@ async fn is_over(cache: &Arc<Cache>, policies: &[Policy]) -> bool {
 }
 
 /// Runs all policies; says how many bytes that freed.
-async fn collect(cache: &Arc<Cache>, policies: &[Policy]) -> i64 {
+async fn collect(cache: &Arc<Cache>, policies: &[Policy], metrics: &Metrics) -> i64 {
     let mut total = 0;
     for policy in policies {
         let (cache, policy) = (cache.clone(), policy.clone());
@@ -96,6 +103,7 @@ async fn collect(cache: &Arc<Cache>, policies: &[Policy]) -> i64 {
             Err(error) => tracing::error!("gc error: {error}"),
         }
     }
+    metrics.gc_ran(u64::try_from(total).unwrap_or(0));
     total
 }
 

@@ -2,7 +2,7 @@
 //! started it.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -200,15 +200,24 @@ fn listen(address: &str, config: &GrpcConfig, tls: Option<&TlsAcceptor>) -> Resu
             let std = std::net::TcpListener::bind(rest)?;
             std.set_nonblocking(true)?;
             Ok(vec![Listener {
-                address: address.to_owned(),
+                // With the port that was found free, if any was asked for.
+                address: format!("tcp://{}", std.local_addr()?),
                 kind: Kind::Tcp(TcpListener::from_std(std)?),
                 tls: tls.cloned(),
                 made: None,
                 clients: None,
             }])
         }
-        "fd" => inherited(tls),
-        _ => Err(Error::invalid(format!("addr {address} not supported"))),
+        "fd" if rest.is_empty() => inherited(tls),
+        "fd" => Err(Error::unimplemented(
+            "choosing among sockets by number or name is not supported: fd:// takes them all",
+        )),
+        "vsock" | "npipe" => Err(Error::unimplemented(format!(
+            "addr {address} not supported: unix, tcp and fd are"
+        ))),
+        _ => Err(Error::invalid(format!(
+            "addr {address} not supported: unix, tcp and fd are"
+        ))),
     }
 }
 
@@ -260,44 +269,54 @@ fn inherited(tls: Option<&TlsAcceptor>) -> Result<Vec<Listener>> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<i32>().ok();
     let ours = number("LISTEN_PID").is_none_or(|pid| pid == std::process::id() as i32);
     let count = number("LISTEN_FDS").filter(|_| ours).unwrap_or(0);
-    if count == 0 {
-        return Err(Error::invalid("no sockets were passed to this process"));
+    if count <= 0 {
+        return Err(Error::invalid(
+            "no sockets found via socket activation: make sure the service was started by systemd",
+        ));
     }
     (3..3 + count)
         .map(|fd| {
             // SAFETY: LISTEN_FDS says that the parent opened this descriptor for us, and nothing
             // in this process opened or closes it before.
             let owned = unsafe { OwnedFd::from_raw_fd(fd) };
-            rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::CLOEXEC)
-                .map_err(io::Error::from)?;
-            let domain = rustix::net::getsockname(&owned)
-                .map_err(io::Error::from)?
-                .address_family();
-            let kind = if domain == rustix::net::AddressFamily::UNIX {
-                let std = std::os::unix::net::UnixListener::from(owned);
-                std.set_nonblocking(true)?;
-                Kind::Unix(UnixListener::from_std(std)?)
-            } else {
-                let std = std::net::TcpListener::from(owned);
-                std.set_nonblocking(true)?;
-                Kind::Tcp(TcpListener::from_std(std)?)
-            };
-            let tls = match &kind {
-                Kind::Tcp(_) => tls.cloned(),
-                Kind::Unix(_) => None,
-            };
-            Ok(Listener {
-                address: format!("fd://{fd}"),
-                kind,
-                tls,
-                made: None,
-                clients: None,
-            })
+            passed_on(owned, tls)
         })
         .collect()
 }
 
-/// TLS of TCP listeners; with an authority, clients must show a certificate of it.
+/// A socket that somebody else opened, and listens on.
+fn passed_on(socket: OwnedFd, tls: Option<&TlsAcceptor>) -> Result<Listener> {
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC).map_err(io::Error::from)?;
+    let address = format!("fd://{}", socket.as_raw_fd());
+    let accepts = rustix::net::sockopt::socket_acceptconn(&socket).map_err(io::Error::from);
+    if !accepts.with_context(|| address.clone())? {
+        return Err(Error::invalid(format!("{address} is no listening socket")));
+    }
+    let domain = rustix::net::getsockname(&socket)
+        .map_err(io::Error::from)?
+        .address_family();
+    let kind = if domain == rustix::net::AddressFamily::UNIX {
+        let std = std::os::unix::net::UnixListener::from(socket);
+        std.set_nonblocking(true)?;
+        Kind::Unix(UnixListener::from_std(std)?)
+    } else {
+        let std = std::net::TcpListener::from(socket);
+        std.set_nonblocking(true)?;
+        Kind::Tcp(TcpListener::from_std(std)?)
+    };
+    let tls = match &kind {
+        Kind::Tcp(_) => tls.cloned(),
+        Kind::Unix(_) => None,
+    };
+    Ok(Listener {
+        address,
+        kind,
+        tls,
+        made: None,
+        clients: None,
+    })
+}
+
 fn tls_acceptor(config: &TlsConfig) -> Result<Option<TlsAcceptor>> {
     let (cert, key) = match (&config.cert, &config.key) {
         (None, None) => return Ok(None),
@@ -470,12 +489,139 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn addresses_without_a_scheme_are_explained() {
+    async fn a_group_may_be_given_the_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b.sock");
         let config = GrpcConfig {
-            address: vec!["/run/x.sock".into()],
+            address: vec![format!("unix://{}", path.display())],
+            gid: Some(7),
             ..GrpcConfig::default()
         };
-        let error = listeners(&config).err().unwrap().to_string();
-        assert!(error.contains("you meant unix:///run/x.sock ?"), "{error}");
+        let _listeners = listeners(&config).unwrap();
+        let found = std::fs::metadata(&path).unwrap();
+        assert_eq!((found.mode() & 0o777, found.gid()), (0o660, 7));
+    }
+
+    #[tokio::test]
+    async fn addresses_that_cannot_be_used_are_explained() {
+        for (address, expected) in [
+            ("/run/x.sock", "you meant unix:///run/x.sock ?"),
+            (
+                "vsock://3:1",
+                "addr vsock://3:1 not supported: unix, tcp and fd are",
+            ),
+            ("npipe:////./pipe/x", "not supported: unix, tcp and fd are"),
+            ("carrier://pigeon", "not supported"),
+            ("fd://3", "fd:// takes them all"),
+            ("fd://", "no sockets found via socket activation"),
+            ("tcp://nowhere", "failed to listen on tcp://nowhere"),
+        ] {
+            let config = GrpcConfig {
+                address: vec![address.into()],
+                ..GrpcConfig::default()
+            };
+            let error = listeners(&config).err().unwrap().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn sockets_of_a_service_manager_are_taken_and_other_files_are_not() {
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = tcp.local_addr().unwrap();
+        let listener = passed_on(tcp.into(), None).unwrap();
+        let mut connections = std::pin::pin!(listener.connections());
+        let client = tokio::net::TcpStream::connect(address);
+        let (accepted, client) = tokio::join!(connections.next(), client);
+        assert!(accepted.unwrap().is_ok() && client.is_ok());
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let error = passed_on(one.into(), None).err().unwrap().to_string();
+        assert!(error.contains("is no listening socket"), "{error}");
+        let file = tempfile::tempfile().unwrap();
+        assert!(passed_on(file.into(), None).is_err());
+    }
+
+    /// A certificate signed by `ca`, with its key, as PEM files.
+    fn issue(dir: &Path, name: &str, ca: &rcgen::Issuer<'_, rcgen::KeyPair>) -> (PathBuf, PathBuf) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, ca).unwrap();
+        let paths = (
+            dir.join(format!("{name}.crt")),
+            dir.join(format!("{name}.key")),
+        );
+        std::fs::write(&paths.0, certificate.pem()).unwrap();
+        std::fs::write(&paths.1, key.serialize_pem()).unwrap();
+        paths
+    }
+
+    #[tokio::test]
+    async fn tcp_with_an_authority_lets_only_its_clients_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority = params.self_signed(&key).unwrap();
+        let ca = dir.path().join("ca.crt");
+        std::fs::write(&ca, authority.pem()).unwrap();
+        let issuer = rcgen::Issuer::new(params, key);
+        let (cert, key) = issue(dir.path(), "server", &issuer);
+        let config = GrpcConfig {
+            address: vec!["tcp://127.0.0.1:0".into()],
+            tls: TlsConfig {
+                cert: Some(cert),
+                key: Some(key),
+                ca: Some(ca.clone()),
+            },
+            ..GrpcConfig::default()
+        };
+        let listener = listeners(&config).unwrap().remove(0);
+        let address = listener.address.strip_prefix("tcp://").unwrap().to_owned();
+
+        let mut roots = rustls::RootCertStore::empty();
+        roots
+            .add(read_certificates(&ca).unwrap().remove(0))
+            .unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let (cert, key) = issue(dir.path(), "client", &issuer);
+        let known = builder
+            .clone()
+            .with_client_auth_cert(
+                read_certificates(&cert).unwrap(),
+                PrivateKeyDer::from_pem_file(key).unwrap(),
+            )
+            .unwrap();
+        let unknown = builder.with_no_client_auth();
+        let connect = |config: rustls::ClientConfig| {
+            let (address, connector) = (
+                address.clone(),
+                tokio_rustls::TlsConnector::from(Arc::new(config)),
+            );
+            async move {
+                use tokio::io::AsyncReadExt;
+                let tcp = tokio::net::TcpStream::connect(address).await?;
+                let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
+                let mut stream = connector.connect(name, tcp).await?;
+                stream.read_u8().await
+            }
+        };
+        let mut connections = std::pin::pin!(listener.connections());
+        // Only the known client becomes a connection, though it comes second.
+        let served = async {
+            use tokio::io::AsyncWriteExt;
+            let mut connection = connections.next().await.unwrap().unwrap();
+            connection.write_u8(42).await.unwrap();
+            connection.shutdown().await.unwrap();
+        };
+        let clients = async {
+            let refused = connect(unknown).await.unwrap_err().to_string();
+            assert!(refused.to_lowercase().contains("certificate"), "{refused}");
+            assert_eq!(connect(known).await.unwrap(), 42);
+        };
+        tokio::join!(served, clients);
     }
 }

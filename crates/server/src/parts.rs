@@ -17,7 +17,9 @@ use crate::config::Config;
 use crate::entitlements::Entitlements;
 use crate::gateway_build::GatewayBuild;
 use crate::history::History;
+use crate::metrics::Metrics;
 use crate::running::Running;
+use crate::trace::Tracer;
 use crate::usage::Cache;
 use crate::worker::Worker;
 
@@ -55,6 +57,10 @@ pub struct ServerParts {
     pub builds: Builds,
     /// Where exports are put together.
     pub staging: PathBuf,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// What becomes of traces.
+    pub tracer: Tracer,
     /// What the user of the next build must be told of the server's state.
     pub notices: Mutex<Vec<String>>,
 }

@@ -19,13 +19,15 @@ use std::time::Duration;
 
 use content::ContentStore;
 use diag::{Context, Error, Result};
-use executor::{BridgeConfig, Executor, ExecutorConfig, NetworkConfig};
+use executor::{BridgeConfig, Executor, ExecutorConfig, NetworkConfig, StartObserver};
 use layers::{Backend, LayerStore};
 use ops::contenthash::FileDigests;
 use ops::work::{CacheMounts, LogLimits, Output};
 use parking_lot::Mutex;
+use proto::content::content_server::ContentServer;
 use proto::control::control_server::ControlServer;
 use proto::gateway::llb_bridge_server::LlbBridgeServer;
+use proto::otlp::TraceServiceServer;
 use registry::RegistryHosts;
 use session::SessionManager;
 use solver::{KeyStore, Solver, SqliteKeyStore};
@@ -46,7 +48,9 @@ use crate::entitlements::Entitlements;
 use crate::gc::Collector;
 use crate::history::History;
 use crate::listen::Listener;
+use crate::metrics::Metrics;
 use crate::parts::{Builds, ServerParts};
+use crate::trace::{OtlpConfig, Tracer};
 use crate::usage::Cache;
 use crate::worker::Worker;
 
@@ -59,6 +63,8 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 /// How long builds have to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the collector has to take the last traces.
+const TRACES_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long clients have to take the last answers.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -69,11 +75,13 @@ pub struct Server {
     _lock: RootLock,
 }
 
-/// How a server differs from what its configuration says; for tests.
+/// What a server is told beside its configuration.
 #[derive(Clone, Debug, Default)]
 pub struct ServerOptions {
     /// The program, with its arguments, that starts steps; `None` is this executable.
     pub init: Option<(PathBuf, Vec<std::ffi::OsString>)>,
+    /// Where traces are sent; `None` for nowhere.
+    pub otlp: Option<OtlpConfig>,
 }
 
 impl Server {
@@ -123,9 +131,10 @@ impl Server {
             content.clone(),
             config.history.clone(),
         )?);
+        let metrics = Arc::new(Metrics::default());
         let ops = Arc::new(ops::work::Parts {
             layers: layers.clone(),
-            executor: open_executor(&config, &options, &temporary)?,
+            executor: open_executor(&config, &options, &temporary, &metrics)?,
             images: ImageSource::new(content.clone(), layers.clone()),
             locals: LocalSource::open(state.join("local"), layers.clone())?,
             git: GitSource::open(state.join("git"), layers.clone())?,
@@ -147,11 +156,13 @@ impl Server {
             exporter: exporter::Exporter::new(content.clone(), layers.clone()),
             solver: Solver::new(keys, config.worker.oci.max_parallelism),
             sessions: SessionManager::new(),
-            registry: registry::Client::new(RegistryHosts::new(config.registry.clone())),
+            registry: registry_client(&config),
             entitlements: Entitlements::configured(&config.entitlements)?,
             builds: Builds::default(),
             notices: Mutex::new(notices),
             staging: temporary.join("staging"),
+            metrics,
+            tracer: Tracer::new(options.otlp, |name| std::env::var(name).ok())?,
             config,
             content,
             layers,
@@ -195,7 +206,10 @@ impl Server {
                 .max_decoding_message_size(MESSAGE_SIZE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_SIZE_BYTES_MAX),
         )
-        .add_service(ContentService::server(self.parts.content.clone()))
+        .add_service(ContentServer::new(ContentService(
+            self.parts.content.clone(),
+        )))
+        .add_service(TraceServiceServer::new(self.parts.tracer.clone()))
         .add_service(health_service);
         collector.wake();
         let growing = collector.clone();
@@ -203,12 +217,14 @@ impl Server {
         let gc = collector.run(
             self.parts.cache.clone(),
             self.parts.worker.policies.clone(),
+            self.parts.metrics.clone(),
             stop.clone(),
         );
         let serving = listeners
             .into_iter()
             .map(|listener| serve_listener(listener, routes.clone(), stop.clone(), builds.clone()));
         let (served, ()) = tokio::join!(futures::future::try_join_all(serving), gc);
+        self.parts.tracer.drain(TRACES_TIMEOUT).await;
         served.map(|_| ())
     }
 }
@@ -261,7 +277,12 @@ fn backend(config: &Config) -> Result<Backend> {
     }
 }
 
-fn open_executor(config: &Config, options: &ServerOptions, state: &Path) -> Result<Executor> {
+fn open_executor(
+    config: &Config,
+    options: &ServerOptions,
+    state: &Path,
+    metrics: &Arc<Metrics>,
+) -> Result<Executor> {
     let worker = &config.worker.oci;
     let bridge = match worker.network_mode.as_str() {
         "" | "auto" | "host" => None,
@@ -288,9 +309,22 @@ fn open_executor(config: &Config, options: &ServerOptions, state: &Path) -> Resu
     if !worker.default_cgroup_parent.is_empty() {
         executor.cgroup_parent = Some(worker.default_cgroup_parent.clone());
     }
+    let counted = metrics.clone();
+    executor.on_start = Some(StartObserver::new(move |took| {
+        counted.step_start.observe(took);
+    }));
     // Steps die before their server when memory is short.
     executor.oom_score_adj = Some(STEP_OOM_SCORE_ADJ);
     Ok(Executor::new(executor)?)
+}
+
+fn registry_client(config: &Config) -> registry::Client {
+    let hosts = RegistryHosts::new(config.registry.clone());
+    let client = registry::Client::new(hosts);
+    match config.system.max_registry_concurrency {
+        Some(count) => client.with_concurrency(usize::try_from(count).unwrap_or(usize::MAX)),
+        None => client,
+    }
 }
 
 /// What steps have over their server in the kernel's choice when memory is short.

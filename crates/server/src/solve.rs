@@ -11,7 +11,7 @@ use futures::future::try_join_all;
 use jiff::Timestamp;
 use oci::Digest;
 use ops::work::{Event, Outside, blocking};
-use progress::VertexLog;
+use progress::{SolveStatus, VertexLog};
 use proto::control::{
     BuildHistoryRecord, BuildResultInfo, CacheOptions, Descriptor, Exporter as ExporterRequest,
     SolveRequest, SolveResponse,
@@ -20,14 +20,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client_target::SessionTarget;
 use crate::entitlements::Entitlements;
-use crate::errors::to_rpc_status;
 use crate::exporting::export_source;
 use crate::frontends::{FrontendRequest, run_frontend};
 use crate::gateway_build::GatewayBuild;
-use crate::history::new_record;
+use crate::history::{Ended, new_record};
 use crate::job::{BuildResult, Job};
 use crate::parts::{Entry, ServerParts};
 use crate::running::Running;
+use crate::trace::{BuildFacts, BuildTrace, TraceContext, time_of};
 use crate::wire::timestamp;
 
 /// How long a refused client's session is waited for.
@@ -49,14 +49,39 @@ struct Exports {
     response: BTreeMap<String, String>,
     /// Images made, by the number of their exporter.
     images: HashMap<i64, Descriptor>,
+    /// Keep the blobs of those images until the record does.
+    leases: Vec<content::Lease>,
 }
 
-/// Carries out a request. When `cancel` fires the build is given up; its record is written all the
-/// same, so this must be waited for.
+/// What makes a build end before its time.
+pub struct Ends {
+    /// Its client went away.
+    pub hang_up: CancellationToken,
+    /// The server stops.
+    pub stop: CancellationToken,
+}
+
+impl Ends {
+    /// Waits for one of them; why the build ends.
+    async fn come(&self) -> Error {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Error::new(
+                diag::Code::Unavailable,
+                "the build was given up: the server is stopping",
+            ),
+            () = self.hang_up.cancelled() => Error::canceled(),
+        }
+    }
+}
+
+/// Carries out a request, as part of its client's trace if it has one. When an end comes the build is
+/// given up; its record is written all the same, so this must be waited for.
 pub async fn solve(
     parts: Arc<ServerParts>,
     request: SolveRequest,
-    cancel: CancellationToken,
+    client: Option<TraceContext>,
+    ends: Ends,
 ) -> Result<SolveResponse> {
     let session = request.session.clone();
     let plan = match check(&parts, request) {
@@ -83,11 +108,11 @@ pub async fn solve(
     tell_of_state(&parts, &running).await;
     let record = record_of(&plan);
     if !request.internal {
-        parts.history.start(record.clone());
+        begin_record(&parts, record.clone()).await;
     }
     let outcome = tokio::select! {
         outcome = run(&plan, &job, gateway.as_deref()) => outcome,
-        () = cancel.cancelled() => Err(Error::canceled()),
+        end = ends.come() => Err(end),
         () = client_gone(&running) => Err(Error::canceled()),
     };
     if let Some(gateway) = &gateway {
@@ -98,7 +123,7 @@ pub async fn solve(
     running.end();
     let outcome = outcome.map_err(|error| ops::hint_at_full_disk(running.locate(error)));
     if !request.internal {
-        remember(&parts, record, &running, &outcome).await;
+        remember(&parts, record, &running, &outcome, client.as_ref()).await;
     }
     drop(listed);
     let exports = outcome?;
@@ -302,6 +327,7 @@ async fn export_all(plan: &Plan, job: &Arc<Job>, source: &ExportSource) -> Resul
                 annotations: image.descriptor.annotations.clone().into_iter().collect(),
             };
             exports.images.insert(number as i64, descriptor);
+            exports.leases.push(image.lease);
         }
     }
     Ok(exports)
@@ -351,12 +377,21 @@ fn record_of(plan: &Plan) -> BuildHistoryRecord {
     }
 }
 
+/// Writes the record of a build that begins.
+async fn begin_record(parts: &Arc<ServerParts>, record: BuildHistoryRecord) {
+    let (history, id) = (parts.history.clone(), record.r#ref.clone());
+    if let Err(error) = blocking(move || history.start(record)).await {
+        tracing::error!("build record of {id}: {error}");
+    }
+}
+
 /// Writes the record of a build that ended.
 async fn remember(
     parts: &Arc<ServerParts>,
     mut record: BuildHistoryRecord,
     running: &Running,
     outcome: &Result<Exports>,
+    client: Option<&TraceContext>,
 ) {
     record.completed_at = Some(timestamp(Timestamp::now()));
     let counts = running.counts();
@@ -364,27 +399,50 @@ async fn remember(
     record.num_completed_steps = counts.completed;
     record.num_cached_steps = counts.cached;
     record.num_warnings = counts.warnings;
-    match outcome {
-        Ok(exports) => {
-            record.exporter_response = exports.response.clone().into_iter().collect();
-            record.result = Some(BuildResultInfo {
-                result_deprecated: exports.images.get(&0).cloned(),
-                attestations: Vec::new(),
-                results: exports.images.clone(),
-            });
-        }
-        Err(error) => record.error = Some(to_rpc_status(error)),
+    if let Ok(exports) = outcome {
+        record.exporter_response = exports.response.clone().into_iter().collect();
+        record.result = Some(BuildResultInfo {
+            results: exports.images.clone(),
+            ..BuildResultInfo::default()
+        });
     }
-    let said: Vec<_> = running
-        .progress()
-        .events()
-        .iter()
-        .flat_map(|event| event.to_proto())
-        .collect();
-    let history = parts.history.clone();
-    let written = blocking(move || history.complete(record, &said)).await;
+    let failure = outcome.as_ref().err().map(Error::code);
+    parts.metrics.build_ended(&record, failure);
+    let events = running.progress().events();
+    let trace = trace_of(&record, &events, outcome, client);
+    let slot = parts.history.trace_slot(running.id());
+    let (history, error) = (parts.history.clone(), outcome.as_ref().err().cloned());
+    let written = blocking(move || {
+        let ended = Ended {
+            error: error.as_ref(),
+            events: &events,
+        };
+        history.complete(record, ended)
+    })
+    .await;
     if let Err(error) = written {
         // The build itself is not worse for it.
         tracing::error!("build record of {}: {error}", running.id());
     }
+    match trace {
+        Ok(trace) => parts.tracer.finish(trace, slot),
+        Err(error) => tracing::error!("trace of {}: {error}", running.id()),
+    }
+}
+
+/// The spans of a build that ended.
+fn trace_of(
+    record: &BuildHistoryRecord,
+    events: &[Arc<SolveStatus>],
+    outcome: &Result<Exports>,
+    client: Option<&TraceContext>,
+) -> Result<BuildTrace> {
+    let facts = BuildFacts {
+        id: &record.r#ref,
+        frontend: &record.frontend,
+        start: time_of(record.created_at.as_ref())?,
+        end: time_of(record.completed_at.as_ref())?,
+        error: outcome.as_ref().err().map(Error::to_string),
+    };
+    Ok(BuildTrace::of(facts, events, client))
 }

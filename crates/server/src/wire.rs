@@ -10,3 +10,8 @@ pub fn timestamp(at: Timestamp) -> protobuf::Timestamp {
         nanos: at.subsec_nanosecond(),
     }
 }
+
+/// A time from the wire; `None` if it is none.
+pub fn from_timestamp(at: &protobuf::Timestamp) -> Option<Timestamp> {
+    Timestamp::new(at.seconds, at.nanos).ok()
+}

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use testkit::{Registry, Tool, program};
 
-use crate::stock::Server;
+use crate::build_server::BuildServer;
 use crate::workshop::{Workshop, text};
 
 /// A server, and a registry with a base image and the frontend.
 struct Shop {
     shop: Workshop,
     registry: Registry,
-    _server: Server,
+    _server: BuildServer,
 }
 
 impl Shop {
@@ -21,7 +21,7 @@ impl Shop {
         let shop = Workshop::open();
         let registry = shop.registry();
         let config = text(&shop.plain_http(&registry));
-        let server = Server::start_with(&shop, &["--config", &config]);
+        let server = BuildServer::start_with(&shop.lab, &["--config", &config], &[]);
         shop.cooperage.ok(&[
             "create",
             "--name",

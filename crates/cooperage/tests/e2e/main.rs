@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod build_server;
 mod counted;
 mod disk;
 mod docker_driver;
@@ -13,10 +14,14 @@ mod engine_images;
 mod faults;
 mod flow;
 mod gateway;
+mod history;
 mod layouts;
 mod matrix;
 mod mistakes;
+mod mistakes;
 mod options;
+mod options;
+mod server_flags;
 mod sources;
 mod state;
 mod stock;

@@ -1,65 +1,9 @@
 //! Stock clients on our server, and builder records that pass between stock's client and ours.
 
 use std::path::Path;
-use std::process::Child;
-use std::time::{Duration, Instant};
 
-use testkit::Tool;
-
-use crate::workshop::{Workshop, executable, text};
-
-/// Our server on this machine, outside any container, ended when dropped.
-pub struct Server {
-    process: Child,
-    socket: String,
-}
-
-impl Server {
-    pub fn start(shop: &Workshop) -> Server {
-        Self::start_with(shop, &[])
-    }
-
-    /// With more arguments.
-    pub fn start_with(shop: &Workshop, more: &[&str]) -> Server {
-        let root = shop.lab.subdirectory("server");
-        let socket = text(&root.join("buildkitd.sock"));
-        let log = std::fs::File::create(root.join("log")).unwrap();
-        let process = Tool::new(executable(), &root)
-            .command(&[
-                "buildkitd",
-                "--root",
-                &text(&root.join("state")),
-                "--addr",
-                &format!("unix://{socket}"),
-            ])
-            .args(more)
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let start = Instant::now();
-        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-            let log = std::fs::read_to_string(root.join("log")).unwrap();
-            assert!(
-                start.elapsed() < Duration::from_secs(20),
-                "no server:\n{log}"
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Server { process, socket }
-    }
-
-    pub fn address(&self) -> String {
-        format!("unix://{}", self.socket)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+use crate::build_server::BuildServer;
+use crate::workshop::Workshop;
 
 fn example(shop: &Workshop) -> String {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/site");
@@ -79,7 +23,7 @@ fn example(shop: &Workshop) -> String {
 #[test]
 fn stock_client_builds_and_loads_on_our_server() {
     let shop = Workshop::open();
-    let server = Server::start(&shop);
+    let server = BuildServer::start(&shop.lab);
     let stock = shop.stock();
     stock.ok(&[
         "create",
@@ -125,7 +69,7 @@ fn stock_client_builds_and_loads_on_our_server() {
 #[test]
 fn stock_client_shows_our_errors_as_its_own() {
     let shop = Workshop::open();
-    let server = Server::start(&shop);
+    let server = BuildServer::start(&shop.lab);
     let stock = shop.stock();
     stock.ok(&[
         "create",

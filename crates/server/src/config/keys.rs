@@ -1,130 +1,244 @@
-//! Which keys there are, and finding those that are not among them.
+//! Which keys there are, which of them mean nothing here, and finding those that are not among them.
 
 use std::fmt;
 
 use toml::de::{DeTable, DeValue};
 
-/// Every key of the documented file, by its path; `*` is any name.
-const KNOWN: &[&str] = &[
-    "debug",
-    "trace",
-    "root",
-    "insecure-entitlements",
-    "proxyNetwork",
-    "provenanceEnvDir",
-    "log.format",
-    "log.level",
-    "grpc.address",
-    "grpc.debugAddress",
-    "grpc.uid",
-    "grpc.gid",
-    "grpc.securityDescriptor",
-    "grpc.tls.cert",
-    "grpc.tls.key",
-    "grpc.tls.ca",
-    "otel.socketPath",
-    "cdi.disabled",
-    "cdi.specDirs",
-    "cdi.autoAllowed",
-    "history.maxAge",
-    "history.maxEntries",
-    "dns.nameservers",
-    "dns.options",
-    "dns.searchDomains",
-    "worker.*.enabled",
-    "worker.*.labels.*",
-    "worker.*.platforms",
-    "worker.*.snapshotter",
-    "worker.*.rootless",
-    "worker.*.gc",
-    "worker.*.gckeepstorage",
-    "worker.*.reservedSpace",
-    "worker.*.maxUsedSpace",
-    "worker.*.minFreeSpace",
-    "worker.*.gcpolicy.all",
-    "worker.*.gcpolicy.filters",
-    "worker.*.gcpolicy.keepDuration",
-    "worker.*.gcpolicy.keepBytes",
-    "worker.*.gcpolicy.reservedSpace",
-    "worker.*.gcpolicy.maxUsedSpace",
-    "worker.*.gcpolicy.minFreeSpace",
-    "worker.*.networkMode",
-    "worker.*.cniConfigPath",
-    "worker.*.cniBinaryPath",
-    "worker.*.cniPoolSize",
-    "worker.*.bridgeName",
-    "worker.*.bridgeSubnet",
-    "worker.*.defaultCgroupParent",
-    "worker.*.apparmor-profile",
-    "worker.*.selinux",
-    "worker.*.max-parallelism",
-    "worker.oci.noProcessSandbox",
-    "worker.oci.binary",
-    "worker.oci.proxySnapshotterPath",
-    "worker.oci.userRemapUnsupported",
-    "worker.oci.stargzSnapshotter",
-    "worker.containerd.address",
-    "worker.containerd.namespace",
-    "worker.containerd.runtime",
-    "registry.*.mirrors",
-    "registry.*.http",
-    "registry.*.insecure",
-    "registry.*.ca",
-    "registry.*.tlsconfigdir",
-    "registry.*.keypair.key",
-    "registry.*.keypair.cert",
-    "frontend.*.enabled",
-    "frontend.*.allowedRepositories",
-    "system.platformsCacheMaxAge",
-    "system.maxRegistryConcurrency",
-    "cache.gha",
-    "ghacache",
+/// Every key of the documented file, by its path (`*` is any name), with the reason why it has no
+/// effect here, if it has none.
+const KNOWN: &[(&str, Option<&str>)] = &[
+    ("debug", None),
+    ("trace", None),
+    ("root", None),
+    ("insecure-entitlements", None),
+    ("proxyNetwork", None),
+    ("provenanceEnvDir", Some("no provenance is made")),
+    ("log.format", None),
+    ("log.level", None),
+    ("grpc.address", None),
+    ("grpc.debugAddress", None),
+    ("grpc.uid", None),
+    ("grpc.gid", None),
+    ("grpc.securityDescriptor", Some("it is for Windows")),
+    ("grpc.tls.cert", None),
+    ("grpc.tls.key", None),
+    ("grpc.tls.ca", None),
+    ("otel.socketPath", Some(NO_STEP_TRACES)),
+    ("cdi.disabled", None),
+    ("cdi.specDirs", Some(NO_CDI)),
+    ("cdi.autoAllowed", Some(NO_CDI)),
+    ("history.maxAge", None),
+    ("history.maxEntries", None),
+    ("dns.nameservers", None),
+    ("dns.options", None),
+    ("dns.searchDomains", None),
+    ("worker.oci.enabled", None),
+    ("worker.oci.labels.*", None),
+    ("worker.oci.platforms", None),
+    ("worker.oci.snapshotter", None),
+    ("worker.oci.rootless", Some(NO_ROOTLESS)),
+    ("worker.oci.gc", None),
+    ("worker.oci.gckeepstorage", None),
+    ("worker.oci.reservedSpace", None),
+    ("worker.oci.maxUsedSpace", None),
+    ("worker.oci.minFreeSpace", None),
+    ("worker.oci.gcpolicy.all", None),
+    ("worker.oci.gcpolicy.filters", None),
+    ("worker.oci.gcpolicy.keepDuration", None),
+    ("worker.oci.gcpolicy.keepBytes", None),
+    ("worker.oci.gcpolicy.reservedSpace", None),
+    ("worker.oci.gcpolicy.maxUsedSpace", None),
+    ("worker.oci.gcpolicy.minFreeSpace", None),
+    ("worker.oci.networkMode", None),
+    ("worker.oci.cniConfigPath", Some(NO_CNI)),
+    ("worker.oci.cniBinaryPath", Some(NO_CNI)),
+    ("worker.oci.cniPoolSize", Some(NO_CNI)),
+    ("worker.oci.bridgeName", None),
+    ("worker.oci.bridgeSubnet", None),
+    ("worker.oci.defaultCgroupParent", None),
+    ("worker.oci.apparmor-profile", Some(NO_APPARMOR)),
+    ("worker.oci.selinux", Some(NO_SELINUX)),
+    ("worker.oci.max-parallelism", None),
+    ("worker.oci.noProcessSandbox", Some(ALWAYS_SANDBOX)),
+    ("worker.oci.binary", Some(NO_RUNTIME)),
+    ("worker.oci.proxySnapshotterPath", Some(NO_SNAPSHOTTERS)),
+    ("worker.oci.stargzSnapshotter.*", Some(NO_SNAPSHOTTERS)),
+    (
+        "worker.oci.userRemapUnsupported",
+        Some("it is for upstream's tests"),
+    ),
+    ("worker.containerd.enabled", None),
+    ("worker.containerd.address", None),
+    ("worker.containerd.labels.*", None),
+    ("worker.containerd.platforms", None),
+    ("worker.containerd.namespace", None),
+    ("worker.containerd.runtime.name", None),
+    ("worker.containerd.runtime.path", None),
+    ("worker.containerd.runtime.options.*", None),
+    ("worker.containerd.snapshotter", None),
+    ("worker.containerd.rootless", None),
+    ("worker.containerd.gc", None),
+    ("worker.containerd.gckeepstorage", None),
+    ("worker.containerd.reservedSpace", None),
+    ("worker.containerd.maxUsedSpace", None),
+    ("worker.containerd.minFreeSpace", None),
+    ("worker.containerd.gcpolicy.all", None),
+    ("worker.containerd.gcpolicy.filters", None),
+    ("worker.containerd.gcpolicy.keepDuration", None),
+    ("worker.containerd.gcpolicy.keepBytes", None),
+    ("worker.containerd.gcpolicy.reservedSpace", None),
+    ("worker.containerd.gcpolicy.maxUsedSpace", None),
+    ("worker.containerd.gcpolicy.minFreeSpace", None),
+    ("worker.containerd.networkMode", None),
+    ("worker.containerd.cniConfigPath", None),
+    ("worker.containerd.cniBinaryPath", None),
+    ("worker.containerd.cniPoolSize", None),
+    ("worker.containerd.bridgeName", None),
+    ("worker.containerd.bridgeSubnet", None),
+    ("worker.containerd.defaultCgroupParent", None),
+    ("worker.containerd.apparmor-profile", None),
+    ("worker.containerd.selinux", None),
+    ("worker.containerd.max-parallelism", None),
+    ("registry.*.mirrors", None),
+    ("registry.*.http", None),
+    ("registry.*.insecure", None),
+    ("registry.*.ca", None),
+    ("registry.*.tlsconfigdir", None),
+    ("registry.*.keypair.key", None),
+    ("registry.*.keypair.cert", None),
+    ("frontend.*.enabled", None),
+    ("frontend.*.allowedRepositories", None),
+    ("system.platformsCacheMaxAge", None),
+    ("system.maxRegistryConcurrency", None),
+    ("cache.gha.*", Some(NO_SIGNED_CACHE)),
+    ("ghacache.*", Some(NO_SIGNED_CACHE)),
 ];
 
-/// A key that this server does not know.
+const NO_STEP_TRACES: &str = "steps are given no collector's socket";
+const NO_CDI: &str = "there are no CDI devices";
+const NO_ROOTLESS: &str = "the server needs to be root";
+const NO_CNI: &str = "the network of steps needs no CNI plugins";
+const NO_APPARMOR: &str = "no AppArmor profile is applied to steps";
+const NO_SELINUX: &str = "no SELinux labels are applied to steps";
+const ALWAYS_SANDBOX: &str = "steps always have a process namespace of their own";
+const NO_RUNTIME: &str = "steps need no external runtime";
+const NO_SNAPSHOTTERS: &str = "there are no external snapshotters";
+const NO_SIGNED_CACHE: &str = "caches are not signed";
+
+/// Something in a file that its owner should know of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnknownKey {
+pub struct Remark {
     /// The file.
     pub path: String,
     /// Line, counted from 1.
     pub line: usize,
     /// The key with the tables it is in, joined by dots.
     pub key: String,
+    /// What there is to say of it.
+    pub kind: RemarkKind,
 }
 
-impl fmt::Display for UnknownKey {
+/// What there is to say of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RemarkKind {
+    /// It is not known; another, if one is close.
+    Unknown(Option<String>),
+    /// It is known, and has no effect here for that reason.
+    NoEffect(&'static str),
+    /// It was written otherwise than documented; that is how.
+    Spelling(String),
+    /// It was replaced by this.
+    Deprecated(&'static str),
+}
+
+impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: unknown key `{}`", self.path, self.line, self.key)
+        write!(f, "{}:{}: ", self.path, self.line)?;
+        let key = &self.key;
+        match &self.kind {
+            RemarkKind::Unknown(None) => write!(f, "unknown key `{key}` is passed over"),
+            RemarkKind::Unknown(Some(close)) => {
+                write!(
+                    f,
+                    "unknown key `{key}` is passed over: did you mean `{close}`?"
+                )
+            }
+            RemarkKind::NoEffect(why) => write!(f, "`{key}` has no effect: {why}"),
+            RemarkKind::Spelling(documented) => {
+                write!(f, "`{key}` is read as `{documented}`")
+            }
+            RemarkKind::Deprecated(instead) => {
+                write!(f, "`{key}` is deprecated, use `{instead}` instead")
+            }
+        }
     }
 }
 
-/// The unknown keys of a file, in the order of their lines.
-pub(super) fn unknown_keys(text: &str, path: &str) -> Result<Vec<UnknownKey>, toml::de::Error> {
+/// What there is to say of a file, in the order of its lines.
+pub(super) fn remarks(text: &str, path: &str) -> Result<Vec<Remark>, toml::de::Error> {
     let table = DeTable::parse(text)?;
     let mut found = Vec::new();
-    walk(table.get_ref(), &mut Vec::new(), &mut |keys, at| {
-        found.push(UnknownKey {
+    walk(table.get_ref(), &mut Vec::new(), &mut |keys, at, kind| {
+        found.push(Remark {
             path: path.to_owned(),
             line: text[..at].bytes().filter(|byte| *byte == b'\n').count() + 1,
             key: keys.join("."),
+            kind,
         });
     });
-    found.sort_by_key(|key| key.line);
+    found.sort_by_key(|remark| remark.line);
     Ok(found)
 }
 
-/// Reports every key below `table` that no known path leads to or through.
+/// Renames keys that differ from the documented ones in case only, which stock takes too.
+pub(super) fn with_documented_case(table: &mut toml::Table) {
+    rename(table, &mut Vec::new());
+}
+
+fn rename(table: &mut toml::Table, above: &mut Vec<String>) {
+    for (key, mut value) in std::mem::take(table) {
+        above.push(key);
+        if let Standing::OtherCase(documented) = standing(above) {
+            *above.last_mut().unwrap_or(&mut String::new()) = documented;
+        }
+        match &mut value {
+            toml::Value::Table(inner) => rename(inner, above),
+            toml::Value::Array(entries) => {
+                for entry in entries {
+                    if let toml::Value::Table(inner) = entry {
+                        rename(inner, above);
+                    }
+                }
+            }
+            _ => {}
+        }
+        table.insert(above.pop().unwrap_or_default(), value);
+    }
+}
+
+/// Reports every key below `table` of which there is something to say.
 fn walk<'i>(
     table: &DeTable<'i>,
     above: &mut Vec<String>,
-    report: &mut impl FnMut(&[String], usize),
+    report: &mut impl FnMut(&[String], usize, RemarkKind),
 ) {
     for (key, value) in table {
+        let at = key.span().start;
         above.push(key.get_ref().to_string());
+        if let Standing::OtherCase(documented) = standing(above) {
+            let whole = [&above[..above.len() - 1], std::slice::from_ref(&documented)].concat();
+            report(above, at, RemarkKind::Spelling(whole.join(".")));
+            *above.last_mut().unwrap_or(&mut String::new()) = documented;
+        }
         match standing(above) {
-            Standing::Unknown => report(above, key.span().start),
-            Standing::Leaf => {}
-            Standing::Inner => match value.get_ref() {
+            Standing::Unknown => report(above, at, RemarkKind::Unknown(closest(above))),
+            Standing::Leaf(Some(why)) => report(above, at, RemarkKind::NoEffect(why)),
+            Standing::Leaf(None) => {
+                if let Some(instead) = successor(above) {
+                    report(above, at, RemarkKind::Deprecated(instead));
+                }
+            }
+            Standing::Inner | Standing::OtherCase(_) => match value.get_ref() {
                 DeValue::Table(table) => walk(table, above, report),
                 DeValue::Array(entries) => {
                     for entry in entries.iter() {
@@ -141,30 +255,90 @@ fn walk<'i>(
     }
 }
 
+/// What a deprecated key was replaced by.
+fn successor(keys: &[String]) -> Option<&'static str> {
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    match keys.as_slice() {
+        ["debug"] => Some("log.level = \"debug\""),
+        ["trace"] => Some("log.level = \"trace\""),
+        ["worker", "oci", "gckeepstorage"] | ["worker", "oci", "gcpolicy", "keepBytes"] => {
+            Some("reservedSpace")
+        }
+        _ => None,
+    }
+}
+
 enum Standing {
     Unknown,
-    /// A key with a value; what is in it is its own matter.
-    Leaf,
+    /// As the documented key of that spelling.
+    OtherCase(String),
+    /// A key with a value; what is in it is its own matter. With the reason why it has no effect.
+    Leaf(Option<&'static str>),
     /// A table with keys of its own.
     Inner,
 }
 
 fn standing(keys: &[String]) -> Standing {
+    let Some((last, above)) = keys.split_last() else {
+        return Standing::Inner;
+    };
     let mut standing = Standing::Unknown;
-    for known in KNOWN {
+    for (known, effect) in KNOWN {
         let parts: Vec<&str> = known.split('.').collect();
-        let fits = parts.len() >= keys.len()
-            && parts
-                .iter()
-                .zip(keys)
-                .all(|(part, key)| *part == "*" || part == key);
-        if !fits {
+        if !is_below(&parts, above) {
             continue;
         }
-        if parts.len() == keys.len() {
-            return Standing::Leaf;
+        let part = parts[above.len()];
+        // Below any name, a table is not looked into further.
+        let is_leaf = parts.len() == keys.len();
+        if part == "*" || part == last {
+            match is_leaf {
+                true => return Standing::Leaf(*effect),
+                false => standing = Standing::Inner,
+            }
+        } else if part.eq_ignore_ascii_case(last) && matches!(standing, Standing::Unknown) {
+            standing = Standing::OtherCase(part.to_owned());
         }
-        standing = Standing::Inner;
     }
     standing
+}
+
+/// Whether a known path goes through these tables and on.
+fn is_below(parts: &[&str], above: &[String]) -> bool {
+    parts.len() > above.len()
+        && parts
+            .iter()
+            .zip(above)
+            .all(|(part, key)| *part == "*" || part == key)
+}
+
+/// The known key of the same table that looks most like the last one.
+fn closest(keys: &[String]) -> Option<String> {
+    let (last, above) = keys.split_last()?;
+    let siblings = KNOWN.iter().filter_map(|(known, _)| {
+        let parts: Vec<&str> = known.split('.').collect();
+        is_below(&parts, above).then(|| parts[above.len()])
+    });
+    let (distance, best) = siblings
+        .filter(|name| *name != "*")
+        .map(|name| (distance(&last.to_lowercase(), &name.to_lowercase()), name))
+        .min()?;
+    // Further away it is another word, not a slip.
+    (distance <= 2.max(last.len() / 4)).then(|| [above, &[best.to_owned()]].concat().join("."))
+}
+
+/// How many letters must be put in, taken out or replaced to make one word of the other.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
 }

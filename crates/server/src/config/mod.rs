@@ -1,8 +1,9 @@
 //! `buildkitd.toml`: every key of upstream's documented file, in typed form.
 //!
 //! Keys that this server does not know are reported with their line and passed over, so that a file
-//! written for a newer server starts an older one. Keys of features that it does not have (the
-//! containerd worker, CDI, otel) are accepted; a value that asks for such a feature is an error.
+//! written for a newer server starts an older one; so are keys that mean nothing here, with the
+//! reason. A value that asks for what cannot be given (the containerd worker, proxy networks) is an
+//! error.
 
 mod keys;
 mod values;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use registry::RegistryConfig;
 use serde::Deserialize;
 
-pub use keys::UnknownKey;
+pub use keys::{Remark, RemarkKind};
 pub use values::{Disk, DiskSpace, Span};
 
 /// Why a configuration cannot be used.
@@ -104,7 +105,7 @@ pub struct LogConfig {
 pub struct GrpcConfig {
     /// `unix://…`, `tcp://…` or `fd://…`.
     pub address: Vec<String>,
-    /// Accepted; nothing listens there.
+    /// Where metrics are served: `host:port`, `tcp://…` or `unix://…`; empty for nowhere.
     #[serde(rename = "debugAddress")]
     pub debug_address: String,
     /// Owner of unix sockets.
@@ -157,11 +158,6 @@ pub struct WorkerConfig {
     pub platforms: Vec<String>,
     /// `auto`, `overlayfs` or `native`.
     pub snapshotter: String,
-    /// Accepted.
-    pub rootless: bool,
-    /// Accepted.
-    #[serde(rename = "noProcessSandbox")]
-    pub no_process_sandbox: bool,
     /// Whether old cache is removed without being asked.
     pub gc: Option<bool>,
     /// Deprecated name of `reservedSpace`.
@@ -187,14 +183,9 @@ pub struct WorkerConfig {
     /// Its addresses, such as `10.10.0.0/16`; empty for some that no route knows.
     #[serde(rename = "bridgeSubnet")]
     pub bridge_subnet: String,
-    /// Accepted; an external runtime is never needed.
-    pub binary: String,
     /// cgroup under which those of steps are made.
     #[serde(rename = "defaultCgroupParent")]
     pub default_cgroup_parent: String,
-    /// Accepted.
-    #[serde(rename = "apparmor-profile")]
-    pub apparmor_profile: String,
     /// How many steps run at once; 0 for any number.
     #[serde(rename = "max-parallelism")]
     pub max_parallelism: usize,
@@ -284,7 +275,7 @@ pub struct SystemConfig {
 
 impl Config {
     /// Reads a file. A file that does not exist is an empty configuration unless `required`.
-    pub fn load(path: &Path, required: bool) -> Result<(Config, Vec<UnknownKey>), ConfigError> {
+    pub fn load(path: &Path, required: bool) -> Result<(Config, Vec<Remark>), ConfigError> {
         let shown = path.display().to_string();
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text, &shown),
@@ -299,15 +290,23 @@ impl Config {
     }
 
     /// Reads the text of a file; `path` is for messages.
-    pub fn parse(text: &str, path: &str) -> Result<(Config, Vec<UnknownKey>), ConfigError> {
+    pub fn parse(text: &str, path: &str) -> Result<(Config, Vec<Remark>), ConfigError> {
         let failed = |error: toml::de::Error| ConfigError::Parse {
             path: path.to_owned(),
             message: error.to_string().trim_end().to_owned(),
         };
-        let config: Config = toml::from_str(text).map_err(failed)?;
-        let unknown = keys::unknown_keys(text, path).map_err(failed)?;
+        let remarks = keys::remarks(text, path).map_err(failed)?;
+        let misspelt = |remark: &Remark| matches!(remark.kind, RemarkKind::Spelling(_));
+        let config: Config = if remarks.iter().any(misspelt) {
+            let mut table: toml::Table = toml::from_str(text).map_err(failed)?;
+            keys::with_documented_case(&mut table);
+            table.try_into().map_err(failed)?
+        } else {
+            // Errors in values name their place only this way.
+            toml::from_str(text).map_err(failed)?
+        };
         config.check()?;
-        Ok((config, unknown))
+        Ok((config, remarks))
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -370,10 +369,71 @@ colour = "blue"
         assert_eq!(
             shown,
             [
-                "b.toml:4: unknown key `colour`",
-                "b.toml:12: unknown key `worker.oci.gcpolicy.speed`"
+                "b.toml:4: unknown key `colour` is passed over",
+                "b.toml:12: unknown key `worker.oci.gcpolicy.speed` is passed over"
             ]
         );
+    }
+
+    #[test]
+    fn slips_are_explained_and_keys_without_meaning_named() {
+        let text = r#"
+debug = true
+[worker.oci]
+  max-paralelism = 4
+  GC = false
+  binary = "crun"
+  gckeepstorage = "1GB"
+  [worker.oci.labels]
+    any = "thing"
+[Registry."example.com"]
+  miror = []
+[worker.containerd]
+  namespace = "x"
+  [worker.containerd.runtime.options]
+    any = "thing"
+"#;
+        let (config, remarks) = Config::parse(text, "b.toml").unwrap();
+        assert_eq!(config.worker.oci.gc, Some(false));
+        assert_eq!(config.worker.oci.gc_keep_storage, DiskSpace::Bytes(1 << 30));
+        assert!(config.registry.contains_key("example.com"));
+        let shown: Vec<_> = remarks.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            shown,
+            [
+                "b.toml:2: `debug` is deprecated, use `log.level = \"debug\"` instead",
+                "b.toml:4: unknown key `worker.oci.max-paralelism` is passed over: \
+                 did you mean `worker.oci.max-parallelism`?",
+                "b.toml:5: `worker.oci.GC` is read as `worker.oci.gc`",
+                "b.toml:6: `worker.oci.binary` has no effect: steps need no external runtime",
+                "b.toml:7: `worker.oci.gckeepstorage` is deprecated, use `reservedSpace` instead",
+                "b.toml:10: `Registry` is read as `registry`",
+                "b.toml:11: unknown key `registry.example.com.miror` is passed over: \
+                 did you mean `registry.example.com.mirrors`?",
+            ]
+        );
+    }
+
+    /// All of upstream's documented keys with values of the kinds it documents.
+    #[test]
+    fn every_documented_key_is_read() {
+        let (config, remarks) = Config::parse(
+            include_str!("../../tests/corpus/toml/documented.toml"),
+            "b.toml",
+        )
+        .unwrap();
+        let unknown: Vec<_> = remarks
+            .iter()
+            .filter(|remark| !matches!(remark.kind, RemarkKind::NoEffect(_)))
+            .collect();
+        assert!(unknown.is_empty(), "{unknown:?}");
+        assert_eq!(config.history.max_age, Span::from_secs(172_800));
+        assert_eq!(config.grpc.debug_address, "0.0.0.0:6060");
+        assert_eq!(config.worker.oci.gcpolicy.len(), 2);
+        assert_eq!(config.worker.oci.reserved_space, DiskSpace::Percent(30));
+        assert_eq!(config.worker.oci.min_free_space, DiskSpace::Bytes(20 << 30));
+        let keypair = &config.registry["docker.io"].keypair[0];
+        assert_eq!(keypair.key, Path::new("/etc/config/key.pem"));
     }
 
     #[test]

@@ -11,8 +11,9 @@ use proto::control::control_client::ControlClient;
 use proto::control::{Exporter, SolveRequest, SolveResponse, StatusRequest};
 use proto::gateway::llb_bridge_client::LlbBridgeClient;
 use proto::pb;
-use server::config::Config;
+use server::config::{Config, Remark, RemarkKind};
 use server::listen::Listener;
+use server::trace::OtlpConfig;
 use server::{Server, ServerOptions};
 use session::{ClientSession, ExportTarget, LocalDir, SecretSource};
 use tempfile::TempDir;
@@ -26,6 +27,8 @@ pub struct Bench {
     serving: Option<tokio::task::JoinHandle<()>>,
     socket: PathBuf,
     stop: CancellationToken,
+    /// Where traces go; a restarted server has it too.
+    pub otlp: Option<OtlpConfig>,
 }
 
 /// What a build said and came to.
@@ -48,6 +51,8 @@ pub struct Build {
     pub shared_key: String,
     /// Graphs given along.
     pub inputs: HashMap<String, pb::Definition>,
+    /// The header of the trace it is part of.
+    pub traceparent: String,
 }
 
 impl Build {
@@ -119,14 +124,16 @@ impl Bench {
             serving: None,
             socket,
             stop: CancellationToken::new(),
+            otlp: None,
         };
         bench.open(config).await;
         bench
     }
 
     pub fn config(&self, more: &str) -> Config {
-        let (mut config, unknown) = Config::parse(more, "test.toml").expect("configuration");
-        assert!(unknown.is_empty());
+        let (mut config, remarks) = Config::parse(more, "test.toml").expect("configuration");
+        let unknown = |remark: &Remark| matches!(remark.kind, RemarkKind::Unknown(_));
+        assert!(!remarks.iter().any(unknown));
         config.root = Some(self.dir.path().join("root"));
         config
     }
@@ -137,6 +144,7 @@ impl Bench {
                 std::env::current_exe().expect("this program"),
                 vec![OsString::from(executor::INIT_ARGUMENT)],
             )),
+            otlp: self.otlp.clone(),
         };
         let server = Arc::new(Server::open(self.config(config), options).expect("a server"));
         let listener = Listener::unix(&self.socket).expect("a socket");
@@ -254,6 +262,12 @@ impl Bench {
             r#ref: request.r#ref.clone(),
         };
         let (mut solving, mut watching) = (self.control().await, self.control().await);
+        let mut request = tonic::Request::new(request);
+        if let Ok(parent) = build.traceparent.parse()
+            && !build.traceparent.is_empty()
+        {
+            request.metadata_mut().insert("traceparent", parent);
+        }
         let (result, statuses) = tokio::join!(solving.solve(request), async move {
             let mut said = Vec::new();
             if let Ok(stream) = watching.status(status).await {

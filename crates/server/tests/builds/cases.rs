@@ -398,10 +398,12 @@ pub async fn finished_builds_are_remembered() {
         .await
         .expect("history");
     let events: Vec<_> = events.into_inner().collect().await;
-    let records: Vec<_> = events
+    let mut records: Vec<_> = events
         .into_iter()
         .map(|event| event.expect("an event").record.expect("a record"))
         .collect();
+    // The newest comes first.
+    records.reverse();
     assert_eq!(records.len(), 2);
     assert!(records[0].error.is_none() && records[1].error.is_some());
     assert!(records[0].num_total_steps >= 3);

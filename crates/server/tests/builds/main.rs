@@ -9,6 +9,7 @@ mod bench;
 mod cases;
 mod containers;
 mod frontends;
+mod observed;
 mod sources;
 mod state;
 
@@ -43,6 +44,11 @@ const CASES: &[Case] = cases![
     a_folder_is_taken_in_part,
     what_files_are_travels_without_what_is_in_them,
     a_blob_of_a_clients_layout_is_a_file;
+    observed:
+    traces_reach_a_collector_over_grpc_as_part_of_the_clients_trace,
+    traces_reach_a_collector_over_http_and_clients_send_theirs_through_the_server,
+    a_collector_that_is_away_stops_no_build,
+    metrics_count_what_builds_did;
     state:
     disk_usage_adds_up_to_what_du_says,
     a_cap_holds_while_a_build_runs_and_spares_what_it_uses,

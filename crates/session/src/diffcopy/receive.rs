@@ -160,38 +160,50 @@ async fn transfer(
     let to_writer = content.clone();
     let mut differ = tokio::task::spawn_blocking(move || differ.run(entries_in, &to_writer));
     let mut writer = tokio::task::spawn_blocking(move || writer.run(content_in));
-    let mut distribute = Distribute {
+    let mut open = Some(Distribute {
         entries: Some(entries),
         content,
         metadata: options.metadata_only.clone().map(Metadata::new),
         next_id: 0,
         bytes: 0,
         options,
-    };
-    let (mut differed, mut written, mut fin) = (None, None, false);
+    });
+    let (mut bytes, mut metadata) = (0, None);
+    let (mut differed, mut written) = (None, None);
     let failed = loop {
         tokio::select! {
             done = &mut differ, if differed.is_none() => differed = Some(joined(done)),
             done = &mut writer, if written.is_none() => written = Some(joined(done)),
-            batch = inbound.next(), if !fin => match distribute.take(batch).await {
-                Ok(done) => fin = done,
-                Err(error) => break error,
-            },
+            batch = inbound.next(), if open.is_some() => {
+                let Some(distribute) = &mut open else { continue };
+                match distribute.take(batch).await {
+                    // The loops end when their queues do: at once if the sender was right to say
+                    // that it is done, else with an error.
+                    Ok(true) => {
+                        bytes = distribute.bytes;
+                        metadata = distribute.metadata.take();
+                        open = None;
+                    }
+                    Ok(false) => {}
+                    Err(error) => break error,
+                }
+            }
         }
         match (&differed, &written) {
-            (Some(Ok(())), Some(Ok(stats))) if fin => {
-                let mut stats = *stats;
-                stats.bytes = distribute.bytes;
-                let metadata = distribute.metadata.take();
-                return note_metadata(dest, options, metadata, stats).await;
+            (Some(Ok(())), Some(Ok(stats))) if open.is_none() => {
+                let stats = SyncStats { bytes, ..*stats };
+                return note_metadata(dest, options, metadata.take(), stats).await;
+            }
+            (Some(Err(_)), _) | (_, Some(Err(_))) if open.is_none() => {
+                break SessionError::Protocol("sender ended before the transfer was done".into());
             }
             (Some(Err(_)), _) | (_, Some(Err(_))) => break SessionError::Canceled,
             _ => {}
         }
     };
-    // The loops end when their queues do. When it was one of them that failed, its reason is the one
-    // to give, not that the others were cut off.
-    drop(distribute);
+    // When it was one of the loops that failed, its reason is the one to give, not that the others
+    // were cut off.
+    drop(open);
     let differed = match differed {
         Some(result) => result,
         None => joined(differ.await),
@@ -200,7 +212,7 @@ async fn transfer(
         Some(result) => result.map(drop),
         None => joined(writer.await).map(drop),
     };
-    let reasons = [Err(failed), differed, written]
+    let reasons = [differed, written, Err(failed)]
         .into_iter()
         .filter_map(Result::err);
     let mut reasons = reasons.filter(|error| !matches!(error, SessionError::Canceled));
