@@ -88,6 +88,7 @@ pub(super) async fn run(
     let closed = tokio::task::spawn_blocking(move || display.finish()).await;
     closed.map_err(|error| diag::Error::internal(error.to_string()))?;
     let response = solved.map_err(|failure| failure.error)?;
+    client::enter_layouts(&plan, &response).await?;
     if let Some(path) = &args.metadata_file {
         let values: serde_json::Map<String, serde_json::Value> = response
             .into_iter()
@@ -169,6 +170,9 @@ fn session(plan: &SolvePlan, env: &Environment) -> Result<ClientSession, diag::E
         .shared_key(&plan.shared_key)
         .local_dirs(dirs)
         .secrets(secrets(plan, env));
+    if let Some(directory) = client::export_layout(plan)? {
+        builder = builder.export_layout(directory);
+    }
     if let Ok(config) = docker_config::DockerConfig::load() {
         builder = builder.auth(config);
     }
@@ -180,12 +184,7 @@ fn session(plan: &SolvePlan, env: &Environment) -> Result<ClientSession, diag::E
                 let writer: session::ExportWriter = Box::pin(tokio::io::stdout());
                 Ok(Some(writer))
             }),
-            Target::Layout(_) => {
-                return Err(diag::Error::unimplemented(
-                    "writing an OCI layout directory (tar=false) is not supported",
-                ));
-            }
-            Target::Server | Target::Engine(_) => continue,
+            Target::Server | Target::Engine(_) | Target::Layout(_) => continue,
         };
         builder = builder.file_target(number, target);
     }
