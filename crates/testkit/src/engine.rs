@@ -36,13 +36,22 @@ impl Engine {
 
     /// Starts one with these `insecure-registries`.
     pub fn start_trusting(lab: &Lab, release: Release, insecure: &[&str]) -> Engine {
+        Self::start_with(lab, release, insecure, &[])
+    }
+
+    /// Starts one that takes images of docker.io from the mirror at this URL.
+    pub fn start_mirroring(lab: &Lab, release: Release, mirror: &str) -> Engine {
+        Self::start_with(lab, release, &["127.0.0.0/8"], &[mirror])
+    }
+
+    fn start_with(lab: &Lab, release: Release, insecure: &[&str], mirrors: &[&str]) -> Engine {
         let directory = lab.subdirectory(&format!("engine-{release:?}").to_lowercase());
         let (dockerd, path) = programs(release);
         let log = File::create(directory.join("log")).expect("make the Engine's log");
         let configuration = directory.join("daemon.json");
         std::fs::write(
             &configuration,
-            configuration_for(&directory, release, insecure).to_string(),
+            configuration_for(&directory, release, insecure, mirrors).to_string(),
         )
         .expect("write the Engine's configuration");
         let mut command = lab.command(&dockerd);
@@ -149,9 +158,15 @@ fn programs(release: Release) -> (PathBuf, String) {
     }
 }
 
-fn configuration_for(directory: &Path, release: Release, insecure: &[&str]) -> serde_json::Value {
+fn configuration_for(
+    directory: &Path,
+    release: Release,
+    insecure: &[&str],
+    mirrors: &[&str],
+) -> serde_json::Value {
     let mut configuration = serde_json::json!({
         "insecure-registries": insecure,
+        "registry-mirrors": mirrors,
         "default-address-pools": [{"base": "10.89.0.0/16", "size": 24}],
     });
     if needs_runtime_wrapper() {

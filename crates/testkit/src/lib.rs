@@ -8,11 +8,13 @@
 //! A failure to start a part panics with its log: a test cannot go on without it.
 
 mod command;
+pub mod conformance;
 mod engine;
 mod images;
 mod lab;
 mod peers;
 mod registry;
+mod server;
 
 pub use command::{Output, Tool, normalized};
 pub use engine::{Engine, Release};
@@ -20,3 +22,4 @@ pub use images::{BaseImage, base_image};
 pub use lab::Lab;
 pub use peers::Peers;
 pub use registry::{Registry, RegistryAccess};
+pub use server::Server;

@@ -1,0 +1,118 @@
+//! The conformance corpus by hand.
+//!
+//! usage: `conformance check EXECUTABLE [--stock] [FILTER…]`
+//!        `conformance record [FILTER…]`
+//!        `conformance show EXECUTABLE FILTER…`
+//!
+//! `check` builds cases on our server and names those that differ from their recording; `record`
+//! builds them with the Engine's BuildKit and writes their `expect.json`; `show` prints what our
+//! server makes of them. A filter is a part of a case's name.
+#![expect(clippy::print_stdout, reason = "a program that shows something")]
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use testkit::conformance::{
+    Case, Unit, Yard, cases_below, compare, record, run_all, write_recording,
+};
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let failed = match words.as_slice() {
+        ["check", executable, "--stock", filters @ ..] => check(executable, true, filters),
+        ["check", executable, filters @ ..] => check(executable, false, filters),
+        ["record", filters @ ..] => record_cases(filters),
+        ["show", executable, filters @ ..] => show(executable, filters),
+        _ => {
+            println!(
+                "usage: conformance check EXECUTABLE [--stock] [FILTER…] | record [FILTER…] | show EXECUTABLE FILTER…"
+            );
+            1
+        }
+    };
+    ExitCode::from(u8::from(failed > 0))
+}
+
+fn corpus() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../cooperage/tests/conformance/cases")
+}
+
+fn chosen(filters: &[&str]) -> Vec<Case> {
+    let mut cases = cases_below(&corpus());
+    cases.retain(|case| filters.is_empty() || filters.iter().any(|part| case.name.contains(part)));
+    cases
+}
+
+fn units(cases: &[Case]) -> Vec<Unit> {
+    cases.iter().flat_map(Case::units).collect()
+}
+
+fn check(executable: &str, stock: bool, filters: &[&str]) -> usize {
+    let executable = std::fs::canonicalize(executable).expect("the executable");
+    let yard = Yard::with_server(&executable);
+    let builder = if stock {
+        yard.stock()
+    } else {
+        yard.ours(&executable)
+    };
+    let units = units(&chosen(filters));
+    let outcomes = run_all(&units, 2, |unit| {
+        let start = std::time::Instant::now();
+        let difference = match (unit.recorded(), yard.bench.run(unit, &builder)) {
+            (Ok(wanted), Ok(got)) => compare(unit, &wanted, &got, &yard.bench.bases),
+            (Err(error), _) | (_, Err(error)) => Some(error),
+        };
+        if let Some(difference) = &difference {
+            println!("FAIL {}: {difference}", unit.name());
+        }
+        (difference.is_none(), start.elapsed())
+    });
+    let failed = outcomes.iter().filter(|(passed, _)| !passed).count();
+    println!("{} passed, {failed} failed", outcomes.len() - failed);
+    failed
+}
+
+fn show(executable: &str, filters: &[&str]) -> usize {
+    let executable = std::fs::canonicalize(executable).expect("the executable");
+    let yard = Yard::with_server(&executable);
+    let builder = yard.ours(&executable);
+    for unit in units(&chosen(filters)) {
+        match yard.bench.run(&unit, &builder) {
+            Ok(outcome) => {
+                let facts = serde_json::to_string_pretty(&outcome.facts).unwrap_or_default();
+                println!("== {}\n{}\n{facts}", unit.name(), outcome.output);
+            }
+            Err(error) => println!("== {}: {error}", unit.name()),
+        }
+    }
+    0
+}
+
+fn record_cases(filters: &[&str]) -> usize {
+    let mut cases = chosen(filters);
+    cases.retain(|case| case.spec.expect.written.is_none());
+    let yard = Yard::with_engine();
+    let builder = yard.engine();
+    let failures = run_all(&cases, 2, |case| {
+        let mut recorded = Vec::new();
+        for unit in case.units() {
+            let outcome = yard.bench.run(&unit, &builder);
+            match outcome.and_then(|outcome| record(case, &outcome)) {
+                Ok(facts) => recorded.push((unit.variant.clone(), facts)),
+                Err(error) => {
+                    println!("NOT RECORDED {}: {error}", unit.name());
+                    return true;
+                }
+            }
+        }
+        write_recording(case, &recorded).expect("write expect.json");
+        false
+    });
+    let failed = failures.iter().filter(|failed| **failed).count();
+    println!(
+        "{} recorded, {failed} not recorded",
+        failures.len() - failed
+    );
+    failed
+}
