@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use testkit::conformance::{Builder, Case, Unit, Yard, cases_below, compare, run_all};
+use testkit::conformance::{Builder, Unit, Yard, cases_below, compare, run_all};
 
 /// The executable under test: `$COOPERAGE_BIN`, else the one Cargo built for the tests.
 fn executable() -> PathBuf {
@@ -16,8 +16,12 @@ fn executable() -> PathBuf {
 }
 
 fn units() -> Vec<Unit> {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance/cases");
-    cases_below(&corpus).iter().flat_map(Case::units).collect()
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance");
+    ["cases", "own"]
+        .iter()
+        .flat_map(|folder| cases_below(&corpus.join(folder)))
+        .flat_map(|case| case.units())
+        .collect()
 }
 
 fn every_case_passes(yard: &Yard, builder: &Builder) {

@@ -310,7 +310,8 @@ async fn specification(
         .map(Prepared::path)
         .ok_or_else(|| Error::invalid("the root file system must be files"))?;
     let (passwd, user) = (rootfs.clone(), op.user.clone());
-    let user = blocking(move || executor::resolve_user(&passwd, &user)).await?;
+    let user = blocking(move || executor::resolve_user(&passwd, &user)).await;
+    let user = user.context(unsuccessful(op))?;
     let process_mounts = mounts.process_mounts(op);
     let _ = (parts, vertex);
     Ok(ProcessSpec {
@@ -352,10 +353,12 @@ async fn environment(op: &ExecOp, context: &RunContext<BuildContext>) -> Result<
         env.push(format!("PATH={DEFAULT_PATH}"));
     }
     for secret in &op.secret_env {
-        if let Some(data) = secret_data(&secret.id, secret.optional, context).await? {
-            let value = String::from_utf8_lossy(data.expose());
-            env.push(format!("{}={value}", secret.name));
-        }
+        let data = secret_data(&secret.id, secret.optional, context).await?;
+        // An optional secret that nobody has is an empty variable, not a missing one.
+        let value = data
+            .as_ref()
+            .map(|data| String::from_utf8_lossy(data.expose()));
+        env.push(format!("{}={}", secret.name, value.unwrap_or_default()));
     }
     Ok(env)
 }
@@ -424,10 +427,13 @@ async fn run_process(
             });
         }
     }
-    Err(failure.context(format!(
-        "process {} did not complete successfully",
-        quoted(&op.args.join(" "))
-    )))
+    Err(failure.context(unsuccessful(op)))
+}
+
+/// What is said of a step that failed.
+fn unsuccessful(op: &ExecOp) -> String {
+    let command = quoted(&op.args.join(" "));
+    format!("process {command} did not complete successfully")
 }
 
 /// A name for a running step that no other has.

@@ -26,7 +26,7 @@ pub struct ClientSessionBuilder {
     local_dirs: BTreeMap<String, LocalDir>,
     auth: Option<AuthOptions>,
     secrets: Option<BTreeMap<String, SecretSource>>,
-    ssh: Vec<SshAgent>,
+    ssh: Option<Vec<SshAgent>>,
     exports: BTreeMap<usize, ExportTarget>,
     uploads: Option<Uploads>,
     oci_layouts: BTreeMap<String, PathBuf>,
@@ -78,10 +78,11 @@ impl ClientSessionBuilder {
         self
     }
 
-    /// SSH agents and sockets.
+    /// SSH agents and sockets. Once this was called the service is there, also without any agent: it
+    /// says which key is missing.
     #[must_use]
     pub fn ssh(mut self, agents: Vec<SshAgent>) -> Self {
-        self.ssh.extend(agents);
+        self.ssh.get_or_insert_default().extend(agents);
         self
     }
 
@@ -133,8 +134,8 @@ impl ClientSessionBuilder {
             router.add(SecretsService::server(secrets));
             offer(&SecretsService::METHODS);
         }
-        if !self.ssh.is_empty() {
-            router.add(SshService::server(self.ssh));
+        if let Some(agents) = self.ssh {
+            router.add(SshService::server(agents));
             offer(&SshService::METHODS);
         }
         if let Some(uploads) = self.uploads {

@@ -5,7 +5,7 @@
 //!        `conformance show EXECUTABLE FILTER…`
 //!
 //! `check` builds cases on our server and names those that differ from their recording; `record`
-//! builds them with the Engine's BuildKit and writes their `expect.json`; `show` prints what our
+//! builds those of `own` with the Engine's BuildKit and writes their `expect.json`; `show` prints what our
 //! server makes of them. A filter is a part of a case's name.
 #![expect(clippy::print_stdout, reason = "a program that shows something")]
 
@@ -34,12 +34,18 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(failed > 0))
 }
 
-fn corpus() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../cooperage/tests/conformance/cases")
+/// `cases` were recorded from a newer BuildKit than the Engine's, `own` from the Engine's.
+fn corpus(folder: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../cooperage/tests/conformance")
+        .join(folder)
 }
 
-fn chosen(filters: &[&str]) -> Vec<Case> {
-    let mut cases = cases_below(&corpus());
+fn chosen(folders: &[&str], filters: &[&str]) -> Vec<Case> {
+    let mut cases: Vec<Case> = folders
+        .iter()
+        .flat_map(|name| cases_below(&corpus(name)))
+        .collect();
     cases.retain(|case| filters.is_empty() || filters.iter().any(|part| case.name.contains(part)));
     cases
 }
@@ -56,7 +62,7 @@ fn check(executable: &str, stock: bool, filters: &[&str]) -> usize {
     } else {
         yard.ours(&executable)
     };
-    let units = units(&chosen(filters));
+    let units = units(&chosen(&["cases", "own"], filters));
     let outcomes = run_all(&units, 2, |unit| {
         let start = std::time::Instant::now();
         let difference = match (unit.recorded(), yard.bench.run(unit, &builder)) {
@@ -77,7 +83,7 @@ fn show(executable: &str, filters: &[&str]) -> usize {
     let executable = std::fs::canonicalize(executable).expect("the executable");
     let yard = Yard::with_server(&executable);
     let builder = yard.ours(&executable);
-    for unit in units(&chosen(filters)) {
+    for unit in units(&chosen(&["cases", "own"], filters)) {
         match yard.bench.run(&unit, &builder) {
             Ok(outcome) => {
                 let facts = serde_json::to_string_pretty(&outcome.facts).unwrap_or_default();
@@ -90,7 +96,7 @@ fn show(executable: &str, filters: &[&str]) -> usize {
 }
 
 fn record_cases(filters: &[&str]) -> usize {
-    let mut cases = chosen(filters);
+    let mut cases = chosen(&["own"], filters);
     cases.retain(|case| case.spec.expect.written.is_none());
     let yard = Yard::with_engine();
     let builder = yard.engine();

@@ -25,6 +25,8 @@ static FRAME: LazyLock<Regex> =
 static WARNING: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"(?m)^ - (\w+): (.*?)(?: \(line (\d+)\))?$"));
 static ERROR: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?ms)^ERROR: (.*)\z"));
+static VIOLATIONS: LazyLock<Regex> =
+    LazyLock::new(|| pattern(r"lint violation found for rules: ([\w, ]+)"));
 static MARKED: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?m)^\s*(\d+) \| >>>"));
 
 fn pattern(text: &str) -> Regex {
@@ -79,14 +81,20 @@ impl Outcome {
 }
 
 fn tidy(text: &str, source: &Path, context: &str) -> String {
-    static RULES: LazyLock<[(Regex, &str); 4]> = LazyLock::new(|| {
+    static RULES: LazyLock<[(Regex, &str); 6]> = LazyLock::new(|| {
         [
             (pattern(r"\x1b\[[0-9;]*m"), ""),
-            (pattern(r"ref [a-z0-9]{25}::[a-z0-9]{25}"), "ref <id>"),
+            (pattern(r"ref [a-z0-9]{25}(::[a-z0-9]{25})?"), "ref <id>"),
             (pattern(r"\b[a-z0-9]{25}::[a-z0-9]{25}\b"), "<id>"),
             (
                 pattern(r#"/[^\s:"]*/(buildkit-mount|cachemounts/buildkit)\d+"#),
                 "<mount>",
+            ),
+            // Where the Engine has a step's root; errors of ours say paths as the step sees them.
+            (pattern(r#"<mount>|/[^\s:"]*/snapshots/\d+/fs"#), ""),
+            (
+                pattern(r"no match for platform in manifest sha256:[0-9a-f]{64}"),
+                "no match for platform in manifest",
             ),
         ]
     });
@@ -120,7 +128,9 @@ fn error(output: &str, facts: &mut Map<String, Value>) {
             .to_owned(),
         None => output.trim().lines().last().unwrap_or_default().to_owned(),
     };
-    facts.insert("error".into(), json!(text));
+    // A hint is more than stock says.
+    let hint = text.find("\nhint: ").unwrap_or(text.len());
+    facts.insert("error".into(), json!(in_order(&text[..hint])));
     if let Some(frame) = FRAME.captures_iter(output).last() {
         let lines = MARKED.captures_iter(&frame[3]);
         let lines: Vec<u64> = lines.filter_map(|line| line[1].parse().ok()).collect();
@@ -131,10 +141,21 @@ fn error(output: &str, facts: &mut Map<String, Value>) {
     }
 }
 
+/// Stock names the rules that were violated in any order.
+fn in_order(text: &str) -> String {
+    let sorted = VIOLATIONS.replace_all(text, |found: &regex::Captures<'_>| {
+        let mut rules: Vec<&str> = found[1].split(", ").collect();
+        rules.sort_unstable();
+        format!("lint violation found for rules: {}", rules.join(", "))
+    });
+    sorted.into_owned()
+}
+
 /// An answer to `--call`: JSON where it is, with what differs from run to run left out and in an
 /// order of its own.
 fn answer(text: &str) -> Value {
-    let Ok(mut answer) = serde_json::from_str::<Value>(text) else {
+    let text = in_order(text);
+    let Ok(mut answer) = serde_json::from_str::<Value>(&text) else {
         return json!(text);
     };
     if let Some(warnings) = answer.get_mut("warnings").and_then(Value::as_array_mut) {

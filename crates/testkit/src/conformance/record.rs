@@ -37,8 +37,49 @@ pub fn record(case: &Case, outcome: &Outcome) -> Result<Value, String> {
     };
     match problem {
         Some(problem) => Err(format!("{problem}; the output was\n{}", outcome.output)),
-        None => Ok(Value::Object(facts.clone())),
+        None => Ok(renewed(&Value::Object(facts.clone()))),
     }
+}
+
+/// What newer BuildKits write in another way than the Engine's: `HEALTHCHECK` in the history.
+fn renewed(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields
+                .iter()
+                .map(|(key, value)| match (key.as_str(), value) {
+                    ("created_by", Value::String(text)) => (key.clone(), healthcheck(text).into()),
+                    ("config_text", Value::String(text)) => (key.clone(), text.as_str().into()),
+                    _ => (key.clone(), renewed(value)),
+                });
+            Value::Object(fields.collect())
+        }
+        Value::Array(items) => items.iter().map(renewed).collect(),
+        other => other.clone(),
+    }
+}
+
+/// `HEALTHCHECK &{["CMD" "a"] "5s" … '\x03'}` → `HEALTHCHECK {Test:[CMD a] Interval:5s … Retries:3}`.
+fn healthcheck(text: &str) -> String {
+    let old = regex::Regex::new(
+        r#"^HEALTHCHECK &\{\[(.*)\] "(\S+)" "(\S+)" "(\S+)" "(\S+)" '\\x(..)'\}$"#,
+    )
+    .expect("a valid pattern");
+    let Some(found) = old.captures(text) else {
+        return text.to_owned();
+    };
+    let words: Vec<String> =
+        serde_json::from_str(&format!("[{}]", found[1].replace("\" \"", "\",\"")))
+            .unwrap_or_default();
+    let retries = i64::from_str_radix(&found[6], 16).unwrap_or(0);
+    format!(
+        "HEALTHCHECK {{Test:[{}] Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{retries}}}",
+        words.join(" "),
+        &found[2],
+        &found[3],
+        &found[4],
+        &found[5]
+    )
 }
 
 /// Writes `expect.json` of a case of what was recorded of its units, by variant.
