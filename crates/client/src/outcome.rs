@@ -153,8 +153,10 @@ fn lint_text(text: &str, json: Option<&str>, dockerfile: &str) -> Result<String,
         .is_some_and(|error| !error.is_null());
     let name = parsed["sources"][0]["filename"].as_str();
     let text = renamed(text, name.unwrap_or_default(), dockerfile);
+    // The error, which is printed with all others, stands apart from the warnings.
+    let text = text + if failed && count > 0 { "\n" } else { "" };
     Ok(match count {
-        0 if failed => text.to_owned(),
+        0 if failed => text,
         0 => "Check complete, no warnings found.\n".to_owned(),
         1 => format!("Check complete, 1 warning has been found!\n{text}"),
         count => format!("Check complete, {count} warnings have been found!\n{text}"),

@@ -1,6 +1,7 @@
-//! Development chores: `cargo xtask peers | layers | test`.
+//! Development chores: `cargo xtask peers | layers | test | record-conformance | fuzz-dockerfile`.
 #![expect(clippy::print_stdout, reason = "a development tool prints")]
 
+mod conformance;
 mod layers;
 mod peers;
 mod run;
@@ -13,7 +14,13 @@ fn main() -> ExitCode {
         "peers" => peers::unpack(),
         "layers" => layers::check(),
         "test" => run::all(),
-        _ => Err("usage: cargo xtask peers | layers | test".to_owned()),
+        "record-conformance" => conformance::record(),
+        "fuzz-dockerfile" => conformance::fuzz(),
+        _ => Err(
+            "usage: cargo xtask peers | layers | test | record-conformance [FILTER…] | \
+             fuzz-dockerfile [--seeds N] [--from S]"
+                .to_owned(),
+        ),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use testkit::conformance::{Builder, Unit, Yard, cases_below, compare, run_all};
+use testkit::conformance::{Builder, Unit, Yard, cases_below, compare, generate, run_all};
 
 /// The executable under test: `$COOPERAGE_BIN`, else the one Cargo built for the tests.
 fn executable() -> PathBuf {
@@ -58,4 +58,39 @@ fn our_client_and_server_make_what_was_recorded() {
 fn the_stock_client_on_our_server_gets_what_was_recorded() {
     let yard = Yard::with_server(&executable());
     every_case_passes(&yard, &yard.stock());
+}
+
+/// How many seeds a run of the tests builds by both; more by hand with `cargo xtask fuzz-dockerfile`.
+const SEEDS: u64 = 200;
+
+#[test]
+fn generated_dockerfiles_give_what_the_engine_makes_of_them() {
+    let yard = Yard::with_both(&executable());
+    let (stock, ours) = (yard.engine(), yard.ours(&executable()));
+    let seeds: Vec<u64> = (0..SEEDS).collect();
+    let verdicts = run_all(&seeds, 3, |seed| {
+        let case = generate(*seed);
+        let verdict = case.judge(&yard.bench, &stock, &ours);
+        let verdict = verdict.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        let difference = verdict
+            .difference
+            .map(|difference| format!("seed {seed}: {difference}\n{}", case.dockerfile));
+        (verdict.built, difference)
+    });
+    let built = verdicts.iter().filter(|(built, _)| *built).count();
+    assert!(
+        built > verdicts.len() / 2,
+        "only {built} of {} were built",
+        verdicts.len()
+    );
+    let found: Vec<String> = verdicts
+        .into_iter()
+        .filter_map(|(_, difference)| difference)
+        .collect();
+    assert!(
+        found.is_empty(),
+        "{} differ:\n{}",
+        found.len(),
+        found.join("\n\n")
+    );
 }

@@ -3,17 +3,21 @@
 //! usage: `conformance check EXECUTABLE [--stock] [FILTER…]`
 //!        `conformance record [FILTER…]`
 //!        `conformance show EXECUTABLE FILTER…`
+//!        `conformance draft EXECUTABLE FILTER…`
+//!        `conformance fuzz EXECUTABLE COUNT [FROM]`
 //!
 //! `check` builds cases on our server and names those that differ from their recording; `record`
 //! builds those of `own` with the Engine's BuildKit and writes their `expect.json`; `show` prints what our
-//! server makes of them. A filter is a part of a case's name.
+//! server makes of them. `draft` writes what our server makes of cases whose expectation is written and
+//! not recorded, for somebody to judge by the documentation. `fuzz` builds the Dockerfiles of COUNT
+//! seeds with both and shows those whose outcomes differ. A filter is a part of a case's name.
 #![expect(clippy::print_stdout, reason = "a program that shows something")]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use testkit::conformance::{
-    Case, Unit, Yard, cases_below, compare, record, run_all, write_recording,
+    Case, Unit, Yard, cases_below, compare, generate, record, run_all, write_recording,
 };
 
 fn main() -> ExitCode {
@@ -23,10 +27,14 @@ fn main() -> ExitCode {
         ["check", executable, "--stock", filters @ ..] => check(executable, true, filters),
         ["check", executable, filters @ ..] => check(executable, false, filters),
         ["record", filters @ ..] => record_cases(filters),
+        ["draft", executable, filters @ ..] => draft(executable, filters),
+        ["fuzz", executable, count] => fuzz(executable, count, "0"),
+        ["fuzz", executable, count, from] => fuzz(executable, count, from),
         ["show", executable, filters @ ..] => show(executable, filters),
         _ => {
             println!(
-                "usage: conformance check EXECUTABLE [--stock] [FILTER…] | record [FILTER…] | show EXECUTABLE FILTER…"
+                "usage: conformance check EXECUTABLE [--stock] [FILTER…] | record [FILTER…] \
+                 | show EXECUTABLE FILTER… | draft EXECUTABLE FILTER… | fuzz EXECUTABLE COUNT [FROM]"
             );
             1
         }
@@ -120,5 +128,60 @@ fn record_cases(filters: &[&str]) -> usize {
         "{} recorded, {failed} not recorded",
         failures.len() - failed
     );
+    failed
+}
+
+fn draft(executable: &str, filters: &[&str]) -> usize {
+    let executable = std::fs::canonicalize(executable).expect("the executable");
+    let yard = Yard::with_server(&executable);
+    let builder = yard.ours(&executable);
+    let mut cases = chosen(&["own"], filters);
+    cases.retain(|case| case.spec.expect.written.is_some());
+    for case in &cases {
+        let mut drafted = Vec::new();
+        for unit in case.units() {
+            let outcome = yard.bench.run(&unit, &builder).expect("an outcome");
+            drafted.push((unit.variant, outcome.facts.into()));
+        }
+        write_recording(case, &drafted).expect("write expect.json");
+        println!("drafted {}", case.name);
+    }
+    0
+}
+
+fn fuzz(executable: &str, count: &str, from: &str) -> usize {
+    let executable = std::fs::canonicalize(executable).expect("the executable");
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    let seeds: Vec<u64> = (number(from)..number(from) + number(count)).collect();
+    let yard = Yard::with_both(&executable);
+    let (stock, ours) = (yard.engine(), yard.ours(&executable));
+    let verdicts = run_all(&seeds, 3, |seed| {
+        let case = generate(*seed);
+        let verdict = case.judge(&yard.bench, &stock, &ours);
+        let difference = match &verdict {
+            Ok(verdict) => verdict.difference.clone(),
+            Err(error) => Some(error.clone()),
+        };
+        if let Some(difference) = &difference {
+            let ignore = case.ignore.unwrap_or_default();
+            println!(
+                "== seed {seed}: {difference}\n{}\n-- {ignore:?}",
+                case.dockerfile
+            );
+        }
+        let error = verdict.ok().and_then(|verdict| verdict.error);
+        (difference.is_some(), error)
+    });
+    let mut errors: Vec<&String> = verdicts
+        .iter()
+        .filter_map(|(_, error)| error.as_ref())
+        .collect();
+    errors.sort();
+    for error in &errors {
+        println!("error: {error}");
+    }
+    let failed = verdicts.iter().filter(|(differs, _)| *differs).count();
+    let (same, errors) = (verdicts.len() - failed, errors.len());
+    println!("{same} the same, {failed} different; {errors} builds failed");
     failed
 }

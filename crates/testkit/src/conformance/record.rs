@@ -37,8 +37,13 @@ pub fn record(case: &Case, outcome: &Outcome) -> Result<Value, String> {
     };
     match problem {
         Some(problem) => Err(format!("{problem}; the output was\n{}", outcome.output)),
-        None => Ok(renewed(&Value::Object(facts.clone()))),
+        None => Ok(as_recorded(outcome)),
     }
+}
+
+/// An outcome as recordings have it.
+pub fn as_recorded(outcome: &Outcome) -> Value {
+    renewed(&Value::Object(outcome.facts.clone()))
 }
 
 /// What newer BuildKits write in another way than the Engine's: `HEALTHCHECK` in the history.
