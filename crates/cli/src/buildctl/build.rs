@@ -126,6 +126,7 @@ fn plan(args: &BuildArgs, env: &Environment) -> Result<SolvePlan, diag::Error> {
         .map(|(name, path)| (name, env.path(path)))
         .collect();
     Ok(SolvePlan {
+        dockerfile_graph: None,
         reference: new_id(),
         frontend: args.frontend.clone(),
         attributes,

@@ -27,6 +27,8 @@ static WARNING: LazyLock<Regex> =
 static ERROR: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?ms)^ERROR: (.*)\z"));
 static VIOLATIONS: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"lint violation found for rules: ([\w, ]+)"));
+static NOT_STARTED: LazyLock<Regex> =
+    LazyLock::new(|| pattern(r#"(?s)(process ".*" did not complete successfully:) exec: ".*$"#));
 static MARKED: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?m)^\s*(\d+) \| >>>"));
 
 fn pattern(text: &str) -> Regex {
@@ -130,7 +132,9 @@ fn error(output: &str, facts: &mut Map<String, Value>) {
     };
     // A hint is more than stock says.
     let hint = text.find("\nhint: ").unwrap_or(text.len());
-    facts.insert("error".into(), json!(in_order(&text[..hint])));
+    // Why a program cannot be started stock says only in the step's log.
+    let text = NOT_STARTED.replace(&text[..hint], "$1 exit code: 1");
+    facts.insert("error".into(), json!(in_order(&text)));
     if let Some(frame) = FRAME.captures_iter(output).last() {
         let lines = MARKED.captures_iter(&frame[3]);
         let lines: Vec<u64> = lines.filter_map(|line| line[1].parse().ok()).collect();
