@@ -1,7 +1,12 @@
 //! Speed beside stock: the same work by both in turn, medians and ratios.
 //!
-//! usage: `bench EXECUTABLE [ROUNDS]`
+//! usage: `bench EXECUTABLE [ROUNDS]`, `bench EXECUTABLE memory [BUILDS]`, `bench EXECUTABLE many [BUILDS]`,
+//! and `bench EXECUTABLE contexts [ROUNDS]` for contexts read in place beside contexts sent through
+//! the session, which needs no stock programs
 #![expect(clippy::print_stdout, reason = "a program that reports")]
+
+mod contexts;
+mod endurance;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,14 +24,19 @@ struct Bench {
 fn main() {
     let mut args = std::env::args().skip(1);
     let executable = args.next().unwrap_or_else(|| {
-        println!("usage: bench EXECUTABLE [ROUNDS]");
+        println!("usage: bench EXECUTABLE [contexts] [ROUNDS]");
         std::process::exit(1)
     });
-    let rounds = args
-        .next()
-        .and_then(|rounds| rounds.parse().ok())
-        .unwrap_or(7);
     let executable = std::fs::canonicalize(executable).expect("the executable");
+    let second = args.next();
+    let count = args.next().and_then(|count| count.parse().ok());
+    match second.as_deref() {
+        Some("memory") => return endurance::memory(&executable, count.unwrap_or(500)),
+        Some("many") => return endurance::many(&executable, count.unwrap_or(64)),
+        Some("contexts") => return contexts::run(&executable, count.unwrap_or(7)),
+        _ => {}
+    }
+    let rounds = second.and_then(|rounds| rounds.parse().ok()).unwrap_or(7);
     let lab = Lab::start();
     lab.enter_network();
     let engine = Engine::start(&lab, Release::Newest);
@@ -163,6 +173,7 @@ fn timed(work: impl FnOnce()) -> Duration {
     start.elapsed()
 }
 
+/// Prints medians with the fastest and slowest, and the ratio of medians.
 fn report(name: &str, mut stock: Vec<Duration>, mut ours: Vec<Duration>) {
     let show = |times: &mut Vec<Duration>| {
         times.sort();

@@ -34,7 +34,7 @@ pub use error::ArchiveError;
 pub use header::{EntryKind, Header, Mtime};
 pub use layer::{TarOptions, write_layer, write_tree};
 pub use reader::{Entry, Reader};
-pub use tree::{copy_entry, copy_metadata, remove_tree};
+pub use tree::{allocated, copy_entry, copy_metadata, remove_tree};
 pub use unpack::{UnpackOptions, UnpackStats, unpack_layer, unpack_tree};
 pub use whiteout::{is_opaque, is_whiteout, make_opaque, make_whiteout};
 pub use writer::Writer;

@@ -73,6 +73,38 @@ pub(crate) fn child_names(fd: impl AsFd) -> rustix::io::Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
+/// Bytes of disk blocks of what lies at `root` and below, as `du` counts: files with several names
+/// once, links not followed, other filesystems left out. What `skip` says is passed over with all
+/// below; what cannot be read, or goes away meanwhile, counts as nothing.
+pub fn allocated(root: &Path, skip: &dyn Fn(&Path) -> bool) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let mut total = 0;
+    let mut seen = std::collections::HashSet::new();
+    let Ok(first) = std::fs::symlink_metadata(root) else {
+        return 0;
+    };
+    let mut open = vec![root.to_owned()];
+    while let Some(path) = open.pop() {
+        if skip(&path) {
+            continue;
+        }
+        let Ok(meta) = std::fs::symlink_metadata(&path) else {
+            continue;
+        };
+        let known = !meta.is_dir() && meta.nlink() > 1 && !seen.insert(meta.ino());
+        if meta.dev() != first.dev() || known {
+            continue;
+        }
+        total += meta.blocks() * 512;
+        if meta.is_dir()
+            && let Ok(entries) = std::fs::read_dir(&path)
+        {
+            open.extend(entries.flatten().map(|entry| entry.path()));
+        }
+    }
+    total
+}
+
 /// Copies one entry that is not a directory, with its metadata. Content is shared with the source
 /// where the filesystem can do that, and holes stay holes.
 pub fn copy_entry(source: &Path, stat: &Stat, dest: &Path) -> Result<()> {

@@ -8,6 +8,10 @@ use jiff::Timestamp;
 
 use crate::{BuilderError, Docker, Node, NodeGroup, NodeRecord, Transaction};
 
+/// What to do without an Engine.
+pub(crate) const EMBEDDED_HINT: &str =
+    "`create --driver embedded --use` makes a builder that needs no Docker";
+
 /// How a builder's nodes are loaded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadOptions {
@@ -39,6 +43,8 @@ pub struct Builder {
     pub error: Option<diag::Error>,
     /// Why its removal did not finish, if that was tried.
     pub broken: Option<String>,
+    /// Why a server on this machine stands in for an Engine.
+    stand_in: Option<String>,
     nodes: Vec<Node>,
     docker: Docker,
 }
@@ -95,6 +101,7 @@ impl Builder {
             group,
             is_context: false,
             error: None,
+            stand_in: None,
             nodes: Vec::new(),
             docker: docker.clone(),
         }
@@ -166,12 +173,19 @@ impl Builder {
         };
         let engine = self.docker.engine(&record.endpoint, record.tls.as_ref())?;
         let asking = engine.ping();
-        let version = match timeout {
+        let answer = match timeout {
             Some(timeout) => tokio::time::timeout(timeout, asking).await.map_err(|_| {
                 diag::Error::new(diag::Code::DeadlineExceeded, "context deadline exceeded")
             })?,
             None => asking.await,
-        }?;
+        };
+        let version = match answer {
+            Ok(version) => version,
+            Err(error) if self.is_context && is_absent(&error) => {
+                return self.stand_in_for(&engine.endpoint().host, error.into());
+            }
+            Err(error) => return Err(error.into()),
+        };
         // Engines before API 1.39 have no server of their own.
         let own_server = driver::engine::ApiVersion {
             major: 1,
@@ -183,6 +197,34 @@ impl Builder {
             "docker-container".to_owned()
         };
         Ok(())
+    }
+
+    /// Makes this the builder of a server on this machine, where nobody chose an Engine and none
+    /// is there.
+    fn stand_in_for(&mut self, host: &str, error: diag::Error) -> Result<(), diag::Error> {
+        if !self.docker.is_default_engine(self.name()) {
+            return Err(error.hint(EMBEDDED_HINT));
+        }
+        if !rustix::process::geteuid().is_root() {
+            return Err(error.hint(
+                "as root (`sudo`) a build runs without Docker, on a server of this machine",
+            ));
+        }
+        self.group.driver = "embedded".to_owned();
+        for record in &mut self.group.nodes {
+            record.endpoint = driver::default_base().to_string_lossy().into_owned();
+        }
+        self.stand_in = Some(format!(
+            "No Docker Engine answers at {host}: using a build server of this machine (driver \
+             embedded). `create --driver embedded --use` chooses it for good."
+        ));
+        Ok(())
+    }
+
+    /// For a context's builder whose Engine is not there, and for which a server on this machine
+    /// stands in: what the user should be told.
+    pub fn stand_in(&self) -> Option<&str> {
+        self.stand_in.as_deref()
     }
 
     /// Boots every node that does not run, all at once. Says whether there was anything to boot;
@@ -247,6 +289,14 @@ impl Builder {
     pub fn is_inactive(&self) -> bool {
         !self.nodes.iter().any(Node::is_running)
     }
+}
+
+/// Nobody listens at the endpoint, as opposed to somebody who does not answer well.
+fn is_absent(error: &driver::engine::EngineError) -> bool {
+    matches!(
+        error,
+        driver::engine::EngineError::Connect { denied: false, .. }
+    )
 }
 
 /// Every builder: those with records by name, then Docker's contexts that have none. One whose

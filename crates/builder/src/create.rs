@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::builder::LoadOptions;
+use crate::builder::{EMBEDDED_HINT, LoadOptions};
 use crate::driver_opts::parse_driver_opts;
 use crate::names::{random_name, validate_name};
 use crate::platforms::parse_platforms;
@@ -47,6 +47,13 @@ pub async fn create(docker: &Docker, request: &CreateRequest) -> Result<Builder,
     let builder = match checked {
         Ok(builder) => builder,
         Err(error) => {
+            let error = match error
+                .message()
+                .contains("Cannot connect to the Docker daemon")
+            {
+                true if request.driver.is_none() => error.hint(EMBEDDED_HINT),
+                _ => error,
+            };
             let taken_back = match before {
                 Some(before) => txn.save(&before),
                 None => txn.remove(&group.name),
@@ -238,6 +245,20 @@ fn endpoint(
     driver: &str,
 ) -> Result<(String, Option<driver::engine::TlsFiles>, bool), BuilderError> {
     let given = request.endpoint.clone().filter(|text| !text.is_empty());
+    if driver == "embedded" {
+        let base = match &given {
+            Some(folder) => PathBuf::from(folder),
+            None => driver::default_base(),
+        };
+        if !base.is_absolute() {
+            return Err(BuilderError::Invalid(format!(
+                "invalid endpoint {:?} for embedded driver: expecting the absolute path of a folder",
+                given.unwrap_or_default()
+            )));
+        }
+        let base = base.to_string_lossy().into_owned();
+        return Ok((base, None, given.is_some()));
+    }
     if driver == "remote" {
         let Some(endpoint) = given.or_else(buildkit_host) else {
             return Err(BuilderError::Invalid(

@@ -113,6 +113,14 @@ impl Docker {
         self.0.config.context(name).ok().map(of_info)
     }
 
+    /// True for the context of this machine's own Engine when nobody chose an Engine, neither by
+    /// flags nor by the environment nor by `docker context use`.
+    pub(crate) fn is_default_engine(&self, context: &str) -> bool {
+        context == DEFAULT_CONTEXT
+            && self.0.current == DEFAULT_CONTEXT
+            && self.0.default.host == DEFAULT_HOST
+    }
+
     /// What the current endpoint is called in records: the context's name, or the address when no
     /// context was chosen.
     pub fn current_endpoint(&self) -> String {

@@ -146,10 +146,9 @@ impl Node {
         options: BTreeMap<String, String>,
     ) -> Result<Arc<dyn Driver>, diag::Error> {
         let record = &self.record;
-        let engine = if driver_name == "remote" {
-            docker.current_engine().ok()
-        } else {
-            Some(docker.engine(&record.endpoint, record.tls.as_ref())?)
+        let engine = match driver_name {
+            "remote" | "embedded" => docker.current_engine().ok(),
+            _ => Some(docker.engine(&record.endpoint, record.tls.as_ref())?),
         };
         self.proxies = docker.proxies(engine.as_ref());
         let config = NodeConfig {

@@ -65,6 +65,10 @@ impl Builder {
             Err(error) => return Err(error.into()),
         };
         if builder.is_context {
+            // What stands in for an Engine has no record, but files.
+            let _ = builder.load_nodes(LoadOptions::default()).await;
+        }
+        if builder.is_context && builder.stand_in().is_none() {
             let name = builder.name();
             return Err(diag::Error::invalid(format!(
                 "context builder cannot be removed, run `docker context rm {name}` to remove this context"
@@ -79,7 +83,9 @@ impl Builder {
                 remains: Vec::new(),
             });
         }
-        builder.load_nodes(LoadOptions::default()).await?;
+        if !builder.is_context {
+            builder.load_nodes(LoadOptions::default()).await?;
+        }
         builder.remove_loaded(request).await
     }
 
@@ -206,7 +212,7 @@ async fn running_builds(node: &Node) -> Vec<String> {
         return Vec::new();
     };
     // Only our own servers are stopped or removed.
-    if driver.name() != "docker-container" {
+    if !matches!(driver.name(), "docker-container" | "embedded") {
         return Vec::new();
     }
     match driver.status().await {

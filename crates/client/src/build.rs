@@ -387,8 +387,8 @@ async fn try_solve(
         error,
         connection_lost: false,
     };
-    let session = session_for(plan, services).map_err(local)?;
     let driver = node.node.driver().map_err(local)?;
+    let session = session_for(plan, services, driver.is_on_this_machine()).map_err(local)?;
     let pairs = session.headers().pairs().into_iter();
     let headers: Vec<(String, String)> = pairs.map(|(k, v)| (k.to_owned(), v)).collect();
     let io = driver

@@ -48,10 +48,12 @@ pub(crate) struct Services {
     pub(crate) env: Environment,
 }
 
-/// Makes the session of a plan, and tells the plan what the session knows.
+/// Makes the session of a plan, and tells the plan what the session knows. With `in_place` the
+/// server is on this machine and may read directories where they are.
 pub(crate) fn session_for(
     plan: &mut SolvePlan,
     services: &Services,
+    in_place: bool,
 ) -> Result<ClientSession, Error> {
     let dirs: BTreeMap<String, LocalDir> = plan
         .local_dirs
@@ -61,6 +63,7 @@ pub(crate) fn session_for(
     let mut builder = ClientSession::builder()
         .shared_key(&plan.shared_key)
         .local_dirs(dirs)
+        .in_place(in_place)
         .auth_with(auth(services))
         .secrets(secrets(plan, &services.env)?)
         .ssh(agents(plan, &services.env)?)

@@ -31,7 +31,8 @@ impl Lease {
     pub fn protect(&self, digest: Digest) -> bool {
         let mut leased = self.0.store.inner().leased.lock();
         if self.0.digests.lock().insert(digest) {
-            *leased.entry(digest).or_insert(0) += 1;
+            *leased.counts.entry(digest).or_insert(0) += 1;
+            leased.note(digest);
         }
         self.0.store.size(&digest).is_some()
     }
@@ -84,10 +85,10 @@ impl Drop for Held {
     fn drop(&mut self) {
         let mut leased = self.store.inner().leased.lock();
         for digest in self.digests.get_mut().drain() {
-            if let Some(count) = leased.get_mut(&digest) {
+            if let Some(count) = leased.counts.get_mut(&digest) {
                 *count -= 1;
                 if *count == 0 {
-                    leased.remove(&digest);
+                    leased.counts.remove(&digest);
                 }
             }
         }

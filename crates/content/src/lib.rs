@@ -21,6 +21,7 @@ mod writer;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -49,9 +50,38 @@ pub struct ContentStore(Arc<Inner>);
 pub(crate) struct Inner {
     blobs: PathBuf,
     ingest: PathBuf,
-    /// How many leases protect a digest. Held while a blob is removed or put in place, so that a
-    /// blob cannot be swept between being found and being protected.
-    leased: Mutex<HashMap<Digest, usize>>,
+    /// Held while a blob is removed or put in place, so that a blob cannot be swept between being
+    /// found and being protected.
+    leased: Mutex<Leased>,
+    /// One sweep at a time.
+    sweeping: Mutex<()>,
+}
+
+/// Which blobs a sweep spares whatever the roots are.
+#[derive(Default)]
+pub(crate) struct Leased {
+    /// How many leases protect a digest.
+    pub(crate) counts: HashMap<Digest, usize>,
+    /// While a sweep runs: what was leased or put since it began.
+    spared: Option<HashSet<Digest>>,
+}
+
+impl Leased {
+    /// Notes that somebody relies on a blob.
+    pub(crate) fn note(&mut self, digest: Digest) {
+        if let Some(spared) = &mut self.spared {
+            spared.insert(digest);
+        }
+    }
+
+    fn watch(&mut self) {
+        self.spared = Some(self.counts.keys().copied().collect());
+    }
+
+    fn protects(&self, digest: &Digest) -> bool {
+        let spared = self.spared.as_ref();
+        self.counts.contains_key(digest) || spared.is_some_and(|spared| spared.contains(digest))
+    }
 }
 
 /// A blob as [`ContentStore::list`] gives it.
@@ -61,6 +91,8 @@ pub struct BlobInfo {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
+    /// Bytes of disk blocks it occupies.
+    pub allocated: u64,
     /// When it was put into the store.
     pub created: Timestamp,
 }
@@ -84,7 +116,8 @@ impl ContentStore {
         Ok(ContentStore(Arc::new(Inner {
             blobs,
             ingest,
-            leased: Mutex::new(HashMap::new()),
+            leased: Mutex::default(),
+            sweeping: Mutex::new(()),
         })))
     }
 
@@ -133,6 +166,7 @@ impl ContentStore {
     /// Stores these bytes. Nothing protects them from a sweep; see [`Lease::put`].
     pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = Digest::of(bytes);
+        self.0.leased.lock().note(digest);
         if self.size(&digest) == Some(bytes.len() as u64) {
             return Ok(digest);
         }
@@ -175,6 +209,7 @@ impl ContentStore {
             blobs.push(BlobInfo {
                 digest,
                 size: metadata.len(),
+                allocated: metadata.blocks() * 512,
                 created: created.unwrap_or(Timestamp::UNIX_EPOCH),
             });
         }
@@ -187,17 +222,34 @@ impl ContentStore {
         Lease::new(self.clone())
     }
 
-    /// Removes every blob that is neither in `roots` nor leased; says how many bytes that freed.
-    pub fn sweep(&self, roots: &HashSet<Digest>) -> Result<u64> {
+    /// Removes every blob that is neither among the roots nor leased; says how many bytes that freed.
+    ///
+    /// `roots` is called once the store watches what is put and leased, so that a blob which gets its
+    /// root while roots are being gathered is spared.
+    ///
+    /// # Errors
+    /// Those of `roots`, and of the filesystem.
+    pub fn sweep<E: From<ContentError>>(
+        &self,
+        roots: impl FnOnce() -> Result<HashSet<Digest>, E>,
+    ) -> Result<u64, E> {
+        let _alone = self.0.sweeping.lock();
+        self.0.leased.lock().watch();
+        let swept = roots().and_then(|roots| Ok(self.remove_others(&roots)?));
+        self.0.leased.lock().spared = None;
+        swept
+    }
+
+    fn remove_others(&self, roots: &HashSet<Digest>) -> Result<u64> {
         let mut freed = 0;
         for blob in self.list()? {
             if roots.contains(&blob.digest) {
                 continue;
             }
             let leased = self.0.leased.lock();
-            if !leased.contains_key(&blob.digest) {
+            if !leased.protects(&blob.digest) {
                 self.remove(&blob.digest)?;
-                freed += blob.size;
+                freed += blob.allocated;
             }
         }
         Ok(freed)
@@ -283,13 +335,37 @@ mod tests {
         assert!(lease.protect(leased));
         let second = lease.clone();
         drop(lease);
-        let roots = HashSet::from([root]);
-        assert_eq!(store.sweep(&roots).unwrap(), 7);
+        let sweep = || store.sweep(|| Ok::<_, ContentError>(HashSet::from([root])));
+        assert!(sweep().unwrap() > 0);
         assert_eq!(store.size(&garbage), None);
         assert!(store.size(&root).is_some() && store.size(&leased).is_some());
         drop(second);
-        assert_eq!(store.sweep(&roots).unwrap(), 6);
+        sweep().unwrap();
         assert_eq!(store.size(&leased), None);
+    }
+
+    #[test]
+    fn what_comes_while_roots_are_gathered_is_spared() {
+        let (_dir, store) = store();
+        let known = store.put(b"known").unwrap();
+        let (mut put, mut leased) = (None, None);
+        let swept = store.sweep(|| {
+            put = Some(store.put(b"put")?);
+            leased = Some(store.lease().put(b"leased")?);
+            store.lease().protect(known);
+            Ok::<_, ContentError>(HashSet::new())
+        });
+        assert_eq!(swept.unwrap(), 0);
+        for digest in [Some(known), put, leased] {
+            assert!(store.size(&digest.unwrap()).is_some());
+        }
+        assert!(
+            store
+                .sweep(|| Ok::<_, ContentError>(HashSet::new()))
+                .unwrap()
+                > 0
+        );
+        assert!(store.list().unwrap().is_empty());
     }
 
     #[test]
@@ -301,7 +377,12 @@ mod tests {
         let (digest, size) = writer.finish(None, Some(4)).unwrap();
         let put = lease.put(b"other").unwrap();
         assert_eq!(size, 4);
-        assert_eq!(store.sweep(&HashSet::new()).unwrap(), 0);
+        assert_eq!(
+            store
+                .sweep(|| Ok::<_, ContentError>(HashSet::new()))
+                .unwrap(),
+            0
+        );
         assert!(store.size(&digest).is_some() && store.size(&put).is_some());
     }
 

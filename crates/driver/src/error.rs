@@ -51,6 +51,9 @@ pub enum DriverError {
     /// The driver does not do that.
     #[error("{0}")]
     Unsupported(String),
+    /// The driver does that only for root; the text says what.
+    #[error("{0}")]
+    NeedsRoot(String),
     /// Input or output of our own.
     #[error("{context}: {source}")]
     Io {
@@ -85,6 +88,10 @@ impl From<DriverError> for diag::Error {
             DriverError::UnknownDriver(_) => diag::Error::not_found(text),
             DriverError::Option(_) => diag::Error::invalid(text),
             DriverError::Unsupported(_) => diag::Error::unimplemented(text),
+            DriverError::NeedsRoot(_) => diag::Error::new(Code::PermissionDenied, text).hint(
+                "run it as root (`sudo`), or use a builder with `--driver docker-container` or \
+                 `--driver remote`",
+            ),
             DriverError::Boot { hint, .. } => {
                 let user_error = diag::Error::new(Code::Unavailable, text);
                 match hint {

@@ -1,4 +1,4 @@
-//! Numbers, booleans and sizes in option values, read as stock reads them and refused in the
+//! Numbers, booleans, durations and sizes in option values, read as stock reads them and refused in the
 //! words scripts know.
 
 /// Reads a boolean: `1 t T TRUE true True 0 f F FALSE false False`.
@@ -57,6 +57,45 @@ pub fn parse_size(text: &str) -> Result<i64, String> {
         "" | "b" | "ib" => Ok((value * factor) as i64),
         _ => Err(bad()),
     }
+}
+
+/// Reads a duration: `20s`, `1h30m0s`, `1.5s`, `300ms`. Negative ones are refused: nothing here takes them.
+pub fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+    let invalid = || format!("time: invalid duration {text:?}");
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest == "0" {
+        return Ok(std::time::Duration::ZERO);
+    }
+    if rest.is_empty() {
+        return Err(invalid());
+    }
+    let mut nanos: f64 = 0.0;
+    while !rest.is_empty() {
+        let digits = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(rest.len());
+        let number: f64 = rest[..digits].parse().map_err(|_| invalid())?;
+        rest = &rest[digits..];
+        let letters = rest
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(rest.len());
+        let unit = match &rest[..letters] {
+            "ns" => 1.0,
+            "us" | "µs" | "μs" => 1e3,
+            "ms" => 1e6,
+            "s" => 1e9,
+            "m" => 60e9,
+            "h" => 3600e9,
+            "" => return Err(format!("time: missing unit in duration {text:?}")),
+            unit => return Err(format!("time: unknown unit {unit:?} in duration {text:?}")),
+        };
+        nanos += number * unit;
+        rest = &rest[letters..];
+    }
+    if nanos > i64::MAX as f64 {
+        return Err(invalid());
+    }
+    Ok(std::time::Duration::from_nanos(nanos as u64))
 }
 
 #[cfg(test)]

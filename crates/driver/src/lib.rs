@@ -2,7 +2,7 @@
 //!
 //! A [`Driver`] boots, describes, dials, stops and removes the server of one node of a builder.
 //! Drivers: `docker-container` (a container of a Docker Engine), `docker` (the server inside the
-//! Engine) and `remote` (a server somebody else runs).
+//! Engine), `embedded` (the server on this machine) and `remote` (a server somebody else runs).
 //!
 //! This crate knows nothing of builder records or commands, and of builds only as much as a dial
 //! needs. Invariant: no call of a driver asks the user anything or writes to the terminal; what
@@ -12,6 +12,7 @@ mod active;
 mod connection;
 mod container;
 mod docker;
+mod embedded;
 mod error;
 mod go_number;
 mod moby_version;
@@ -30,9 +31,10 @@ use async_trait::async_trait;
 pub use active::{ActiveBuild, active_builds};
 pub use connection::{Connection, connect};
 pub use container::{LABEL_BUILDER, LABEL_NODE, LABEL_OWNER, LABEL_SPEC, Orphan, orphans};
+pub use embedded::default_base;
 pub use engine_api::{self as engine, BoxedIo};
 pub use error::DriverError;
-pub use go_number::{parse_bool, parse_int, parse_size};
+pub use go_number::{parse_bool, parse_duration, parse_int, parse_size};
 pub use node::{NodeConfig, ProxySettings, PullAuth};
 pub use progress_steps::{BootProgress, VertexProgress};
 pub use registries::{EffectiveRegistry, Origin, effective_registries};
@@ -154,6 +156,11 @@ pub trait Driver: Send + Sync + 'static {
         false
     }
 
+    /// True when the server sees the files of this machine as we see them.
+    fn is_on_this_machine(&self) -> bool {
+        false
+    }
+
     /// Brings the server up and waits until it answers.
     async fn bootstrap(&self, progress: &BootProgress) -> Result<(), DriverError>;
 
@@ -214,16 +221,22 @@ pub trait Driver: Send + Sync + 'static {
     async fn registries(&self) -> Vec<EffectiveRegistry> {
         Vec::new()
     }
+
+    /// Where the server has its files on this machine, each with what it is.
+    fn places(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
 }
 
 /// The drivers of which a user can make instances, as `--driver` lists them.
-pub const INSTANCE_DRIVERS: &[&str] = &["docker-container", "remote"];
+pub const INSTANCE_DRIVERS: &[&str] = &["docker-container", "embedded", "remote"];
 
 /// Makes the driver of a node; checks its options.
 pub fn create(name: &str, node: NodeConfig) -> Result<std::sync::Arc<dyn Driver>, DriverError> {
     match name {
         "docker-container" => Ok(std::sync::Arc::new(container::ContainerDriver::new(node)?)),
         "docker" => Ok(std::sync::Arc::new(docker::DockerDriver::new(node)?)),
+        "embedded" => Ok(std::sync::Arc::new(embedded::EmbeddedDriver::new(node)?)),
         "remote" => Ok(std::sync::Arc::new(remote::RemoteDriver::new(node)?)),
         _ => Err(DriverError::UnknownDriver(name.to_owned())),
     }
@@ -233,6 +246,7 @@ pub fn create(name: &str, node: NodeConfig) -> Result<std::sync::Arc<dyn Driver>
 pub fn is_option(driver: &str, key: &str) -> bool {
     match driver {
         "docker-container" => container::is_option(key),
+        "embedded" => embedded::is_option(key),
         "remote" => remote::OPTIONS.contains(&key),
         _ => false,
     }

@@ -138,23 +138,50 @@ impl Database {
             "SELECT description, record_type, created_us, last_used_us, usage_count, made_on
              FROM layers WHERE id = ?1",
         )?;
-        let read = |row: &Row<'_>| -> rusqlite::Result<LayerInfo> {
-            let kind: String = row.get(1)?;
-            let made_on: Option<String> = row.get(5)?;
-            Ok(LayerInfo {
-                id,
-                description: row.get(0)?,
-                record_type: RecordType::from_name(&kind).unwrap_or_default(),
-                created_at: time(row.get(2)?),
-                last_used_at: row.get::<_, Option<i64>>(3)?.map(time),
-                usage_count: row.get::<_, i64>(4)? as u64,
-                size: 0,
-                made_on: made_on.and_then(|text| serde_json::from_str(&text).ok()),
-                blob: None,
-                held: false,
-            })
-        };
+        let read = |row: &Row<'_>| read_info(id, row);
         Ok(statement.query_row([id.to_string()], read).optional()?)
+    }
+
+    /// What is known of every layer, with what was measured of it; blobs are missing.
+    pub(crate) fn infos(&self) -> Result<Vec<(LayerInfo, Option<u64>)>> {
+        let connection = self.0.lock();
+        let mut statement = connection.prepare_cached(
+            "SELECT description, record_type, created_us, last_used_us, usage_count, made_on,
+                    size, id
+             FROM layers ORDER BY id",
+        )?;
+        let rows = statement.query_map([], |row| {
+            let size: Option<i64> = row.get(6)?;
+            Ok((
+                row.get::<_, String>(7)?,
+                read_info(LayerId::NONE, row)?,
+                size,
+            ))
+        })?;
+        rows.map(|row| {
+            let (id, info, size) = row?;
+            let id = id.parse()?;
+            Ok((LayerInfo { id, ..info }, size.map(|size| size as u64)))
+        })
+        .collect()
+    }
+
+    /// Every way every layer was packed.
+    pub(crate) fn all_blobs(&self) -> Result<Vec<(LayerId, LayerBlob)>> {
+        let connection = self.0.lock();
+        let mut statement =
+            connection.prepare_cached("SELECT layer, blob FROM blobs ORDER BY layer, number")?;
+        let rows = statement.query_map([], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        })?;
+        let mut blobs = Vec::new();
+        for row in rows {
+            let (id, text) = row?;
+            if let Ok(blob) = serde_json::from_str(&text) {
+                blobs.push((id.parse()?, blob));
+            }
+        }
+        Ok(blobs)
     }
 
     pub(crate) fn measure(&self, id: LayerId) -> Result<Option<Measure>> {
@@ -299,6 +326,23 @@ impl Database {
         }
         Ok(transaction.commit()?)
     }
+}
+
+fn read_info(id: LayerId, row: &Row<'_>) -> rusqlite::Result<LayerInfo> {
+    let kind: String = row.get(1)?;
+    let made_on: Option<String> = row.get(5)?;
+    Ok(LayerInfo {
+        id,
+        description: row.get(0)?,
+        record_type: RecordType::from_name(&kind).unwrap_or_default(),
+        created_at: time(row.get(2)?),
+        last_used_at: row.get::<_, Option<i64>>(3)?.map(time),
+        usage_count: row.get::<_, i64>(4)? as u64,
+        size: 0,
+        made_on: made_on.and_then(|text| serde_json::from_str(&text).ok()),
+        blob: None,
+        held: false,
+    })
 }
 
 fn list(layers: &[LayerId]) -> String {

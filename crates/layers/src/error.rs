@@ -50,6 +50,9 @@ pub enum LayerError {
     /// The text is no layer id.
     #[error("invalid layer id `{0}`")]
     Id(String),
+    /// Nobody wants the outcome any more.
+    #[error("context canceled")]
+    Interrupted,
     /// The metadata database failed.
     #[error("layer database: {0}")]
     Database(#[from] rusqlite::Error),
@@ -97,6 +100,7 @@ impl From<LayerError> for diag::Error {
                 .hint("stop the other server, or give this one a `--root` of its own"),
             LayerError::Id(_) | LayerError::DiffId { .. } => diag::Error::invalid(text),
             LayerError::Index { .. } => diag::Error::internal(text),
+            LayerError::Interrupted => diag::Error::canceled(),
             LayerError::Database(error)
                 if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) =>
             {

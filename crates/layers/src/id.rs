@@ -15,6 +15,9 @@ const LENGTH: usize = 25;
 pub struct LayerId(u128);
 
 impl LayerId {
+    /// No layer has this name.
+    pub(crate) const NONE: LayerId = LayerId(0);
+
     pub(crate) fn random() -> Self {
         LayerId(rand::random())
     }

@@ -33,6 +33,7 @@
 mod blob;
 mod db;
 mod diff;
+mod difference;
 mod error;
 mod flat;
 mod handles;

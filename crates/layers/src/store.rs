@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use oci::Digest;
 use parking_lot::Mutex;
@@ -65,6 +65,8 @@ struct Inner {
     flat_locks: KeyedLocks<Option<(LayerId, usize)>>,
     blob_locks: KeyedLocks<String>,
     reaper: Reaper,
+    /// Told whenever the store has grown.
+    observer: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Locked as long as the store is open.
     _lock: File,
 }
@@ -105,6 +107,7 @@ impl LayerStore {
             flat_locks: KeyedLocks::default(),
             blob_locks: KeyedLocks::default(),
             reaper,
+            observer: OnceLock::new(),
             _lock: lock,
         })))
     }
@@ -167,6 +170,40 @@ impl LayerStore {
         Ok(Some(info))
     }
 
+    /// All that is known of all layers, in order of names, each with every way in which it is packed.
+    pub fn infos(&self) -> Result<Vec<(LayerInfo, Vec<LayerBlob>)>> {
+        let mut blobs: HashMap<LayerId, Vec<LayerBlob>> = HashMap::new();
+        for (id, blob) in self.0.database.all_blobs()? {
+            blobs.entry(id).or_default().push(blob);
+        }
+        let mut infos = Vec::new();
+        for (mut info, size) in self.0.database.infos()? {
+            info.size = match size {
+                Some(size) => size,
+                None => match self.size(info.id) {
+                    Ok(size) => size,
+                    // Removed meanwhile.
+                    Err(_) if self.0.database.info(info.id)?.is_none() => continue,
+                    Err(error) => return Err(error),
+                },
+            };
+            let packed = blobs.remove(&info.id).unwrap_or_default();
+            info.blob = packed.first().cloned();
+            infos.push((info, packed));
+        }
+        let holds = self.0.holds.lock();
+        for (info, _) in &mut infos {
+            info.held = holds.contains_key(&info.id);
+        }
+        Ok(infos)
+    }
+
+    /// Has a function called whenever a layer is committed or packed, so that whoever limits the
+    /// store can look at it. Only the first one given counts.
+    pub fn on_growth(&self, observer: impl Fn() + Send + Sync + 'static) {
+        let _ = self.0.observer.set(Box::new(observer));
+    }
+
     /// Every layer, in order of names.
     pub fn list(&self) -> Result<Vec<LayerId>> {
         let mut ids = self.0.database.ids()?;
@@ -202,7 +239,9 @@ impl LayerStore {
 
     /// Records how a layer is packed, under a key that names compression and level.
     pub fn set_blob(&self, id: LayerId, key: &str, blob: &LayerBlob) -> Result<()> {
-        self.0.database.set_blob(id, key, blob)
+        self.0.database.set_blob(id, key, blob)?;
+        self.grown();
+        Ok(())
     }
 
     /// A layer packed the way that was recorded first. Whether the blob is stored is not looked at.
@@ -315,10 +354,17 @@ impl LayerStore {
         let path = self.layer_path(id);
         fs::rename(fs, &path).map_err(LayerError::io("rename to", &path))?;
         let recorded = self.0.database.insert(id, note, made_on);
-        if recorded.is_err() {
-            self.0.reaper.discard(&path)?;
+        match &recorded {
+            Ok(()) => self.grown(),
+            Err(_) => self.0.reaper.discard(&path)?,
         }
         recorded
+    }
+
+    fn grown(&self) {
+        if let Some(observer) = self.0.observer.get() {
+            observer();
+        }
     }
 
     pub(crate) fn make_writable(&self, id: LayerId, dir: &Path, base: &LayerStack) -> Result<Made> {

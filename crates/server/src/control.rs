@@ -24,9 +24,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::errors::to_status;
 use crate::gc::Collector;
+use crate::gc_policy::Policy;
 use crate::parts::ServerParts;
+use crate::peer::Peer;
 use crate::solve::solve;
-use crate::usage::{self, Policy};
+use crate::usage;
 use crate::worker;
 
 /// How long a status call may come before its build.
@@ -175,10 +177,14 @@ impl Control for ControlService {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let headers = SessionHeaders::from_metadata(request.metadata())
             .map_err(|error| to_status(&error.into()))?;
+        let peer = request.extensions().get::<Peer>().copied();
+        let shared = headers.local_dirs.clone();
+        let opened = blocking(move || Ok(peer.map(|peer| peer.open_dirs(&shared))));
+        let dirs = opened.await.map_err(status)?.unwrap_or_default();
         let stream = self
             .parts
             .sessions
-            .serve(headers, request.into_inner())
+            .serve(headers, dirs, request.into_inner())
             .await
             .map_err(|error| to_status(&error.into()))?;
         let stop = self.stop.clone();

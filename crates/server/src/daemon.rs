@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use diag::{Context, Error, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -11,12 +12,13 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, LogConfig};
 use crate::flags::Flags;
+use crate::idle::end_when_idle;
 use crate::listen::listeners;
 use crate::server::{Server, ServerOptions};
 use crate::version::version_line;
 
 /// How long the runtime has for what is left when the server has stopped.
-const EXIT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs the server; `args` begins with the program's name. Must be called before the process has
 /// threads: it enters a mount namespace of its own, so that nothing stays mounted however it ends.
@@ -64,15 +66,18 @@ fn run(flags: &Flags) -> Result<()> {
         .thread_name("buildkitd")
         .build()
         .context("runtime")?;
-    let outcome = runtime.block_on(serve(config));
+    let outcome = runtime.block_on(serve(config, flags.idle_timeout.map(|span| span.0)));
     runtime.shutdown_timeout(EXIT_TIMEOUT);
     outcome
 }
 
-async fn serve(config: Config) -> Result<()> {
+async fn serve(config: Config, idle_timeout: Option<Duration>) -> Result<()> {
     // Listening comes first: a client that connects while state is opened waits and is not refused.
-    let listeners = listeners(&config.grpc)?;
+    let mut listeners = listeners(&config.grpc)?;
     let stop = CancellationToken::new();
+    if let Some(timeout) = idle_timeout {
+        tokio::spawn(end_when_idle(&mut listeners, timeout, stop.clone()));
+    }
     stop_on_signals(stop.clone())?;
     let server = tokio::task::spawn_blocking(|| Server::open(config, ServerOptions::default()))
         .await

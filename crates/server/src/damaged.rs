@@ -1,37 +1,52 @@
 //! Databases of the state that cannot be read any more, because a disk or a hand damaged them.
 //!
 //! All of them describe caches and past builds, so a server that starts without them is better than
-//! one that does not start: the file is set aside, for who wants to look at it, and a new one made.
+//! one that does not start: the file is set aside, for who wants to look at it, and a new one made. What
+//! that cost is said in the log and to the user of the next build.
 
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-/// Renames the database at `path`, with its log, to `….damaged` if it is none that SQLite can read.
-pub(crate) fn set_aside_if_damaged(path: &Path) -> std::io::Result<()> {
-    if !path.exists() || is_readable(path) {
-        return Ok(());
-    }
-    tracing::warn!("{} is damaged: a new one is made", path.display());
+/// Renames the database at `path`, with its log, to `….damaged` if it is none that SQLite can read
+/// from end to end. What users are told of it, if so; `what` is what it knew.
+pub(crate) fn set_aside_if_damaged(path: &Path, what: &str) -> std::io::Result<Option<String>> {
+    let Some(reason) = damage(path) else {
+        return Ok(None);
+    };
     for suffix in ["-wal", "-shm", ""] {
         let part = with_suffix(path, suffix);
         if part.exists() {
             std::fs::rename(&part, with_suffix(path, &format!("{suffix}.damaged")))?;
         }
     }
-    Ok(())
+    let notice = format!(
+        "{} was damaged ({reason}): {what} is lost; the file is kept as {}",
+        path.display(),
+        with_suffix(path, ".damaged").display()
+    );
+    tracing::error!("{notice}");
+    Ok(Some(notice))
 }
 
-/// Errors of other kinds are left to who opens it next.
-fn is_readable(path: &Path) -> bool {
-    let read = || -> rusqlite::Result<i64> {
+/// What is wrong with a database, if it is there; errors of other kinds than damage are left to who
+/// opens it next.
+fn damage(path: &Path) -> Option<String> {
+    if !path.exists() {
+        return None;
+    }
+    let read = || -> rusqlite::Result<String> {
         let database = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        database.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))
+        database.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
     };
-    !matches!(
-        read().map_err(|error| error.sqlite_error_code()),
-        Err(Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
-    )
+    match read() {
+        Ok(said) if said == "ok" => None,
+        Ok(said) => Some(said.trim().replace('\n', " ")),
+        Err(error) => match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Some(error.to_string()),
+            _ => None,
+        },
+    }
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -45,18 +60,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_no_database_is_set_aside() {
+    fn only_what_is_no_whole_database_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.db");
-        set_aside_if_damaged(&path).unwrap();
+        let set_aside = || set_aside_if_damaged(&path, "everything").unwrap();
+        assert_eq!(set_aside(), None);
         assert!(!path.exists());
-        Connection::open(&path)
-            .and_then(|database| database.execute_batch("CREATE TABLE t(x)"))
-            .unwrap();
-        set_aside_if_damaged(&path).unwrap();
-        assert!(path.exists());
+        let fill = || {
+            let database = Connection::open(&path).unwrap();
+            database
+                .execute_batch(
+                    "CREATE TABLE t(x); CREATE INDEX i ON t(x);
+                     WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 5000)
+                     INSERT INTO t SELECT hex(randomblob(50)) FROM n;",
+                )
+                .unwrap();
+        };
+        fill();
+        assert_eq!(set_aside(), None);
         std::fs::write(&path, vec![b'?'; 8192]).unwrap();
-        set_aside_if_damaged(&path).unwrap();
+        let notice = set_aside().unwrap();
+        assert!(notice.contains("everything is lost"), "{notice}");
         assert!(!path.exists() && dir.path().join("x.db.damaged").exists());
+        // Damage in the middle, where opening does not look.
+        fill();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle..middle + 8192].fill(0xa5);
+        std::fs::write(&path, bytes).unwrap();
+        assert!(set_aside().is_some());
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 
-use crate::config::{Config, ConfigError, UnknownKey};
+use crate::config::{Config, ConfigError, Span, UnknownKey};
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_CONFIG: &str = "/etc/buildkit/buildkitd.toml";
@@ -80,6 +80,9 @@ pub struct Flags {
     /// accepted for compatibility
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     rootless: Option<bool>,
+    /// end when no client was connected for that long
+    #[arg(long, hide = true, value_name = "DURATION")]
+    pub idle_timeout: Option<Span>,
     #[command(flatten)]
     worker: WorkerFlags,
     #[command(flatten)]

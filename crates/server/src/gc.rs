@@ -1,4 +1,4 @@
-//! Removing old cache without being asked.
+//! Removing old cache without being asked: after builds, and while they run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,21 +7,32 @@ use ops::work::blocking;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::usage::{Cache, Policy};
+use crate::gc_policy::Policy;
+use crate::usage::Cache;
 
 /// How long after a build, or the start, GC begins: several builds in a row are followed by one.
 const DELAY: Duration = Duration::from_secs(1);
-/// The shortest time between two runs.
+/// The shortest time between two runs after builds.
 const INTERVAL_MIN: Duration = Duration::from_secs(60);
+/// The shortest time between two looks at what builds that still run have added.
+const LOOK_INTERVAL_MIN: Duration = Duration::from_secs(2);
 
 /// Wakes the GC of a server.
 #[derive(Clone, Default)]
-pub struct Collector(Arc<Notify>);
+pub struct Collector {
+    idle: Arc<Notify>,
+    grown: Arc<Notify>,
+}
 
 impl Collector {
-    /// There may be something to remove.
+    /// A build has ended: there may be something to remove.
     pub fn wake(&self) {
-        self.0.notify_one();
+        self.idle.notify_one();
+    }
+
+    /// A build that runs has added something: there may be too much.
+    pub fn grown(&self) {
+        self.grown.notify_one();
     }
 
     /// Runs the policies when woken, until `stop` fires. Without policies it does nothing.
@@ -29,22 +40,44 @@ impl Collector {
         if policies.is_empty() {
             return;
         }
-        let work = async {
+        let after_builds = async {
             loop {
-                self.0.notified().await;
+                self.idle.notified().await;
                 tokio::time::sleep(DELAY).await;
                 collect(&cache, &policies).await;
                 tokio::time::sleep(INTERVAL_MIN).await;
             }
         };
+        let during_builds = async {
+            loop {
+                self.grown.notified().await;
+                let over = is_over(&cache, &policies).await;
+                let vain = over && collect(&cache, &policies).await == 0;
+                // What is there is used by builds: it does not help to look often.
+                tokio::time::sleep(LOOK_INTERVAL_MIN * if vain { 5 } else { 1 }).await;
+            }
+        };
         tokio::select! {
-            () = work => {}
+            () = async { tokio::join!(after_builds, during_builds); } => {}
             () = stop.cancelled() => {}
         }
     }
 }
 
-async fn collect(cache: &Arc<Cache>, policies: &[Policy]) {
+async fn is_over(cache: &Arc<Cache>, policies: &[Policy]) -> bool {
+    let (cache, policies) = (cache.clone(), policies.to_vec());
+    match blocking(move || cache.is_over(&policies)).await {
+        Ok(over) => over,
+        Err(error) => {
+            tracing::error!("gc error: {error}");
+            false
+        }
+    }
+}
+
+/// Runs all policies; says how many bytes that freed.
+async fn collect(cache: &Arc<Cache>, policies: &[Policy]) -> i64 {
+    let mut total = 0;
     for policy in policies {
         let (cache, policy) = (cache.clone(), policy.clone());
         let collected = blocking(move || {
@@ -54,8 +87,12 @@ async fn collect(cache: &Arc<Cache>, policies: &[Policy]) {
         });
         match collected.await {
             Ok(0) => {}
-            Ok(freed) => tracing::debug!("gc cleaned up {freed} bytes"),
+            Ok(freed) => {
+                total += freed;
+                tracing::debug!("gc cleaned up {freed} bytes");
+            }
             Err(error) => tracing::error!("gc error: {error}"),
         }
     }
+    total
 }

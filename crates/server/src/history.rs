@@ -74,7 +74,9 @@ impl History {
         for message in said {
             bytes.extend(message.encode_length_delimited_to_vec());
         }
-        let digest = self.content.put(&bytes)?;
+        // Protected until the record names it.
+        let lease = self.content.lease();
+        let digest = lease.put(&bytes)?;
         record.logs = Some(Descriptor {
             media_type: STATUS_MEDIA_TYPE.to_owned(),
             digest: digest.to_string(),

@@ -3,10 +3,12 @@
 //! A [`Job`] lives as long as its request. Graphs of frontends and gateway clients are solved in it
 //! and share vertices; dropping it gives up what only it wanted.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use diag::{Error, Result};
+use layers::LayerId;
 use llb::Graph;
 use ops::work::{BuildContext, OpWork, Output, ReadOnly, blocking};
 use parking_lot::Mutex;
@@ -104,9 +106,32 @@ impl Job {
         &self.running
     }
 
-    /// Gives everything up.
-    pub fn cancel(&self) {
-        self.build.cancel();
+    /// Gives everything up, and waits until what only this build wanted has ended and taken away its
+    /// mounts, at most for `patience`.
+    pub async fn stop(&self, patience: Duration) {
+        if tokio::time::timeout(patience, self.build.stop())
+            .await
+            .is_err()
+        {
+            let id = self.running.id();
+            tracing::warn!(
+                "build {id}: steps have not ended {patience:?} after they were cancelled"
+            );
+        }
+    }
+
+    /// Notes the use of everything that the build found or made: what was used longest ago is
+    /// removed first. That it cannot be noted is no reason to fail.
+    pub async fn note_use(&self) {
+        let outputs = self.build.known_outputs();
+        let used: BTreeSet<LayerId> = outputs
+            .iter()
+            .flat_map(|output| output.stack.iter())
+            .collect();
+        let (layers, used) = (self.parts.layers.clone(), used.into_iter().collect());
+        if let Err(error) = blocking(move || Ok(layers.touch(&used)?)).await {
+            tracing::warn!("noting the use of layers: {error}");
+        }
     }
 
     /// Takes a graph into the build. Nothing runs yet.
@@ -155,15 +180,7 @@ impl Job {
                 .build
                 .node(&root.vertex)
                 .ok_or_else(|| Error::internal(format!("vertex {} was not loaded", root.vertex)))?;
-            let output = self.build.output(&node, root.output as usize).await?;
-            let (layers, stack) = (self.parts.layers.clone(), output.stack.clone());
-            // How recently something was used decides what GC removes first; it is no reason to
-            // fail.
-            let touched = blocking(move || Ok(layers.touch(&stack)?)).await;
-            if let Err(error) = touched {
-                tracing::warn!("noting the use of layers: {error}");
-            }
-            Ok(output)
+            self.build.output(&node, root.output as usize).await
         };
         let output = reference.output.get_or_try_init(make).await;
         output.cloned().map_err(|error| self.running.locate(error))

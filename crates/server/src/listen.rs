@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,6 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use tonic::transport::server::Connected;
 
 use crate::config::{GrpcConfig, TlsConfig};
+use crate::idle::{Clients, Presence};
+use crate::peer::Peer;
 
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -30,7 +32,9 @@ pub struct Listener {
     kind: Kind,
     tls: Option<TlsAcceptor>,
     /// The socket file this listener made; removed when it is dropped.
-    made: Option<PathBuf>,
+    made: Option<Arc<SocketFile>>,
+    /// Counts its clients, where somebody wants to know.
+    clients: Option<Clients>,
 }
 
 enum Kind {
@@ -38,12 +42,51 @@ enum Kind {
     Tcp(TcpListener),
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Some(path) = &self.made {
-            let _ = std::fs::remove_file(path);
+/// A socket file of ours, which can be hidden from those who do not know it yet.
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    hidden: PathBuf,
+    /// Device and inode: another server may have put its own in place of ours.
+    identity: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    fn new(path: &Path, hidden: PathBuf) -> Self {
+        SocketFile {
+            path: path.to_owned(),
+            hidden,
+            identity: identity(path),
         }
     }
+
+    /// Takes the file out of the way, if it is ours.
+    pub(crate) fn hide(&self) {
+        if identity(&self.path) == self.identity {
+            let _ = std::fs::rename(&self.path, &self.hidden);
+        }
+    }
+
+    /// Puts it back, unless there is another now.
+    pub(crate) fn show(&self) {
+        if !self.path.exists() {
+            let _ = std::fs::rename(&self.hidden, &self.path);
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        for path in [&self.path, &self.hidden] {
+            if self.identity.is_some() && identity(path) == self.identity {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 /// Opens every listener of a configuration. Must run within a runtime.
@@ -67,6 +110,18 @@ impl Listener {
         listen_unix(path, None, None)
     }
 
+    /// Has its clients counted; gives its socket file, if it has one.
+    pub(crate) fn count(&mut self, clients: Clients) -> Option<Arc<SocketFile>> {
+        self.clients = Some(clients);
+        self.made.clone()
+    }
+
+    /// Who counts its clients.
+    #[cfg(test)]
+    pub(crate) fn clients(&self) -> Clients {
+        self.clients.clone().unwrap_or_default()
+    }
+
     /// The connections that come in. A connection that fails its handshake is logged and is not the
     /// end of the stream.
     pub fn connections(self) -> impl Stream<Item = io::Result<Connection>> + Send {
@@ -79,6 +134,7 @@ impl Listener {
                     Plain::Tcp(io)
                 }),
             };
+            let accepted = accepted.map(|io| (io, listener.clients.as_ref().map(Clients::enter)));
             if let Err(error) = &accepted {
                 // Out of descriptors or the like: it passes, and a busy loop would not help.
                 tracing::warn!("accept on {}: {error}", listener.address);
@@ -88,18 +144,28 @@ impl Listener {
         });
         accepted
             .filter_map(|accepted| async move { accepted.ok() })
-            .map(move |plain| handshake(plain, tls.clone()))
+            .map(move |(plain, presence)| handshake(plain, presence, tls.clone()))
             .buffer_unordered(64)
             .filter_map(|connection| async move { connection.map(Ok) })
     }
 }
 
-async fn handshake(plain: Plain, tls: Option<TlsAcceptor>) -> Option<Connection> {
+async fn handshake(
+    plain: Plain,
+    presence: Option<Presence>,
+    tls: Option<TlsAcceptor>,
+) -> Option<Connection> {
+    let peer = Peer::of(&plain);
+    let connection = |io| Connection {
+        io,
+        peer,
+        _presence: presence,
+    };
     let Some(tls) = tls else {
-        return Some(Connection::Plain(plain));
+        return Some(connection(Io::Plain(plain)));
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(plain)).await {
-        Ok(Ok(stream)) => Some(Connection::Tls(Box::new(stream))),
+        Ok(Ok(stream)) => Some(connection(Io::Tls(Box::new(stream)))),
         Ok(Err(error)) => {
             tracing::warn!("TLS handshake failed: {error}");
             None
@@ -138,6 +204,7 @@ fn listen(address: &str, config: &GrpcConfig, tls: Option<&TlsAcceptor>) -> Resu
                 kind: Kind::Tcp(TcpListener::from_std(std)?),
                 tls: tls.cloned(),
                 made: None,
+                clients: None,
             }])
         }
         "fd" => inherited(tls),
@@ -183,7 +250,8 @@ fn listen_unix(path: &Path, uid: Option<u32>, gid: Option<u32>) -> Result<Listen
         address: format!("unix://{}", path.display()),
         kind: Kind::Unix(UnixListener::from_std(listener)?),
         tls: None,
-        made: Some(path.to_owned()),
+        made: Some(Arc::new(SocketFile::new(path, hidden))),
+        clients: None,
     })
 }
 
@@ -223,6 +291,7 @@ fn inherited(tls: Option<&TlsAcceptor>) -> Result<Vec<Listener>> {
                 kind,
                 tls,
                 made: None,
+                clients: None,
             })
         })
         .collect()
@@ -287,7 +356,14 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 }
 
 /// A client's connection.
-pub enum Connection {
+pub struct Connection {
+    io: Io,
+    peer: Peer,
+    /// The client is there as long as this is.
+    _presence: Option<Presence>,
+}
+
+enum Io {
     /// As it is.
     Plain(Plain),
     /// Under TLS.
@@ -303,21 +379,24 @@ pub enum Plain {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = ();
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> Self::ConnectInfo {}
+    fn connect_info(&self) -> Peer {
+        self.peer
+    }
 }
 
 macro_rules! delegate_io {
-    ($type:ident { $($variant:ident),* }) => {
+    ($type:ident, |$this:ident| $io:expr, $kind:ident { $($variant:ident),* }) => {
         impl AsyncRead for $type {
             fn poll_read(
                 self: Pin<&mut Self>,
                 cx: &mut Context<'_>,
                 buffer: &mut ReadBuf<'_>,
             ) -> Poll<io::Result<()>> {
-                match self.get_mut() {
-                    $($type::$variant(io) => Pin::new(io).poll_read(cx, buffer),)*
+                let $this = self.get_mut();
+                match $io {
+                    $($kind::$variant(io) => Pin::new(io).poll_read(cx, buffer),)*
                 }
             }
         }
@@ -328,8 +407,9 @@ macro_rules! delegate_io {
                 cx: &mut Context<'_>,
                 data: &[u8],
             ) -> Poll<io::Result<usize>> {
-                match self.get_mut() {
-                    $($type::$variant(io) => Pin::new(io).poll_write(cx, data),)*
+                let $this = self.get_mut();
+                match $io {
+                    $($kind::$variant(io) => Pin::new(io).poll_write(cx, data),)*
                 }
             }
 
@@ -338,34 +418,35 @@ macro_rules! delegate_io {
                 cx: &mut Context<'_>,
                 data: &[io::IoSlice<'_>],
             ) -> Poll<io::Result<usize>> {
-                match self.get_mut() {
-                    $($type::$variant(io) => Pin::new(io).poll_write_vectored(cx, data),)*
+                let $this = self.get_mut();
+                match $io {
+                    $($kind::$variant(io) => Pin::new(io).poll_write_vectored(cx, data),)*
                 }
             }
 
             fn is_write_vectored(&self) -> bool {
-                match self {
-                    $($type::$variant(io) => io.is_write_vectored(),)*
-                }
+                true
             }
 
             fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                match self.get_mut() {
-                    $($type::$variant(io) => Pin::new(io).poll_flush(cx),)*
+                let $this = self.get_mut();
+                match $io {
+                    $($kind::$variant(io) => Pin::new(io).poll_flush(cx),)*
                 }
             }
 
             fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                match self.get_mut() {
-                    $($type::$variant(io) => Pin::new(io).poll_shutdown(cx),)*
+                let $this = self.get_mut();
+                match $io {
+                    $($kind::$variant(io) => Pin::new(io).poll_shutdown(cx),)*
                 }
             }
         }
     };
 }
 
-delegate_io!(Plain { Unix, Tcp });
-delegate_io!(Connection { Plain, Tls });
+delegate_io!(Plain, |this| this, Plain { Unix, Tcp });
+delegate_io!(Connection, |this| &mut this.io, Io { Plain, Tls });
 
 #[cfg(test)]
 mod tests {

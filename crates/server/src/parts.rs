@@ -55,6 +55,8 @@ pub struct ServerParts {
     pub builds: Builds,
     /// Where exports are put together.
     pub staging: PathBuf,
+    /// What the user of the next build must be told of the server's state.
+    pub notices: Mutex<Vec<String>>,
 }
 
 /// The builds that run now, by id.
@@ -62,10 +64,13 @@ pub struct ServerParts {
 pub struct Builds {
     state: Mutex<HashMap<String, Entry>>,
     /// Builds that ended a moment ago: a client may ask for one after a very short life.
-    ended: Mutex<VecDeque<(Instant, Arc<Running>)>>,
+    ended: Arc<Mutex<Ended>>,
     /// Changes whenever a build is entered, for those who wait for one.
     entered: watch::Sender<u64>,
 }
+
+/// Builds that ended, the first one first.
+type Ended = VecDeque<(Instant, Arc<Running>)>;
 
 /// A build that runs now.
 #[derive(Clone)]
@@ -166,13 +171,25 @@ impl Drop for Listed<'_> {
         if let Some(entry) = state.remove(&self.id) {
             let mut ended = self.builds.ended.lock();
             ended.push_back((Instant::now(), entry.running));
-            while ended.len() > ENDED_MAX
-                || ended
-                    .front()
-                    .is_some_and(|(at, _)| at.elapsed() > ENDED_AGE_MAX)
-            {
-                ended.pop_front();
+            forget_old(&mut ended);
+            // What a build said can be much: an idle server must not keep it.
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                let ended = self.builds.ended.clone();
+                runtime.spawn(async move {
+                    tokio::time::sleep(ENDED_AGE_MAX).await;
+                    forget_old(&mut ended.lock());
+                });
             }
         }
+    }
+}
+
+fn forget_old(ended: &mut Ended) {
+    let old = |ended: &Ended| {
+        let first = ended.front();
+        first.is_some_and(|(at, _)| at.elapsed() >= ENDED_AGE_MAX)
+    };
+    while ended.len() > ENDED_MAX || old(ended) {
+        ended.pop_front();
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <root>/buildkitd.lock     locked while a server runs on it (also by upstream's)
+//! <root>/v1/superblock      the version of what is below
 //! <root>/v1/content/        blobs
 //! <root>/v1/layers/         layers
 //! <root>/v1/local/          what is known of clients' folders
@@ -22,6 +23,7 @@ use executor::{Executor, ExecutorConfig, NetworkConfig};
 use layers::{Backend, LayerStore};
 use ops::contenthash::FileDigests;
 use ops::work::{CacheMounts, LogLimits, Output};
+use parking_lot::Mutex;
 use proto::control::control_server::ControlServer;
 use proto::gateway::llb_bridge_server::LlbBridgeServer;
 use registry::RegistryHosts;
@@ -47,6 +49,8 @@ use crate::parts::{Builds, ServerParts};
 use crate::usage::Cache;
 use crate::worker::Worker;
 
+/// Version of the state directory.
+const FORMAT: u32 = 1;
 /// The largest message that is read or written, in bytes: definitions can be large.
 const MESSAGE_SIZE_BYTES_MAX: usize = 128 << 20;
 /// What one stream, and one connection, may have under way in bytes; sessions carry whole contexts.
@@ -95,9 +99,15 @@ impl Server {
             }
             _ => std::fs::create_dir_all(&temporary)?,
         }
-        for database in ["layers/layers.db", "keys.db", "history.db"] {
-            crate::damaged::set_aside_if_damaged(&state.join(database))
-                .with_context(|| format!("setting {database} aside"))?;
+        content::check_superblock(&state, FORMAT)?;
+        let mut notices = Vec::new();
+        for (database, what) in [
+            ("layers/layers.db", "the build cache"),
+            ("keys.db", "the knowledge of what is cached"),
+            ("history.db", "the history of builds"),
+        ] {
+            let notice = crate::damaged::set_aside_if_damaged(&state.join(database), what);
+            notices.extend(notice.with_context(|| format!("setting {database} aside"))?);
         }
         let content = ContentStore::open(state.join("content"))?;
         let layers = LayerStore::open(state.join("layers"), backend(&config)?)?;
@@ -119,15 +129,14 @@ impl Server {
             locals: LocalSource::open(state.join("local"), layers.clone())?,
             git: GitSource::open(state.join("git"), layers.clone())?,
             web: HttpSource::open(state.join("http"), layers.clone())?,
-            cache_mounts: cache_mounts.clone(),
+            cache_mounts,
             files: FileDigests::new(),
             log_limits: LogLimits::from_env(),
             run_dir: temporary.join("run"),
         });
         let cache = Arc::new(Cache::new(
-            layers.clone(),
+            ops.clone(),
             content.clone(),
-            cache_mounts,
             keys.clone(),
             history.clone(),
             state.clone(),
@@ -140,6 +149,7 @@ impl Server {
             registry: registry::Client::new(RegistryHosts::new(config.registry.clone())),
             entitlements: Entitlements::configured(&config.entitlements)?,
             builds: Builds::default(),
+            notices: Mutex::new(notices),
             staging: temporary.join("staging"),
             config,
             content,
@@ -186,6 +196,8 @@ impl Server {
         )
         .add_service(health_service);
         collector.wake();
+        let growing = collector.clone();
+        self.parts.layers.on_growth(move || growing.grown());
         let gc = collector.run(
             self.parts.cache.clone(),
             self.parts.worker.policies.clone(),

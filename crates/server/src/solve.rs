@@ -9,7 +9,9 @@ use diag::{Error, Result};
 use exporter::{ClientTarget, ExportContext, ExportSource, ExporterSpec};
 use futures::future::try_join_all;
 use jiff::Timestamp;
-use ops::work::{Outside, blocking};
+use oci::Digest;
+use ops::work::{Event, Outside, blocking};
+use progress::VertexLog;
 use proto::control::{
     BuildHistoryRecord, BuildResultInfo, CacheOptions, Descriptor, Exporter as ExporterRequest,
     SolveRequest, SolveResponse,
@@ -30,6 +32,9 @@ use crate::wire::timestamp;
 
 /// How long a refused client's session is waited for.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the answer to a cancelled build waits for the end of its steps.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A request that was checked.
 struct Plan {
@@ -75,6 +80,7 @@ pub async fn solve(
         running: running.clone(),
         gateway: gateway.clone(),
     })?;
+    tell_of_state(&parts, &running).await;
     let record = record_of(&plan);
     if !request.internal {
         parts.history.start(record.clone());
@@ -84,7 +90,8 @@ pub async fn solve(
         () = cancel.cancelled() => Err(Error::canceled()),
         () = client_gone(&running) => Err(Error::canceled()),
     };
-    job.cancel();
+    job.note_use().await;
+    job.stop(STOP_PATIENCE).await;
     running.end();
     let outcome = outcome.map_err(|error| ops::hint_at_full_disk(running.locate(error)));
     if !request.internal {
@@ -95,6 +102,30 @@ pub async fn solve(
     Ok(SolveResponse {
         exporter_response: exports.response.into_iter().collect(),
     })
+}
+
+/// Tells the first build after a damage to the server's state what was lost.
+async fn tell_of_state(parts: &ServerParts, running: &Running) {
+    let notices = std::mem::take(&mut *parts.notices.lock());
+    if notices.is_empty() {
+        return;
+    }
+    let name = "[internal] checking the state of the build server";
+    let vertex = Digest::of(name);
+    let told = running.step(name, "", async {
+        for notice in notices {
+            let log = VertexLog {
+                vertex,
+                stream: 2,
+                timestamp: Timestamp::now(),
+                data: format!("WARNING: {notice}\n").into(),
+            };
+            running.event(&vertex, &Event::Log(log));
+        }
+        Ok(())
+    });
+    // Telling cannot fail.
+    let _ = told.await;
 }
 
 /// Waits until a client has its session: one that is refused before closes it half open, and stock's

@@ -1,29 +1,28 @@
-//! What the cache holds, and removing from it: disk usage, pruning, GC policies.
+//! What the cache holds, and how much of the disk that takes.
 //!
-//! A layer is removed only when no layer that was made on it is left, as a stack without one of its
-//! layers is of no use; so removal goes on in rounds, newest first.
+//! The records add up to what `du` says of the state directory: besides layers (with the blobs they
+//! are packed as), cache mounts and repositories there is one record each for what running steps
+//! write, for logs of finished builds, for manifests and configurations of images, and for the server's
+//! own databases.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use content::ContentStore;
 use diag::Result;
 use jiff::Timestamp;
-use layers::{LayerId, LayerStore, RecordType};
+use layers::{LayerId, RecordType};
 use oci::Digest;
-use ops::work::{CacheMounts, Output};
+use ops::work::{Output, Parts};
 use parking_lot::Mutex;
 use proto::control::UsageRecord;
 use solver::KeyStore;
 
-use crate::config::{Disk, GcPolicyConfig, WorkerConfig};
 use crate::filters::Filters;
 use crate::history::History;
 use crate::wire::timestamp;
-
-/// How long the key of a step is remembered after its files are gone.
-const KEYS_AGE_MAX: Duration = Duration::from_secs(60 * 24 * 60 * 60);
 
 /// One thing in the cache.
 #[derive(Clone, Debug)]
@@ -46,8 +45,10 @@ pub struct Record {
     pub usage_count: i64,
     /// Whether something uses it now.
     pub in_use: bool,
-    /// What it was made on.
+    /// What it was made on, directly.
     pub parents: Vec<String>,
+    /// All layers it was made on.
+    pub made_on: Vec<LayerId>,
 }
 
 /// Where a record is kept.
@@ -57,51 +58,37 @@ pub enum Place {
     Layer(LayerId),
     /// A cache mount, by its id.
     CacheMount(String),
-}
-
-/// What is to be removed.
-#[derive(Clone, Debug, Default)]
-pub struct Policy {
-    /// Internal records too.
-    pub all: bool,
-    /// Only what fits.
-    pub filters: Vec<String>,
-    /// Only what was not used for so long.
-    pub keep_duration: Duration,
-    /// What it never goes below, in bytes.
-    pub reserved_space: i64,
-    /// What it keeps the cache under, in bytes; 0 for no limit.
-    pub max_used_space: i64,
-    /// What it tries to leave free on the disk, in bytes.
-    pub min_free_space: i64,
+    /// What was fetched of a repository, by its id.
+    Repository(String),
+    /// Blobs that belong to no layer and no build.
+    LooseBlobs,
+    /// What the server needs itself; never removed.
+    Own,
 }
 
 /// The stores that the cache is made of.
 pub struct Cache {
-    layers: LayerStore,
-    content: ContentStore,
-    cache_mounts: CacheMounts,
-    keys: Arc<dyn KeyStore<Output>>,
-    history: Arc<History>,
-    root: std::path::PathBuf,
+    pub(crate) ops: Arc<Parts>,
+    pub(crate) content: ContentStore,
+    pub(crate) keys: Arc<dyn KeyStore<Output>>,
+    pub(crate) history: Arc<History>,
+    pub(crate) root: PathBuf,
     /// One pruning at a time.
-    pruning: Mutex<()>,
+    pub(crate) pruning: Mutex<()>,
 }
 
 impl Cache {
-    /// The cache of these stores, all on the disk that `root` is on.
+    /// The cache of these stores, all below the state directory `root`.
     pub fn new(
-        layers: LayerStore,
+        ops: Arc<Parts>,
         content: ContentStore,
-        cache_mounts: CacheMounts,
         keys: Arc<dyn KeyStore<Output>>,
         history: Arc<History>,
-        root: std::path::PathBuf,
+        root: PathBuf,
     ) -> Self {
         Cache {
-            layers,
+            ops,
             content,
-            cache_mounts,
             keys,
             history,
             root,
@@ -111,39 +98,13 @@ impl Cache {
 
     /// Everything in the cache. Blocks on the disk.
     pub fn records(&self) -> Result<Vec<Record>> {
-        let mut records = Vec::new();
-        let mut counted = HashSet::new();
-        for id in self.layers.list()? {
-            let Some(info) = self.layers.info(id)? else {
-                continue;
-            };
-            // A blob that two layers share takes its space once.
-            let packed: u64 = self
-                .layers
-                .blobs(id)?
-                .into_iter()
-                .filter(|(_, blob)| counted.insert(blob.descriptor.digest))
-                .filter_map(|(_, blob)| self.content.size(&blob.descriptor.digest))
-                .sum();
-            records.push(Record {
-                id: id.to_string(),
-                place: Place::Layer(id),
-                record_type: info.record_type,
-                description: info.description,
-                size_bytes: (info.size + packed) as i64,
-                created: info.created_at,
-                last_used: info.last_used_at,
-                usage_count: info.usage_count as i64,
-                in_use: info.held,
-                parents: info
-                    .made_on
-                    .iter()
-                    .filter_map(|stack| stack.top())
-                    .map(|id| id.to_string())
-                    .collect(),
-            });
-        }
-        for mount in self.cache_mounts.list()? {
+        let blobs = self.content.list()?;
+        let mut blobs: HashMap<Digest, u64> = blobs
+            .into_iter()
+            .map(|blob| (blob.digest, blob.allocated))
+            .collect();
+        let mut records = self.layer_records(&mut blobs)?;
+        for mount in self.ops.cache_mounts.list()? {
             records.push(Record {
                 id: mount.id.clone(),
                 place: Place::CacheMount(mount.id),
@@ -155,136 +116,132 @@ impl Cache {
                 usage_count: mount.usage_count as i64,
                 in_use: mount.in_use,
                 parents: Vec::new(),
+                made_on: Vec::new(),
+            });
+        }
+        for repository in self.ops.git.repositories()? {
+            records.push(Record {
+                id: repository.id.clone(),
+                place: Place::Repository(repository.id),
+                record_type: RecordType::Regular,
+                description: format!("shared git repo for {}", repository.remote),
+                size_bytes: repository.size_bytes as i64,
+                created: time(repository.created),
+                last_used: Some(time(repository.last_used)),
+                usage_count: 1,
+                in_use: repository.in_use,
+                parents: Vec::new(),
+                made_on: Vec::new(),
+            });
+        }
+        records.extend(self.own_records(blobs)?);
+        Ok(records)
+    }
+
+    /// Layers, each with the blobs it is packed as, which are taken out of `blobs`: one that two
+    /// layers share takes its space once.
+    fn layer_records(&self, blobs: &mut HashMap<Digest, u64>) -> Result<Vec<Record>> {
+        let mut records = Vec::new();
+        for (info, packed) in self.ops.layers.infos()? {
+            let packed: u64 = packed
+                .iter()
+                .filter_map(|blob| blobs.remove(&blob.descriptor.digest))
+                .sum();
+            let made_on = info.made_on.map(|stack| stack.0).unwrap_or_default();
+            records.push(Record {
+                id: info.id.to_string(),
+                place: Place::Layer(info.id),
+                record_type: info.record_type,
+                description: info.description,
+                size_bytes: (info.size + packed) as i64,
+                created: info.created_at,
+                last_used: info.last_used_at,
+                usage_count: info.usage_count as i64,
+                in_use: info.held,
+                parents: made_on.last().iter().map(|id| id.to_string()).collect(),
+                made_on,
             });
         }
         Ok(records)
     }
 
-    /// Removes what a policy says, telling of each record. Blocks on the disk.
-    pub fn prune(&self, policy: &Policy, mut removed: impl FnMut(&Record)) -> Result<()> {
-        let _one = self.pruning.lock();
-        let filters = Filters::parse(&policy.filters)?;
-        let disk = disk(&self.root);
-        let mut any = false;
-        loop {
-            let records = self.records()?;
-            let total: i64 = records.iter().map(|record| record.size_bytes).sum();
-            let keep = keep_bytes(total, disk, policy);
-            if keep != 0 && total < keep {
-                break;
-            }
-            let limited = keep != 0;
-            let doomed = self.candidates(records, policy, &filters, limited)?;
-            let mut progress = false;
-            let mut left = total;
-            for record in doomed {
-                if limited && left < keep {
-                    break;
-                }
-                if self.remove(&record.place)? {
-                    left -= record.size_bytes;
-                    progress = true;
-                    removed(&record);
-                }
-            }
-            any |= progress;
-            if !progress {
-                break;
+    /// What is no layer, mount or repository; `blobs` are those that belong to no layer.
+    fn own_records(&self, blobs: HashMap<Digest, u64>) -> Result<Vec<Record>> {
+        let named = self.history.blobs()?;
+        let (mut builds, mut loose) = (0, 0);
+        for (digest, size) in blobs {
+            match named.contains(&digest) {
+                true => builds += size,
+                false => loose += size,
             }
         }
-        self.forget_keys(policy.all && policy.filters.is_empty())?;
-        if any || policy.all {
-            self.sweep_content()?;
-        }
-        Ok(())
-    }
-
-    /// What may be removed now, what was used longest ago first if there is a limit.
-    fn candidates(
-        &self,
-        records: Vec<Record>,
-        policy: &Policy,
-        filters: &Filters,
-        limited: bool,
-    ) -> Result<Vec<Record>> {
-        let parents = self.parents(&records)?;
-        let cutoff = Timestamp::now() - policy.keep_duration;
-        let mut doomed: Vec<Record> = records
-            .into_iter()
-            .filter(|record| !record.in_use)
-            .filter(|record| match &record.place {
-                Place::Layer(id) => !parents.contains(id),
-                Place::CacheMount(_) => true,
-            })
-            .filter(|record| {
-                policy.all
-                    || !matches!(
-                        record.record_type,
-                        RecordType::Internal | RecordType::Frontend
-                    )
-            })
-            .filter(|record| {
-                policy.keep_duration.is_zero()
-                    || record.last_used.unwrap_or(record.created) <= cutoff
-            })
-            .filter(|record| filters.matches(|path| field(record, path)))
-            .collect();
-        if limited {
-            doomed.sort_by_key(|record| {
-                (
-                    record.last_used.unwrap_or(record.created),
-                    record.usage_count,
-                )
-            });
-        }
-        Ok(doomed)
-    }
-
-    /// The layers that another layer was made on.
-    fn parents(&self, records: &[Record]) -> Result<HashSet<LayerId>> {
-        let mut parents = HashSet::new();
-        for record in records {
-            if let Place::Layer(id) = record.place
-                && let Some(stack) = self.layers.info(id)?.and_then(|info| info.made_on)
-            {
-                parents.extend(stack.iter());
-            }
-        }
-        Ok(parents)
-    }
-
-    /// Removes a record; false if it is in use after all.
-    fn remove(&self, place: &Place) -> Result<bool> {
-        match place {
-            Place::Layer(id) => match self.layers.remove(*id) {
-                Ok(()) => Ok(true),
-                Err(layers::LayerError::Held(_) | layers::LayerError::NotFound(_)) => Ok(false),
-                Err(error) => Err(error.into()),
+        let running = archive::allocated(&self.root.join("layers/new"), &|_| false);
+        let own = [
+            (
+                "running-steps",
+                "what running steps have written",
+                running,
+                Place::Own,
+            ),
+            (
+                "build-records",
+                "logs and results of finished builds",
+                builds,
+                Place::Own,
+            ),
+            (
+                "image-metadata",
+                "manifests and configurations of images",
+                loose,
+                Place::LooseBlobs,
+            ),
+            (
+                "server-state",
+                "databases of the build server",
+                self.state_bytes(),
+                Place::Own,
+            ),
+        ];
+        let created = std::fs::metadata(&self.root).and_then(|meta| meta.created());
+        let created = created.map_or(Timestamp::UNIX_EPOCH, time);
+        let records = own.into_iter().filter(|(_, _, size, _)| *size > 0).map(
+            |(id, description, size, place)| Record {
+                id: id.to_owned(),
+                record_type: RecordType::Internal,
+                description: description.to_owned(),
+                size_bytes: size as i64,
+                created,
+                last_used: None,
+                usage_count: 0,
+                in_use: place == Place::Own,
+                place,
+                parents: Vec::new(),
+                made_on: Vec::new(),
             },
-            Place::CacheMount(id) => self.cache_mounts.remove(id),
-        }
+        );
+        Ok(records.collect())
     }
 
-    /// Forgets keys whose files are gone: all of them, or those not asked for in a long time.
-    fn forget_keys(&self, all: bool) -> Result<()> {
-        let oldest = (Timestamp::now() - KEYS_AGE_MAX).as_millisecond();
-        for record in self.keys.list()? {
-            if record.outputs.is_none() && (all || record.last_used_at_ms < oldest) {
-                self.keys.remove(&record.canonical)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes blobs that nothing names any more.
-    fn sweep_content(&self) -> Result<()> {
-        let mut roots: HashSet<Digest> = self.history.blobs()?;
-        for id in self.layers.list()? {
-            let blobs = self.layers.blobs(id)?;
-            roots.extend(blobs.into_iter().map(|(_, blob)| blob.descriptor.digest));
-        }
-        self.content.sweep(&roots)?;
-        Ok(())
+    /// Bytes of what has no record of its own: databases, states of sources, folders of folders.
+    fn state_bytes(&self) -> u64 {
+        let at = |name: &str| self.root.join(name);
+        let (layers, mounts, blobs, git) = (
+            at("layers/layers"),
+            at("cache-mounts"),
+            at("content/blobs/sha256"),
+            at("git"),
+        );
+        let elsewhere = [at("layers/new"), at("layers/mounts"), at("layers/trash")];
+        let flats = at("layers/flat");
+        archive::allocated(&self.root, &|path| {
+            let parent = path.parent();
+            elsewhere.iter().any(|place| place == path)
+                || [&layers, &blobs, &git].iter().any(|place| parent == Some(place))
+                    && (parent != Some(&git) || path.extension() == Some("git".as_ref()))
+                || parent.and_then(|parent| parent.parent()) == Some(&mounts)
+                // Files of joined layers are further names of the layers' own.
+                || path.starts_with(&flats) && !path.is_dir()
+        })
     }
 }
 
@@ -294,7 +251,7 @@ impl Record {
     pub fn to_proto(&self) -> UsageRecord {
         UsageRecord {
             id: self.id.clone(),
-            mutable: matches!(self.place, Place::CacheMount(_)),
+            mutable: self.is_mutable(),
             in_use: self.in_use,
             size: self.size_bytes,
             parent: self.parents.first().cloned().unwrap_or_default(),
@@ -307,6 +264,34 @@ impl Record {
             shared: false,
         }
     }
+
+    /// When it was used last, or made if it never was.
+    pub(crate) fn used(&self) -> Timestamp {
+        self.last_used.unwrap_or(self.created)
+    }
+
+    fn is_mutable(&self) -> bool {
+        !matches!(self.place, Place::Layer(_))
+    }
+
+    /// A field that filters ask for; `None` when it is not present.
+    pub(crate) fn field(&self, path: &[&str]) -> Option<String> {
+        let flag = |value: bool| value.then(String::new);
+        let text = |value: &str| (!value.is_empty()).then(|| value.to_owned());
+        match path {
+            ["id"] => text(&self.id),
+            ["parents"] => text(&self.parents.join(";")),
+            ["description"] => text(&self.description),
+            ["inuse"] => flag(self.in_use),
+            ["mutable"] => flag(self.is_mutable()),
+            ["immutable"] => flag(!self.is_mutable()),
+            ["type"] => Some(self.record_type.name().to_owned()),
+            // Nothing here belongs to somebody else too.
+            ["private"] => flag(true),
+            ["shared"] => flag(false),
+            _ => None,
+        }
+    }
 }
 
 /// The records that fit filters and are old enough.
@@ -315,183 +300,11 @@ pub fn select(records: Vec<Record>, filters: &[String], age: Duration) -> Result
     let cutoff = Timestamp::now() - age;
     Ok(records
         .into_iter()
-        .filter(|record| age.is_zero() || record.last_used.unwrap_or(record.created) <= cutoff)
-        .filter(|record| filters.matches(|path| field(record, path)))
+        .filter(|record| age.is_zero() || record.used() <= cutoff)
+        .filter(|record| filters.matches(|path| record.field(path)))
         .collect())
-}
-
-fn field(record: &Record, path: &[&str]) -> Option<String> {
-    let flag = |value: bool| value.then(String::new);
-    match path {
-        ["id"] => Some(record.id.clone()),
-        ["parents"] => Some(record.parents.join(";")),
-        ["description"] => Some(record.description.clone()),
-        ["inuse"] => flag(record.in_use),
-        ["mutable"] => flag(matches!(record.place, Place::CacheMount(_))),
-        ["immutable"] => flag(matches!(record.place, Place::Layer(_))),
-        ["type"] => Some(record.record_type.name().to_owned()),
-        ["private"] => flag(true),
-        _ => None,
-    }
-}
-
-/// How many bytes a policy leaves; 0 means that it has no limit and removes all it may.
-fn keep_bytes(total: i64, disk: Disk, policy: &Policy) -> i64 {
-    if policy.max_used_space == 0 && policy.reserved_space == 0 && policy.min_free_space == 0 {
-        return 0;
-    }
-    let mut keep = policy.max_used_space;
-    let missing = policy.min_free_space - disk.free;
-    if missing > 0 {
-        let room = total - missing;
-        keep = if keep == 0 { room } else { keep.min(room) };
-    } else if policy.min_free_space != 0 && keep == 0 {
-        keep = total;
-    }
-    // Never 0, which would mean no limit.
-    keep.max(policy.reserved_space).max(1)
-}
-
-/// The policies of a worker: those configured, else stock's default ones.
-pub fn policies(config: &WorkerConfig, disk: Disk) -> Vec<Policy> {
-    if config.gc == Some(false) {
-        return Vec::new();
-    }
-    if !config.gcpolicy.is_empty() {
-        return config
-            .gcpolicy
-            .iter()
-            .map(|p| configured(p, disk))
-            .collect();
-    }
-    let bytes = |space: crate::config::DiskSpace| space.bytes(disk);
-    let mut reserved = bytes(config.reserved_space);
-    let mut max_used = bytes(config.max_used_space);
-    let mut min_free = bytes(config.min_free_space);
-    if reserved == 0 && max_used == 0 && min_free == 0 {
-        reserved = bytes(config.gc_keep_storage);
-    }
-    if reserved == 0 && max_used == 0 && min_free == 0 {
-        let share = |percent| crate::config::DiskSpace::Percent(percent).bytes(disk);
-        reserved = share(10).min(10_000_000_000);
-        max_used = share(60).min(100_000_000_000);
-        min_free = share(20);
-    }
-    let limits = Policy {
-        reserved_space: reserved,
-        max_used_space: max_used,
-        min_free_space: min_free,
-        ..Policy::default()
-    };
-    let reproducible = ["source.local", "exec.cachemount", "source.git.checkout"];
-    vec![
-        Policy {
-            filters: reproducible.map(|kind| format!("type=={kind}")).to_vec(),
-            keep_duration: Duration::from_secs(48 * 60 * 60),
-            max_used_space: 512_000_000,
-            ..Policy::default()
-        },
-        Policy {
-            keep_duration: KEYS_AGE_MAX,
-            ..limits.clone()
-        },
-        limits.clone(),
-        Policy {
-            all: true,
-            ..limits
-        },
-    ]
-}
-
-fn configured(policy: &GcPolicyConfig, disk: Disk) -> Policy {
-    let reserved = match policy.reserved_space.is_unset() {
-        true => policy.keep_bytes,
-        false => policy.reserved_space,
-    };
-    Policy {
-        all: policy.all,
-        filters: policy.filters.clone(),
-        keep_duration: policy.keep_duration.0,
-        reserved_space: reserved.bytes(disk),
-        max_used_space: policy.max_used_space.bytes(disk),
-        min_free_space: policy.min_free_space.bytes(disk),
-    }
-}
-
-/// The disk that a path is on.
-pub fn disk(path: &std::path::Path) -> Disk {
-    match rustix::fs::statvfs(path) {
-        Ok(stat) => Disk {
-            total: (stat.f_blocks * stat.f_frsize) as i64,
-            free: (stat.f_bavail * stat.f_frsize) as i64,
-        },
-        Err(_) => Disk::default(),
-    }
-}
-
-/// The policies as clients see them.
-pub fn to_proto(policies: &[Policy]) -> Vec<proto::worker::GcPolicy> {
-    policies
-        .iter()
-        .map(|policy| proto::worker::GcPolicy {
-            all: policy.all,
-            keep_duration: policy.keep_duration.as_nanos() as i64,
-            filters: policy.filters.clone(),
-            reserved_space: policy.reserved_space,
-            max_used_space: policy.max_used_space,
-            min_free_space: policy.min_free_space,
-        })
-        .collect()
 }
 
 fn time(at: SystemTime) -> Timestamp {
     Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH)
-}
-
-/// For tests and messages: how many records there are of each type.
-pub fn count_by_type(records: &[Record]) -> HashMap<&'static str, usize> {
-    let mut counts = HashMap::new();
-    for record in records {
-        *counts.entry(record.record_type.name()).or_insert(0) += 1;
-    }
-    counts
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits_are_weighed_as_stock_weighs_them() {
-        let disk = Disk {
-            total: 1000,
-            free: 100,
-        };
-        let policy = |max_used_space, reserved_space, min_free_space| Policy {
-            max_used_space,
-            reserved_space,
-            min_free_space,
-            ..Policy::default()
-        };
-        assert_eq!(keep_bytes(500, disk, &policy(0, 0, 0)), 0);
-        assert_eq!(keep_bytes(500, disk, &policy(300, 0, 0)), 300);
-        assert_eq!(keep_bytes(500, disk, &policy(0, 50, 0)), 50);
-        assert_eq!(keep_bytes(500, disk, &policy(0, 0, 50)), 500);
-        assert_eq!(keep_bytes(500, disk, &policy(0, 0, 300)), 300);
-        assert_eq!(keep_bytes(500, disk, &policy(400, 350, 300)), 350);
-    }
-
-    #[test]
-    fn default_policies_are_stocks() {
-        let disk = Disk {
-            total: 1 << 40,
-            free: 1 << 39,
-        };
-        let policies = policies(&WorkerConfig::default(), disk);
-        assert_eq!(policies.len(), 4);
-        assert_eq!(policies[0].max_used_space, 512_000_000);
-        assert_eq!(policies[2].reserved_space, 10_000_000_000);
-        assert_eq!(policies[2].max_used_space, 100_000_000_000);
-        assert!(policies[3].all);
-    }
 }

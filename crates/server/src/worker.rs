@@ -11,7 +11,7 @@ use proto::worker::{BuildkitVersion, WorkerRecord};
 
 use crate::config::Config;
 use crate::filters::Filters;
-use crate::usage::{self, Policy};
+use crate::gc_policy::{self, Policy};
 use crate::version;
 
 /// How long the list of platforms is believed unless configured otherwise.
@@ -59,7 +59,7 @@ impl Worker {
                 .platforms_cache_max_age
                 .map_or(PLATFORMS_AGE_MAX, |span| span.0),
             detected: Mutex::new(None),
-            policies: usage::policies(worker, usage::disk(root)),
+            policies: gc_policy::policies(worker, gc_policy::disk(root)),
         })
     }
 
@@ -100,7 +100,7 @@ impl Worker {
                 .iter()
                 .map(llb::platform_to_proto)
                 .collect(),
-            gc_policy: usage::to_proto(&self.policies),
+            gc_policy: gc_policy::to_proto(&self.policies),
             buildkit_version: Some(buildkit_version()),
             cdi_devices: Vec::new(),
         }

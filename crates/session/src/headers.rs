@@ -1,15 +1,18 @@
 //! The headers that announce a session, and how lists of paths travel in headers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 
 use crate::error::SessionError;
+use crate::in_place::SharedDir;
 
 const ID: &str = "x-docker-expose-session-uuid";
 const NAME: &str = "x-docker-expose-session-name";
 const SHARED_KEY: &str = "x-docker-expose-session-sharedkey";
 const METHOD: &str = "x-docker-expose-session-grpc-method";
+/// Ours: a directory that a server on the same machine may read in place.
+const LOCAL_DIR: &str = "x-cooperage-session-local-dir";
 
 /// What a client says of its session when it opens it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub struct SessionHeaders {
     pub shared_key: String,
     /// The gRPC methods that are served, such as `/moby.filesync.v1.FileSync/DiffCopy`.
     pub methods: BTreeSet<String>,
+    /// Directories that a server on this machine may read in place, by the names it asks with.
+    pub local_dirs: BTreeMap<String, SharedDir>,
 }
 
 impl SessionHeaders {
@@ -58,6 +63,12 @@ impl SessionHeaders {
             pairs.push((NAME, self.name.clone()));
         }
         pairs.extend(self.methods.iter().map(|method| (METHOD, method.clone())));
+        let dirs = self.local_dirs.iter().filter_map(|(name, dir)| {
+            let path = query_escape(dir.path.to_str()?);
+            let (name, device, inode) = (query_escape(name), dir.device, dir.inode);
+            Some((LOCAL_DIR, format!("{name}&{path}&{device}&{inode}")))
+        });
+        pairs.extend(dirs);
         pairs
     }
 
@@ -81,8 +92,26 @@ impl SessionHeaders {
             name: first(NAME),
             shared_key: first(SHARED_KEY),
             methods: get(METHOD).into_iter().collect(),
+            local_dirs: get(LOCAL_DIR)
+                .iter()
+                .filter_map(|text| local_dir(text))
+                .collect(),
         })
     }
+}
+
+/// A directory to be read in place; one that cannot be understood is as if it were not said.
+fn local_dir(text: &str) -> Option<(String, SharedDir)> {
+    let parts: Vec<&str> = text.split('&').collect();
+    let [name, path, device, inode] = parts.as_slice() else {
+        return None;
+    };
+    let dir = SharedDir {
+        path: query_unescape(path.as_bytes()).into(),
+        device: device.parse().ok()?,
+        inode: inode.parse().ok()?,
+    };
+    Some((query_unescape(name.as_bytes()), dir))
 }
 
 /// Adds a value under a name.
@@ -200,6 +229,14 @@ mod tests {
             name: String::new(),
             shared_key: "k".into(),
             methods: ["/a.b/c".to_owned(), "/d/e".to_owned()].into(),
+            local_dirs: BTreeMap::from([(
+                "con text".to_owned(),
+                SharedDir {
+                    path: "/home/d\u{e9} &=".into(),
+                    device: 7,
+                    inode: u64::MAX,
+                },
+            )]),
         };
         let metadata = headers.to_metadata().unwrap();
         assert_eq!(SessionHeaders::from_metadata(&metadata).unwrap(), headers);

@@ -14,7 +14,9 @@ pub mod codec;
 pub mod connection;
 pub mod diffcopy;
 mod error;
+mod filter;
 mod headers;
+mod in_place;
 mod manager;
 pub mod mode;
 pub mod packet;
@@ -32,6 +34,7 @@ pub use client::{
 };
 pub use error::SessionError;
 pub use headers::SessionHeaders;
+pub use in_place::{OpenDir, SharedDir};
 pub use manager::{Session, SessionManager, SessionStream};
 
 /// What sessions give or fail with.

@@ -1,6 +1,6 @@
 //! The server's half: sessions that clients have opened.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use tonic::Status;
 use crate::connection::Connection;
 use crate::error::SessionError;
 use crate::headers::SessionHeaders;
+use crate::in_place::OpenDir;
 use crate::pipe::{MessageIo, SpooledIo};
 
 /// How often a client is asked whether it is there.
@@ -49,6 +50,8 @@ struct Inner {
 #[derive(Clone)]
 pub struct Session {
     headers: Arc<SessionHeaders>,
+    /// Directories of the client that are read in place.
+    dirs: Arc<BTreeMap<String, OpenDir>>,
     connection: Connection,
 }
 
@@ -59,17 +62,19 @@ impl SessionManager {
     }
 
     /// Takes a session opened by `Control.Session`: what the client sends, and back what is to be sent
-    /// to it. The session lasts until either stream ends.
+    /// to it. `dirs` are those of the client's directories that are read in place. The session lasts
+    /// until either stream ends.
     pub async fn serve<S>(
         &self,
         headers: SessionHeaders,
+        dirs: BTreeMap<String, OpenDir>,
         inbound: S,
     ) -> Result<SessionStream, SessionError>
     where
         S: Stream<Item = Result<BytesMessage, Status>> + Send + 'static,
     {
         let (io, messages) = MessageIo::new(inbound);
-        self.open(headers, io).await?;
+        self.open(headers, dirs, io).await?;
         Ok(messages.map(Ok).boxed())
     }
 
@@ -78,7 +83,9 @@ impl SessionManager {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let session = self.open(headers, SpooledIo::new(io)).await?;
+        let session = self
+            .open(headers, BTreeMap::new(), SpooledIo::new(io))
+            .await?;
         session.closed().await;
         Ok(())
     }
@@ -112,7 +119,12 @@ impl SessionManager {
         self.inner.sessions.lock().values().cloned().collect()
     }
 
-    async fn open<T>(&self, headers: SessionHeaders, io: T) -> Result<Session, SessionError>
+    async fn open<T>(
+        &self,
+        headers: SessionHeaders,
+        dirs: BTreeMap<String, OpenDir>,
+        io: T,
+    ) -> Result<Session, SessionError>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -121,6 +133,7 @@ impl SessionManager {
             .map_err(|error| SessionError::Io(std::io::Error::other(error)))?;
         let session = Session {
             headers: Arc::new(headers),
+            dirs: Arc::new(dirs),
             connection,
         };
         let (inner, watched) = (self.inner.clone(), session.clone());
@@ -219,6 +232,11 @@ impl Session {
     /// Ends the session; calls under way fail.
     pub fn close(&self) {
         self.connection.closed().cancel();
+    }
+
+    /// The client's directory of that name, if it is read in place.
+    pub(crate) fn dir_in_place(&self, name: &str) -> Option<&OpenDir> {
+        self.dirs.get(name)
     }
 
     /// The connection on which the client is asked.

@@ -1,9 +1,11 @@
 //! Both halves of a session against each other, through `Control.Session` over an in-memory pipe.
 
 mod flow;
+mod in_place;
 mod services;
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,7 +21,9 @@ use tower::Service;
 
 use crate::connection::{self, Connection};
 use crate::pipe::SpooledIo;
-use crate::{ClientSession, Session, SessionHandle, SessionHeaders, SessionManager, SessionStream};
+use crate::{
+    ClientSession, OpenDir, Session, SessionHandle, SessionHeaders, SessionManager, SessionStream,
+};
 
 /// The one call of a control service that matters here.
 #[derive(Clone)]
@@ -34,7 +38,16 @@ impl StreamingService<BytesMessage> for Control {
         let manager = self.0.clone();
         Box::pin(async move {
             let headers = SessionHeaders::from_metadata(request.metadata())?;
-            let messages = manager.serve(headers, request.into_inner()).await?;
+            let dirs = headers.local_dirs.iter().map(|(name, dir)| {
+                let folder = std::fs::File::open(&dir.path).unwrap();
+                let opened = OpenDir {
+                    fd: Arc::new(folder.into()),
+                    path: dir.path.clone(),
+                };
+                (name.clone(), opened)
+            });
+            let dirs = dirs.collect();
+            let messages = manager.serve(headers, dirs, request.into_inner()).await?;
             Ok(Response::new(messages))
         })
     }

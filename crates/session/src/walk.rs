@@ -66,7 +66,7 @@ const JOBS_PER_HELPER: usize = 4;
 const ENTRIES_AHEAD_MAX: usize = 1 << 16;
 
 struct Shared {
-    root: OwnedFd,
+    root: Arc<OwnedFd>,
     root_path: PathBuf,
     options: WalkOptions,
     no_xattrs: AtomicBool,
@@ -104,16 +104,22 @@ impl Walker {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(root, flags, Mode::empty())
             .map_err(|error| SessionError::file("open", root, error))?;
+        Ok(Self::below(Arc::new(fd), root, options))
+    }
+
+    /// The same of a directory that is open; `path` is what errors call it. Attributes are looked up
+    /// by that path, so only where it leads to the directory may they be asked for.
+    pub fn below(root: Arc<OwnedFd>, path: &Path, options: WalkOptions) -> Self {
         let shared = Arc::new(Shared {
-            root: fd,
-            root_path: root.to_owned(),
+            root,
+            root_path: path.to_owned(),
             options,
             no_xattrs: AtomicBool::new(false),
             queue: Mutex::default(),
             changed: Condvar::new(),
         });
         let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
-        Ok(Walker {
+        Walker {
             shared,
             frames: Vec::new(),
             enter: Some(Arc::new(Job {
@@ -124,7 +130,7 @@ impl Walker {
             })),
             helpers: Vec::new(),
             helpers_max: processors.saturating_sub(1).min(3),
-        })
+        }
     }
 
     /// The next entry, or nothing at the end.
@@ -388,36 +394,15 @@ impl Shared {
         if self.no_xattrs.load(Ordering::Relaxed) {
             return Ok(Vec::new());
         }
-        let full = self.full_path(path);
-        let mut names = vec![0; 1024];
-        let len = loop {
-            match rustix::fs::llistxattr(&full, &mut names) {
-                Ok(len) => break len,
-                Err(Errno::RANGE) if names.len() < 1 << 20 => names.resize(names.len() * 4, 0),
-                Err(Errno::NOTSUP) => {
-                    self.no_xattrs.store(true, Ordering::Relaxed);
-                    return Ok(Vec::new());
-                }
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::PERM) => {
-                    return Ok(Vec::new());
-                }
-                Err(error) => return Err(self.failure("listxattr", path, error)),
+        match list_attributes(&self.full_path(path)) {
+            Ok(attributes) => Ok(attributes),
+            Err(Errno::NOTSUP) => {
+                self.no_xattrs.store(true, Ordering::Relaxed);
+                Ok(Vec::new())
             }
-        };
-        let mut xattrs = Vec::new();
-        for name in names[..len].split(|&byte| byte == 0) {
-            if name.is_empty() || name.starts_with(b"com.apple.") {
-                continue;
-            }
-            let mut value = vec![0; 1 << 16];
-            // An attribute that may not be read is not there, as for stock senders.
-            if let Ok(len) = rustix::fs::lgetxattr(&full, name, &mut value) {
-                value.truncate(len);
-                xattrs.push((name.to_vec(), value));
-            }
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::PERM) => Ok(Vec::new()),
+            Err(error) => Err(self.failure("listxattr", path, error)),
         }
-        xattrs.sort();
-        Ok(xattrs)
     }
 
     fn failure(&self, op: &'static str, path: &[u8], error: Errno) -> SessionError {
@@ -444,6 +429,43 @@ pub(crate) fn open_beneath(
             result => return result,
         }
     }
+}
+
+/// The extended attributes of what is at a path, sorted; a link at its end is followed only where it
+/// is one of `/proc`.
+pub(crate) fn list_attributes(path: &Path) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    // A link below /proc/self/fd stands for the open file itself.
+    let is_descriptor = path.starts_with("/proc/self/fd");
+    let list = |names: &mut [u8]| match is_descriptor {
+        true => rustix::fs::listxattr(path, names),
+        false => rustix::fs::llistxattr(path, names),
+    };
+    let get = |name: &[u8], value: &mut [u8]| match is_descriptor {
+        true => rustix::fs::getxattr(path, name, value),
+        false => rustix::fs::lgetxattr(path, name, value),
+    };
+    let mut names = vec![0; 1024];
+    let len = loop {
+        match list(&mut names) {
+            Ok(len) => break len,
+            Err(Errno::RANGE) if names.len() < 1 << 20 => names.resize(names.len() * 4, 0),
+            Err(error) => return Err(error),
+        }
+    };
+    let mut xattrs = Vec::new();
+    for name in names[..len].split(|&byte| byte == 0) {
+        if name.is_empty() || name.starts_with(b"com.apple.") {
+            continue;
+        }
+        let mut value = vec![0; 1 << 16];
+        // An attribute that may not be read is not there, as for stock senders.
+        if let Ok(len) = get(name, &mut value) {
+            value.truncate(len);
+            xattrs.push((name.to_vec(), value));
+        }
+    }
+    xattrs.sort();
+    Ok(xattrs)
 }
 
 /// What `statx` tells as DiffCopy has it, without path and link target.

@@ -12,9 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::flight::{Departure, Subscription, board};
 use crate::keys::{KeyInput, key};
+use crate::miss::shortened;
 use crate::store::RecordNote;
 use crate::work::{Context, Identity, InputKey, KeyPart, Outcome, Work};
 use crate::{Inner, RunContext};
+
+/// How often work is begun for a build whose fellows go away.
+const ATTEMPTS_MAX: usize = 4;
 
 /// A vertex added to a build.
 pub struct NodeRef<W: Work>(Arc<Node<W>>);
@@ -43,6 +47,8 @@ pub struct Build<W: Work> {
     solver: Arc<Inner<W>>,
     context: W::Context,
     cancel: CancellationToken,
+    /// The ends of works that were given up.
+    ending: Mutex<Vec<BoxFuture<'static, ()>>>,
     nodes: Mutex<HashMap<Digest, Arc<Node<W>>>>,
 }
 
@@ -65,6 +71,8 @@ struct Keyed<O> {
     keys: Vec<Digest>,
     parts: Vec<KeyPart>,
     found: Option<Vec<O>>,
+    /// Whether it is known, but what it gave is gone.
+    evicted: bool,
     /// Whether pinning the identity was visible work.
     started: bool,
 }
@@ -81,6 +89,7 @@ impl<W: Work> Build<W> {
             solver,
             context,
             cancel: CancellationToken::new(),
+            ending: Mutex::default(),
             nodes: Mutex::new(HashMap::new()),
         }
     }
@@ -135,8 +144,29 @@ impl<W: Work> Build<W> {
     pub fn cancel(&self) {
         self.cancel.cancel();
         for node in self.nodes.lock().values() {
-            node.subscription.lock().take();
+            if let Some(subscription) = node.subscription.lock().take() {
+                self.ending.lock().push(subscription.withdraw().boxed());
+            }
         }
+    }
+
+    /// Gives the build up, and waits until the works that only it wanted have ended and cleaned up.
+    /// Whoever waits for an outcome of the build must have been dropped before.
+    pub async fn stop(&self) {
+        self.cancel();
+        let ending = std::mem::take(&mut *self.ending.lock());
+        futures::future::join_all(ending).await;
+    }
+
+    /// The outputs of all vertices that were found or made so far.
+    pub fn known_outputs(&self) -> Vec<W::Output> {
+        let nodes = self.nodes.lock();
+        let outputs = nodes.values().filter_map(|node| {
+            let made = node.outputs.get().and_then(|outputs| outputs.as_ref().ok());
+            let keyed = || node.key.get().and_then(|keyed| keyed.as_ref().ok());
+            made.or_else(|| keyed().and_then(|keyed| keyed.found.as_ref()))
+        });
+        outputs.flatten().cloned().collect()
     }
 
     /// The canonical key of a vertex. Runs nothing but what its lookups by content need.
@@ -199,7 +229,8 @@ impl<W: Work> Build<W> {
         let watcher =
             RunContext::single(node.vertex, self.context.clone(), self.cancel.child_token());
         // Inputs are keyed beside the pinning of this vertex: neither needs the other.
-        let inputs = try_join_all(node.inputs.iter().map(|(input, _)| self.keyed(input)));
+        let inputs = (0..node.inputs.len()).map(|at| self.keyed_input(node, at));
+        let inputs = try_join_all(inputs);
         let identity = async { node.work.identity(&watcher).await.map_err(own) };
         let (inputs, identity) = tokio::try_join!(inputs, identity)?;
         let by_definition: Vec<KeyInput> = inputs
@@ -215,22 +246,27 @@ impl<W: Work> Build<W> {
             return Ok(Keyed {
                 canonical: record.canonical,
                 keys,
-                parts: parts(&identity, &inputs),
+                parts: parts(&identity, &inputs, &[]),
+                evicted: record.outputs.is_none(),
                 found: record.outputs,
                 started: started(),
             });
         }
-        let content_key = self
-            .content_key(node, &identity, by_definition, &watcher)
-            .await?;
+        let contents = self.contents(node, &watcher).await?;
+        let mut by_content = by_definition;
+        for (at, digest) in &contents {
+            by_content[*at] = KeyInput::Content(*digest);
+        }
+        let content_key = (!contents.is_empty()).then(|| key(&identity.digest, &by_content));
         let canonical = content_key.unwrap_or(definition_key);
         let mut keys = vec![definition_key];
         keys.extend(content_key);
         let mut keyed = Keyed {
             canonical,
             keys,
-            parts: parts(&identity, &inputs),
+            parts: parts(&identity, &inputs, &contents),
             found: None,
+            evicted: false,
             started: started(),
         };
         if !reuse {
@@ -243,37 +279,41 @@ impl<W: Work> Build<W> {
                 .store
                 .alias(&definition_key, &record.canonical)?;
             keyed.canonical = record.canonical;
+            keyed.evicted = record.outputs.is_none();
             keyed.found = record.outputs;
         }
         Ok(keyed)
     }
 
-    /// The content key, if any input is keyed by content; such inputs are realised.
-    async fn content_key(
+    /// The key of an input. One that is keyed by content and unknown will be needed, and is made at
+    /// once: stages that end in the same chain of copies would be made one after the other else.
+    async fn keyed_input(&self, node: &Node<W>, at: usize) -> Result<Keyed<W::Output>> {
+        let (input, _) = &node.inputs[at];
+        let keyed = self.keyed(input).await?;
+        let unknown = keyed.found.is_none() && !keyed.evicted;
+        if unknown && node.work.input_key(at) == InputKey::Content {
+            self.realise(input.clone()).await?;
+        }
+        Ok(keyed)
+    }
+
+    /// Digests of what is read of inputs that are keyed by content, which are realised for it.
+    async fn contents(
         &self,
         node: &Arc<Node<W>>,
-        identity: &Identity,
-        mut inputs: Vec<KeyInput>,
         watcher: &RunContext<W::Context>,
-    ) -> Result<Option<Digest>> {
-        let by_content: Vec<usize> = (0..node.inputs.len())
-            .filter(|input| node.work.input_key(*input) == InputKey::Content)
-            .collect();
-        if by_content.is_empty() {
-            return Ok(None);
-        }
-        let digests = try_join_all(by_content.iter().map(|&at| async move {
+    ) -> Result<Vec<(usize, Digest)>> {
+        let by_content =
+            (0..node.inputs.len()).filter(|input| node.work.input_key(*input) == InputKey::Content);
+        try_join_all(by_content.map(|at| async move {
             let (input, output) = &node.inputs[at];
             let outputs = self.realise(input.clone()).await?;
             let output = pick(&outputs, *output, &input.vertex)?;
             let digest = node.work.content_digest(watcher, at, &output).await;
-            digest.map_err(|error| error.vertex(node.vertex.to_string()))
+            let digest = digest.map_err(|error| error.vertex(node.vertex.to_string()))?;
+            Ok((at, digest))
         }))
-        .await?;
-        for (at, digest) in by_content.into_iter().zip(digests) {
-            inputs[at] = KeyInput::Content(digest);
-        }
-        Ok(Some(key(&identity.digest, &inputs)))
+        .await
     }
 
     fn realise<'a>(&'a self, node: Arc<Node<W>>) -> BoxFuture<'a, Result<Vec<W::Output>>> {
@@ -294,30 +334,36 @@ impl<W: Work> Build<W> {
             pick(&outputs, *output, &input.vertex)
         }))
         .await?;
-        let departure = Departure {
+        let departure = || Departure {
             work: node.work.clone(),
-            inputs,
+            inputs: inputs.clone(),
             canonical: keyed.canonical,
-            keys: keyed.keys,
+            keys: keyed.keys.clone(),
             reuse: !node.work.ignore_cache() && node.work.keep(),
+            evicted: keyed.evicted,
             note: RecordNote {
                 description: node.work.description(),
-                parts: keyed.parts,
+                parts: shortened(keyed.parts.clone()),
+                missed: None,
             },
         };
-        // The subscription lives as long as the build: a waiter that is dropped because something
-        // else failed must not stop work that another waiter of this build takes up.
-        let subscription = {
-            let mut held = node.subscription.lock();
-            if self.cancel.is_cancelled() {
-                return Err(Error::canceled());
+        let mut attempts = 1;
+        let (subscription, landed) = loop {
+            let subscription = self.subscribe(node, departure)?;
+            let landed = subscription.wait().await;
+            match &landed {
+                Err(error)
+                    if attempts < ATTEMPTS_MAX
+                        && subscription.lost_somebody()
+                        && error.process_exit_code().is_none()
+                        && !self.cancel.is_cancelled() =>
+                {
+                    attempts += 1;
+                    node.subscription.lock().take();
+                }
+                _ => break (subscription, landed),
             }
-            held.get_or_insert_with(|| {
-                Arc::new(board(&self.solver, departure, self.context.clone()))
-            })
-            .clone()
         };
-        let landed = subscription.wait().await;
         let started = keyed.started || subscription.has_started();
         match landed {
             Ok(landed) => {
@@ -340,6 +386,21 @@ impl<W: Work> Build<W> {
         }
     }
 
+    /// The subscription lives as long as the build: a waiter that is dropped because something else
+    /// failed must not stop work that another waiter of this build takes up.
+    fn subscribe(
+        &self,
+        node: &Node<W>,
+        departure: impl FnOnce() -> Departure<W>,
+    ) -> Result<Arc<Subscription<W>>> {
+        let mut held = node.subscription.lock();
+        if self.cancel.is_cancelled() {
+            return Err(Error::canceled());
+        }
+        let begin = || Arc::new(board(&self.solver, departure(), self.context.clone()));
+        Ok(held.get_or_insert_with(begin).clone())
+    }
+
     fn end(&self, node: &Node<W>, outcome: Outcome<'_>) {
         if !node.ended.swap(true, std::sync::atomic::Ordering::Relaxed) {
             self.context.completed(&node.vertex, outcome);
@@ -356,13 +417,19 @@ fn pick<O: Clone>(outputs: &[O], output: usize, vertex: &Digest) -> Result<O> {
     })
 }
 
-fn parts<O>(identity: &Identity, inputs: &[Keyed<O>]) -> Vec<KeyPart> {
+/// The components of a key by name.
+fn parts<O>(
+    identity: &Identity,
+    inputs: &[Keyed<O>],
+    contents: &[(usize, Digest)],
+) -> Vec<KeyPart> {
     let mut parts = identity.parts.clone();
     for (at, input) in inputs.iter().enumerate() {
-        parts.push(KeyPart::new(
-            format!("input {at}"),
-            input.canonical.to_string(),
-        ));
+        let content = contents.iter().find(|(input, _)| *input == at);
+        parts.push(match content {
+            Some((_, digest)) => KeyPart::new(format!("input {at} content"), digest.to_string()),
+            None => KeyPart::new(format!("input {at}"), input.canonical.to_string()),
+        });
     }
     parts
 }

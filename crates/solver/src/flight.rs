@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Inner;
+use crate::miss::{Miss, explain};
 use crate::store::RecordNote;
 use crate::work::{Context, Work};
 
@@ -86,6 +87,8 @@ struct Audience<C: Context> {
 struct AudienceState<C: Context> {
     members: Vec<Member<C>>,
     next_id: u64,
+    /// Whether somebody left while others stayed.
+    left: bool,
     started: bool,
     replay: Vec<C::Event>,
 }
@@ -102,6 +105,7 @@ impl<C: Context> Default for Audience<C> {
             state: Mutex::new(AudienceState {
                 members: Vec::new(),
                 next_id: 0,
+                left: false,
                 started: false,
                 replay: Vec::new(),
             }),
@@ -132,6 +136,7 @@ impl<C: Context> Audience<C> {
     fn leave(&self, id: u64) -> bool {
         let mut state = self.state.lock();
         state.members.retain(|member| member.id != id);
+        state.left = true;
         state.members.is_empty()
     }
 
@@ -174,11 +179,29 @@ pub(crate) struct Flight<W: Work> {
 pub(crate) struct Subscription<W: Work> {
     flight: Arc<Flight<W>>,
     solver: Arc<Inner<W>>,
-    canonical: Digest,
+    key: Digest,
     id: u64,
 }
 
 impl<W: Work> Subscription<W> {
+    /// Whether the work may have failed only because a build that it was asking things of had gone.
+    pub(crate) fn lost_somebody(&self) -> bool {
+        self.flight.audience.state.lock().left
+    }
+
+    /// Gives the interest up. What is returned waits for the end of the work if nobody else wants it.
+    pub(crate) fn withdraw(self: Arc<Self>) -> impl Future<Output = ()> + Send + use<W> {
+        let cancel = self.flight.cancel.clone();
+        let mut outcome = self.flight.outcome.clone();
+        drop(self);
+        async move {
+            if cancel.is_cancelled() {
+                // A task that went without an outcome has ended too.
+                let _ = outcome.wait_for(|outcome| outcome.is_some()).await;
+            }
+        }
+    }
+
     /// Waits for the outcome.
     pub(crate) async fn wait(&self) -> Result<Landed<W::Output>> {
         let mut outcome = self.flight.outcome.clone();
@@ -202,10 +225,10 @@ impl<W: Work> Drop for Subscription<W> {
         if self.flight.audience.leave(self.id) {
             self.flight.cancel.cancel();
             let own = flights
-                .get(&self.canonical)
+                .get(&self.key)
                 .is_some_and(|flight| Arc::ptr_eq(flight, &self.flight));
             if own {
-                flights.remove(&self.canonical);
+                flights.remove(&self.key);
             }
         }
     }
@@ -219,7 +242,24 @@ pub(crate) struct Departure<W: Work> {
     pub(crate) keys: Vec<Digest>,
     /// Whether an outcome that is there already will do.
     pub(crate) reuse: bool,
+    /// Whether it is known, but what it gave is gone.
+    pub(crate) evicted: bool,
     pub(crate) note: RecordNote,
+}
+
+impl<W: Work> Departure<W> {
+    /// Work that ignores its cache is shared with its like only.
+    fn key(&self) -> Digest {
+        match self.reuse {
+            true => self.canonical,
+            false => {
+                let mut hasher = oci::DigestHasher::new();
+                hasher.field(b"ignoring the cache");
+                hasher.field(self.canonical.as_bytes());
+                hasher.finish()
+            }
+        }
+    }
 }
 
 /// Joins the flight of that key, or starts it.
@@ -229,14 +269,14 @@ pub(crate) fn board<W: Work>(
     context: W::Context,
 ) -> Subscription<W> {
     let vertex = departure.work.vertex();
-    let canonical = departure.canonical;
+    let key = departure.key();
     let mut flights = solver.flights.lock();
-    if let Some(flight) = flights.get(&canonical).cloned() {
+    if let Some(flight) = flights.get(&key).cloned() {
         let id = flight.audience.join(vertex, context);
         return Subscription {
             flight,
             solver: solver.clone(),
-            canonical,
+            key,
             id,
         };
     }
@@ -248,13 +288,13 @@ pub(crate) fn board<W: Work>(
     });
     // The first subscriber is there before the work can look for one.
     let id = flight.audience.join(vertex, context);
-    flights.insert(canonical, flight.clone());
+    flights.insert(key, flight.clone());
     drop(flights);
     tokio::spawn(fly(solver.clone(), flight.clone(), departure, sender));
     Subscription {
         flight,
         solver: solver.clone(),
-        canonical,
+        key,
         id,
     }
 }
@@ -266,7 +306,7 @@ async fn fly<W: Work>(
     departure: Departure<W>,
     sender: watch::Sender<Option<Result<Landed<W::Output>>>>,
 ) {
-    let canonical = departure.canonical;
+    let key = departure.key();
     let run = tokio::spawn(run(solver.clone(), flight.clone(), departure));
     let outcome = match run.await {
         Ok(outcome) => outcome,
@@ -275,12 +315,14 @@ async fn fly<W: Work>(
     {
         let mut flights = solver.flights.lock();
         if flights
-            .get(&canonical)
+            .get(&key)
             .is_some_and(|current| Arc::ptr_eq(current, &flight))
         {
-            flights.remove(&canonical);
+            flights.remove(&key);
         }
     }
+    // Nobody joins any more.
+    flight.audience.state.lock().replay = Vec::new();
     sender.send_replace(Some(outcome));
 }
 
@@ -295,7 +337,8 @@ async fn run<W: Work>(
         canonical,
         keys,
         reuse,
-        note,
+        evicted,
+        mut note,
     } = departure;
     let slot = async {
         match work.limited() {
@@ -324,6 +367,11 @@ async fn run<W: Work>(
     };
     let outputs = work.run(&context, inputs).await?;
     if work.keep() {
+        note.missed = Some(match (reuse, evicted) {
+            (false, _) => Miss::Ignored,
+            (true, true) => Miss::Evicted,
+            (true, false) => explain(&note.parts, &solver.store.similar(&note.description)?),
+        });
         solver.store.save(&canonical, &keys, &outputs, &note)?;
     }
     Ok(Landed {

@@ -23,7 +23,14 @@
 //!
 //! Running work is shared by canonical key across builds. A build that wants it subscribes until
 //! the build ends; when the last subscriber has gone the work is cancelled. Events of running work
-//! go to every subscriber, and one that comes late gets those it missed first.
+//! go to every subscriber, and one that comes late gets those it missed first. Work that ignores its cache is
+//! shared with its like only. Work that failed after a build it was asking things of had gone is done
+//! again for those that remain, unless the failure is the step's own.
+//!
+//! # Misses
+//!
+//! Each record says why it had to be made ([`Miss`]): which named components of its key differ from
+//! the most similar record of the same description.
 //!
 //! The simulator in `tests/simulation.rs` compares this with naive evaluation under random graphs,
 //! faults and cancellations.
@@ -31,12 +38,14 @@
 mod build;
 mod flight;
 mod keys;
+mod miss;
 mod sqlite;
 mod store;
 mod work;
 
 pub use build::{Build, NodeRef};
 pub use flight::RunContext;
+pub use miss::{Miss, PartChange};
 pub use sqlite::SqliteKeyStore;
 pub use store::{KeyStore, Record, RecordInfo, RecordNote, StoreError};
 pub use work::{Context, Identity, InputKey, KeyPart, Outcome, Work};

@@ -1,9 +1,13 @@
 //! The key store in SQLite.
 //!
 //! ```text
-//! records(id, canonical UNIQUE, outputs JSON, note JSON, created_at_ms, last_used_at_ms, usage_count)
-//! keys(key PRIMARY KEY, record → records.id)
+//! records(id, canonical UNIQUE, outputs JSON, note JSON, created_at_ms, last_used_at_ms, usage_count,
+//!         description)
+//! keys(key PRIMARY KEY, record → records.id, made_at_ms)
 //! ```
+//!
+//! A source that changes often leaves one more key to the same record each time; of these the newest
+//! few are kept, the others are found again by content.
 //!
 //! WAL with `synchronous=NORMAL`: a commit survives kill -9 without a sync; a power cut may lose the
 //! newest commits, never the order of them. The layer files that a record names are checked when it
@@ -17,10 +21,17 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::KeyPart;
 use crate::store::{KeyStore, Record, RecordInfo, RecordNote, StoreError};
 
 /// The newest format this version reads and the one it writes.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
+/// How many keys may lead to one record.
+const KEYS_MAX: usize = 64;
+/// How many records of one description a miss is compared with.
+const SIMILAR_MAX: usize = 8;
+/// How many records are looked at before others get at the database.
+const PAGE: usize = 256;
 
 type Check<O> = Box<dyn Fn(&O) -> Option<O> + Send + Sync>;
 
@@ -53,6 +64,15 @@ impl<O> SqliteKeyStore<O> {
                 known: FORMAT,
             });
         }
+        if found == 1 {
+            database.execute_batch(
+                "BEGIN;
+                 ALTER TABLE records ADD COLUMN description TEXT NOT NULL DEFAULT '';
+                 ALTER TABLE keys ADD COLUMN made_at_ms INTEGER NOT NULL DEFAULT 0;
+                 PRAGMA user_version = 2;
+                 COMMIT;",
+            )?;
+        }
         database.execute_batch(
             "BEGIN;
              CREATE TABLE IF NOT EXISTS records(
@@ -62,18 +82,33 @@ impl<O> SqliteKeyStore<O> {
                  note TEXT NOT NULL,
                  created_at_ms INTEGER NOT NULL,
                  last_used_at_ms INTEGER NOT NULL,
-                 usage_count INTEGER NOT NULL);
+                 usage_count INTEGER NOT NULL,
+                 description TEXT NOT NULL DEFAULT '');
              CREATE TABLE IF NOT EXISTS keys(
                  key BLOB PRIMARY KEY,
-                 record INTEGER NOT NULL REFERENCES records(id) ON DELETE CASCADE) WITHOUT ROWID;
+                 record INTEGER NOT NULL REFERENCES records(id) ON DELETE CASCADE,
+                 made_at_ms INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
              CREATE INDEX IF NOT EXISTS keys_of_record ON keys(record);
-             PRAGMA user_version = 1;
+             CREATE INDEX IF NOT EXISTS records_described ON records(description, last_used_at_ms);
+             PRAGMA user_version = 2;
              COMMIT;",
         )?;
         Ok(SqliteKeyStore {
             database: Mutex::new(database),
             check: Box::new(check),
         })
+    }
+
+    /// Id, outputs and time of last use of the next records.
+    fn page_after(&self, id: i64) -> Result<Vec<(i64, String, i64)>, StoreError> {
+        let database = self.database.lock();
+        let mut statement = database.prepare_cached(
+            "SELECT id, outputs, last_used_at_ms FROM records WHERE id > ?1 ORDER BY id LIMIT ?2",
+        )?;
+        let rows = statement.query_map(params![id, PAGE as i64], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// All outputs, or `None` if one of them is gone.
@@ -96,8 +131,8 @@ fn lead(transaction: &Transaction<'_>, key: &Digest, id: i64) -> Result<(), rusq
         return Ok(());
     }
     transaction
-        .prepare_cached("INSERT OR REPLACE INTO keys(key, record) VALUES (?1, ?2)")?
-        .execute(params![key.as_bytes(), id])?;
+        .prepare_cached("INSERT OR REPLACE INTO keys(key, record, made_at_ms) VALUES (?1, ?2, ?3)")?
+        .execute(params![key.as_bytes(), id, now_ms()])?;
     if let Some(before) = before {
         transaction
             .prepare_cached(
@@ -165,20 +200,23 @@ impl<O: Serialize + DeserializeOwned + Send + Sync + 'static> KeyStore<O> for Sq
         note: &RecordNote,
     ) -> Result<(), StoreError> {
         let outputs = serde_json::to_string(outputs)?;
+        let description = &note.description;
         let note = serde_json::to_string(note)?;
         let mut database = self.database.lock();
         let transaction = database.transaction()?;
         let id: i64 = transaction
             .prepare_cached(
                 "INSERT INTO records
-                     (canonical, outputs, note, created_at_ms, last_used_at_ms, usage_count)
-                 VALUES (?1, ?2, ?3, ?4, ?4, 1)
+                     (canonical, outputs, note, created_at_ms, last_used_at_ms, usage_count,
+                      description)
+                 VALUES (?1, ?2, ?3, ?4, ?4, 1, ?5)
                  ON CONFLICT(canonical) DO UPDATE SET
-                     outputs = ?2, note = ?3, created_at_ms = ?4, last_used_at_ms = ?4
+                     outputs = ?2, note = ?3, created_at_ms = ?4, last_used_at_ms = ?4,
+                     description = ?5
                  RETURNING id",
             )?
             .query_row(
-                params![canonical.as_bytes(), outputs, note, now_ms()],
+                params![canonical.as_bytes(), outputs, note, now_ms(), description],
                 |row| row.get(0),
             )?;
         for key in keys.iter().chain([canonical]) {
@@ -197,6 +235,18 @@ impl<O: Serialize + DeserializeOwned + Send + Sync + 'static> KeyStore<O> for Sq
             .optional()?;
         if let Some(id) = id {
             lead(&transaction, key, id)?;
+            transaction
+                .prepare_cached(
+                    "DELETE FROM keys WHERE record = ?1 AND key <> ?2 AND key <> ?3 AND key NOT IN (
+                         SELECT key FROM keys WHERE record = ?1
+                         ORDER BY made_at_ms DESC LIMIT ?4)",
+                )?
+                .execute(params![
+                    id,
+                    canonical.as_bytes(),
+                    key.as_bytes(),
+                    KEYS_MAX as i64
+                ])?;
         }
         transaction.commit()?;
         Ok(())
@@ -229,5 +279,154 @@ impl<O: Serialize + DeserializeOwned + Send + Sync + 'static> KeyStore<O> for Sq
             .prepare_cached("DELETE FROM records WHERE canonical = ?1")?
             .execute(params![canonical.as_bytes()])?;
         Ok(())
+    }
+
+    fn similar(&self, description: &str) -> Result<Vec<(Digest, Vec<KeyPart>)>, StoreError> {
+        let database = self.database.lock();
+        let mut statement = database.prepare_cached(
+            "SELECT canonical, note FROM records WHERE description = ?1
+             ORDER BY last_used_at_ms DESC LIMIT ?2",
+        )?;
+        let rows = statement.query_map(params![description, SIMILAR_MAX as i64], |row| {
+            let note: String = row.get(1)?;
+            let note: RecordNote = serde_json::from_str(&note).unwrap_or_default();
+            Ok((digest(row.get(0)?)?, note.parts))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    fn forget_evicted(&self, unused_since_ms: i64, count_max: usize) -> Result<usize, StoreError> {
+        let mut evicted = Vec::new();
+        let mut last = i64::MIN;
+        loop {
+            let page = self.page_after(last)?;
+            let Some((id, ..)) = page.last() else { break };
+            last = *id;
+            for (id, outputs, used) in page {
+                if self.decode(&outputs).is_none() {
+                    evicted.push((used, id));
+                }
+            }
+        }
+        evicted.sort_unstable_by(|one, two| two.cmp(one));
+        let doomed = evicted
+            .iter()
+            .enumerate()
+            .filter(|(at, (used, _))| *at >= count_max || *used < unused_since_ms);
+        let mut database = self.database.lock();
+        let transaction = database.transaction()?;
+        let mut count = 0;
+        for (_, (used, id)) in doomed {
+            // One that was asked for, or made again, meanwhile stays.
+            count += transaction
+                .prepare_cached("DELETE FROM records WHERE id = ?1 AND last_used_at_ms = ?2")?
+                .execute(params![id, used])?;
+        }
+        transaction.commit()?;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path) -> SqliteKeyStore<u64> {
+        // Odd outputs are gone.
+        SqliteKeyStore::open(path, |output: &u64| {
+            output.is_multiple_of(2).then_some(*output)
+        })
+        .unwrap()
+    }
+
+    fn note(description: &str) -> RecordNote {
+        RecordNote {
+            description: description.into(),
+            parts: vec![KeyPart::new("op", description)],
+            missed: None,
+        }
+    }
+
+    fn key(name: &str) -> Digest {
+        Digest::of(name)
+    }
+
+    #[test]
+    fn a_store_of_the_first_format_is_read_and_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys.db");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(
+            "CREATE TABLE records(id INTEGER PRIMARY KEY, canonical BLOB NOT NULL UNIQUE,
+                 outputs TEXT NOT NULL, note TEXT NOT NULL, created_at_ms INTEGER NOT NULL,
+                 last_used_at_ms INTEGER NOT NULL, usage_count INTEGER NOT NULL);
+             CREATE TABLE keys(key BLOB PRIMARY KEY, record INTEGER NOT NULL
+                 REFERENCES records(id) ON DELETE CASCADE) WITHOUT ROWID;
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+        let canonical = key("c");
+        old.execute(
+            "INSERT INTO records VALUES (1, ?1, '[2]', '{\"description\":\"d\",\"parts\":[]}', 1, 1, 1)",
+            params![canonical.as_bytes()],
+        )
+        .unwrap();
+        old.execute(
+            "INSERT INTO keys VALUES (?1, 1)",
+            params![canonical.as_bytes()],
+        )
+        .unwrap();
+        drop(old);
+        for _ in 0..2 {
+            let store = open(&path);
+            let record = store.lookup(&canonical).unwrap().unwrap();
+            assert_eq!(record.outputs, Some(vec![2]));
+        }
+    }
+
+    #[test]
+    fn keys_to_one_record_and_evicted_records_do_not_grow_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir.path().join("keys.db"));
+        store.save(&key("kept"), &[], &[2], &note("kept")).unwrap();
+        for n in 0..5 * KEYS_MAX {
+            store
+                .alias(&key(&format!("alias {n}")), &key("kept"))
+                .unwrap();
+        }
+        let count: i64 = store
+            .database
+            .lock()
+            .query_row("SELECT count(*) FROM keys", [], |row| row.get(0))
+            .unwrap();
+        assert!(count <= KEYS_MAX as i64 + 2, "{count}");
+        assert!(store.lookup(&key("kept")).unwrap().is_some());
+        let newest = key(&format!("alias {}", 5 * KEYS_MAX - 1));
+        assert!(store.lookup(&newest).unwrap().is_some());
+        for n in 0..PAGE + 10 {
+            let name = format!("gone {n}");
+            store.save(&key(&name), &[], &[1], &note(&name)).unwrap();
+        }
+        assert_eq!(store.forget_evicted(0, PAGE).unwrap(), 10);
+        assert_eq!(store.list().unwrap().len(), PAGE + 1);
+        assert_eq!(store.forget_evicted(i64::MAX, PAGE).unwrap(), PAGE);
+        assert!(store.lookup(&key("kept")).unwrap().is_some());
+    }
+
+    #[test]
+    fn records_are_found_by_description_the_newest_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir.path().join("keys.db"));
+        for n in 0..2 * SIMILAR_MAX {
+            let canonical = key(&format!("{n}"));
+            store
+                .save(&canonical, &[], &[2], &note("RUN make"))
+                .unwrap();
+        }
+        store.save(&key("x"), &[], &[2], &note("COPY")).unwrap();
+        let similar = store.similar("RUN make").unwrap();
+        assert_eq!(similar.len(), SIMILAR_MAX);
+        assert_eq!(similar[0].1, [KeyPart::new("op", "RUN make")]);
+        assert!(store.similar("RUN other").unwrap().is_empty());
     }
 }

@@ -3,7 +3,7 @@
 use oci::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::KeyPart;
+use crate::{KeyPart, Miss};
 
 /// Why the store cannot answer.
 #[derive(Debug, thiserror::Error)]
@@ -56,8 +56,11 @@ pub struct Record<O> {
 pub struct RecordNote {
     /// What made it, such as `[2/3] RUN make`.
     pub description: String,
-    /// What its key was made of.
+    /// What its key was made of; long values are shortened.
     pub parts: Vec<KeyPart>,
+    /// Why it was made and not found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missed: Option<Miss>,
 }
 
 /// A record as listed.
@@ -103,4 +106,12 @@ pub trait KeyStore<O>: Send + Sync + 'static {
 
     /// Forgets a record and every key that leads to it.
     fn remove(&self, canonical: &Digest) -> Result<(), StoreError>;
+
+    /// What the keys of a few records of that description were made of, the one used last first.
+    fn similar(&self, description: &str) -> Result<Vec<(Digest, Vec<KeyPart>)>, StoreError>;
+
+    /// Forgets records whose outputs are gone: those not asked for since `unused_since_ms`
+    /// (milliseconds since 1970), and of the others all but the `count_max` that were asked for
+    /// last. Says how many.
+    fn forget_evicted(&self, unused_since_ms: i64, count_max: usize) -> Result<usize, StoreError>;
 }

@@ -1,10 +1,12 @@
 //! Random graphs, faults, evictions and cancellations against naive evaluation, from a seed.
 //!
-//! A seed that failed once belongs into [`SAVED_SEEDS`]. `COOPERAGE_SIM_SEEDS=N` runs more.
+//! Seeds that failed are written to `simulation.seeds` beside this file and replayed before all others.
+//! `COOPERAGE_SIM_SEEDS=N` runs more (`cargo xtask simulate`), `COOPERAGE_SIM_SEED=S` a single one. Even
+//! seeds run on one thread, where little but the seed decides; odd ones on several.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,14 +22,27 @@ use solver::{
     Work,
 };
 
-const SAVED_SEEDS: &[u64] = &[];
+const SAVED_SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/simulation.seeds");
 
 /// What lies outside the graph: the values of sources, which work fails, and what was counted.
 #[derive(Default)]
 struct World {
     sources: Mutex<HashMap<usize, u64>>,
     fail_one_in: AtomicUsize,
+    faults: Mutex<Option<StdRng>>,
+    /// Outputs whose files were removed.
+    evicted: Mutex<HashSet<u64>>,
     runs: AtomicUsize,
+}
+
+impl World {
+    /// Whether work goes wrong now, as the seed has it.
+    fn fails(&self) -> bool {
+        let one_in = self.fail_one_in.load(Ordering::Relaxed);
+        let mut faults = self.faults.lock();
+        let random = faults.as_mut().filter(|_| one_in > 0);
+        random.is_some_and(|random| random.random_range(0..one_in) == 0)
+    }
 }
 
 #[derive(Clone)]
@@ -123,6 +138,9 @@ impl Work for Step {
         if self.plan.inputs.is_empty() {
             tokio::task::yield_now().await;
             let world = &context.first()?.world;
+            if world.fails() {
+                return Err(Error::new(diag::Code::Unknown, "fault"));
+            }
             let value = world.sources.lock()[&self.plan.op];
             if value.is_multiple_of(3) {
                 context.emit(value);
@@ -159,8 +177,7 @@ impl Work for Step {
                 () = context.cancel.cancelled() => return Err(Error::canceled()),
             }
         }
-        let fail = world.fail_one_in.load(Ordering::Relaxed);
-        if fail > 0 && rand::random_range(0..fail) == 0 {
+        if world.fails() {
             return Err(Error::new(diag::Code::Unknown, "fault"));
         }
         let read: Vec<u64> = match self.plan.inputs.is_empty() {
@@ -171,7 +188,12 @@ impl Work for Step {
                 .map(|(value, partial)| if *partial { part_of(*value) } else { *value })
                 .collect(),
         };
-        Ok(compute(self.plan.op, &read))
+        let outputs = compute(self.plan.op, &read);
+        let mut evicted = world.evicted.lock();
+        for output in &outputs {
+            evicted.remove(output);
+        }
+        Ok(outputs)
     }
 
     fn ignore_cache(&self) -> bool {
@@ -253,11 +275,13 @@ fn add(build: &solver::Build<Step>, plan: &[Plan]) -> Vec<solver::NodeRef<Step>>
 async fn simulate(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let directory = tempfile::tempdir().unwrap();
-    let store = Arc::new(
-        SqliteKeyStore::<u64>::open(&directory.path().join("keys.db"), |o| Some(*o)).unwrap(),
-    );
-    let solver: Solver<Step> = Solver::new(store.clone(), rng.random_range(0..4));
     let world = Arc::new(World::default());
+    *world.faults.lock() = Some(StdRng::seed_from_u64(!seed));
+    let files = world.clone();
+    let there = move |output: &u64| (!files.evicted.lock().contains(output)).then_some(*output);
+    let store =
+        Arc::new(SqliteKeyStore::<u64>::open(&directory.path().join("keys.db"), there).unwrap());
+    let solver: Solver<Step> = Solver::new(store.clone(), rng.random_range(0..4));
     let plans: Vec<Vec<Plan>> = (0..3).map(|_| random_plan(&mut rng)).collect();
     for round in 0..12 {
         for op in 0..9 {
@@ -270,8 +294,10 @@ async fn simulate(seed: u64) {
             .store(if rng.random_bool(0.3) { 6 } else { 0 }, Ordering::Relaxed);
         if rng.random_bool(0.3) {
             for record in store.list().unwrap() {
-                if rng.random_bool(0.3) {
-                    store.remove(&record.canonical).unwrap();
+                match rng.random_range(0..4) {
+                    0 => store.remove(&record.canonical).unwrap(),
+                    1 => world.evicted.lock().extend(record.outputs.iter().flatten()),
+                    _ => {}
                 }
             }
         }
@@ -295,7 +321,8 @@ async fn simulate(seed: u64) {
                 match outcome {
                     Some(Ok(outputs)) => assert_eq!(outputs, expected[wanted], "seed {seed}"),
                     Some(Err(error)) => assert_eq!(error.to_string(), "fault", "seed {seed}"),
-                    None => build.cancel(),
+                    None if patience.is_some_and(|patience| patience % 2 == 0) => build.cancel(),
+                    None => build.stop().await,
                 }
             })
         });
@@ -342,13 +369,47 @@ async fn check_second_build_runs_nothing(
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn evaluation_with_a_cache_is_evaluation() {
-    let seeds = std::env::var("COOPERAGE_SIM_SEEDS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(60);
-    for seed in SAVED_SEEDS.iter().copied().chain(0..seeds) {
-        simulate(seed).await;
+fn run(seed: u64) {
+    let mut runtime = match seed.is_multiple_of(2) {
+        true => tokio::runtime::Builder::new_current_thread(),
+        false => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(simulate(seed));
+}
+
+fn saved_seeds() -> Vec<u64> {
+    let text = std::fs::read_to_string(SAVED_SEEDS).unwrap_or_default();
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| line.trim().parse().ok()).collect()
+}
+
+fn save_seed(seed: u64) {
+    use std::io::Write;
+    if saved_seeds().contains(&seed) {
+        return;
+    }
+    let file = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(SAVED_SEEDS);
+    let written = file.and_then(|mut file| writeln!(file, "{seed}"));
+    if let Err(error) = written {
+        panic!("seed {seed} failed and cannot be saved: {error}");
+    }
+}
+
+#[test]
+fn evaluation_with_a_cache_is_evaluation() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
+    if let Some(seed) = number("COOPERAGE_SIM_SEED") {
+        return run(seed);
+    }
+    let fresh = 0..number("COOPERAGE_SIM_SEEDS").unwrap_or(60);
+    for seed in saved_seeds().into_iter().chain(fresh) {
+        if let Err(panic) = std::panic::catch_unwind(|| run(seed)) {
+            save_seed(seed);
+            std::panic::resume_unwind(panic);
+        }
     }
 }

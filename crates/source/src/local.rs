@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use diag::Result;
-use layers::{LayerHold, LayerNote, LayerStack, LayerStore, RecordType};
+use layers::{LayerError, LayerHold, LayerNote, LayerStack, LayerStore, RecordType};
 use oci::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -128,15 +128,44 @@ impl LocalSource {
         let _alone = self.flights.enter(key).await;
         let (layers, path) = (self.layers.clone(), self.state_path(key));
         let (state, writable) = blocking(move || {
-            let state = read_state(&path).filter(|state: &State| layers.contains(&state.stack));
-            let base = state.as_ref().map(|state| state.stack.clone());
-            let writable = layers.writable(&base.unwrap_or_default())?;
-            Ok((state, writable))
+            // A layer of the last state may be removed at this moment.
+            let state: Option<State> = read_state(&path);
+            let known = state.and_then(|state| {
+                let writable = layers.writable(&state.stack);
+                let gone = matches!(writable, Err(LayerError::NotFound(_)));
+                (!gone).then_some((state, writable))
+            });
+            match known {
+                Some((state, writable)) => Ok((Some(state), writable?)),
+                None => Ok((None, layers.writable(&LayerStack::empty())?)),
+            }
         })
         .await?;
         let changes = client.sync(&writable.path()).await?;
         let (own, request) = (self.clone(), request.clone());
         blocking(move || own.finish(key, &request, state, writable, changes)).await
+    }
+
+    /// Removes what is known of folders whose layers are gone. Blocks on the disk.
+    pub fn forget_gone(&self) -> Result<()> {
+        for entry in std::fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            let key = name.and_then(|name| name.strip_suffix(".json"));
+            let Some(Ok(key)) = key.map(|hex| format!("sha256:{hex}").parse::<Digest>()) else {
+                continue;
+            };
+            // Whoever synchronises the folder now writes a new state.
+            let Some(_alone) = self.flights.try_enter(key) else {
+                continue;
+            };
+            let state: Option<State> = read_state(&path);
+            if !state.is_some_and(|state| self.layers.contains(&state.stack)) {
+                std::fs::remove_file(&path)?;
+                let _ = std::fs::remove_file(self.sums_path(key));
+            }
+        }
+        Ok(())
     }
 
     fn finish(
@@ -365,6 +394,29 @@ mod tests {
         };
         let fourth = site.source.snapshot(&elsewhere, &other).await.unwrap();
         assert_eq!(fourth.digest, first.digest);
+    }
+
+    #[tokio::test]
+    async fn what_is_known_goes_with_the_layers_and_everything_is_sent_again() {
+        let (site, folder) = (site(), Folder::default());
+        folder.put("a", "1");
+        let first = site.source.snapshot(&request(), &folder).await.unwrap();
+        site.source.forget_gone().unwrap();
+        let count = || std::fs::read_dir(&site.states).unwrap().count();
+        assert_eq!(count(), 3, "the superblock, the state and its sums");
+        let LocalSnapshot {
+            stack,
+            digest,
+            hold,
+            ..
+        } = first;
+        drop(hold);
+        site.layers.remove(stack.top().unwrap()).unwrap();
+        site.source.forget_gone().unwrap();
+        assert_eq!(count(), 1);
+        let again = site.source.snapshot(&request(), &folder).await.unwrap();
+        assert_eq!(again.digest, digest);
+        assert_eq!(*folder.sent.lock(), ["a", "a"]);
     }
 
     #[tokio::test]

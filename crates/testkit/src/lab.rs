@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::Tool;
+
 /// What runs inside: loopback up, a `/run` of its own, then wait for the test process to end.
 const INSIDE: &str = "ip link set lo up && mount -t tmpfs tmpfs /run && mkdir -p /run/lock \
                       && echo ready > \"$1/ready\" && exec docker-init -- cat > /dev/null";
@@ -88,6 +90,17 @@ impl Lab {
         let namespace = File::open(path).expect("open the lab's network namespace");
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .expect("enter the lab's network (needs root)");
+    }
+
+    /// A tool that runs in all of the lab's namespaces; what it starts ends with the lab.
+    pub fn tool(&self, program: &Path, home: &Path) -> Tool {
+        let mut tool = Tool::new("nsenter", home)
+            .arg("--target")
+            .arg(&self.first_process.to_string());
+        for arg in ["--net", "--pid", "--mount", "--"] {
+            tool = tool.arg(arg);
+        }
+        tool.arg(program.to_str().expect("a path in UTF-8"))
     }
 
     /// A command that runs in all of the lab's namespaces and ends with the lab.

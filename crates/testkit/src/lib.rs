@@ -9,6 +9,7 @@
 
 mod command;
 pub mod conformance;
+mod crash;
 mod engine;
 mod images;
 mod lab;
@@ -17,9 +18,10 @@ mod registry;
 mod server;
 
 pub use command::{Output, Tool, normalized};
+pub use crash::{CrashReport, check_blobs, crash};
 pub use engine::{Engine, Release};
 pub use images::{BaseImage, base_image};
 pub use lab::Lab;
 pub use peers::Peers;
 pub use registry::{Registry, RegistryAccess};
-pub use server::Server;
+pub use server::BuildServer;

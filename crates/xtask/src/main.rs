@@ -1,7 +1,9 @@
-//! Development chores: `cargo xtask peers | layers | test | record-conformance | fuzz-dockerfile`.
+//! Development chores: `cargo xtask peers | layers | test | simulate | crash | record-conformance |
+//! fuzz-dockerfile`.
 #![expect(clippy::print_stdout, reason = "a development tool prints")]
 
 mod conformance;
+mod endurance;
 mod layers;
 mod peers;
 mod run;
@@ -10,15 +12,18 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let chore = std::env::args().nth(1).unwrap_or_default();
+    let arguments: Vec<String> = std::env::args().skip(2).collect();
     let outcome = match chore.as_str() {
         "peers" => peers::unpack(),
         "layers" => layers::check(),
         "test" => run::all(),
+        "simulate" => endurance::simulate(&arguments),
+        "crash" => endurance::crash(&arguments),
         "record-conformance" => conformance::record(),
         "fuzz-dockerfile" => conformance::fuzz(),
         _ => Err(
-            "usage: cargo xtask peers | layers | test | record-conformance [FILTER…] | \
-             fuzz-dockerfile [--seeds N] [--from S]"
+            "usage: cargo xtask peers | layers | test | simulate [N] | crash [--rounds N] [--seed S] | \
+             record-conformance [FILTER…] | fuzz-dockerfile [--seeds N] [--from S]"
                 .to_owned(),
         ),
     };

@@ -54,7 +54,7 @@ pub fn all() -> Result<(), String> {
 }
 
 /// The release build of the executable, which the end-to-end tests run.
-pub fn executable() -> Result<PathBuf, String> {
+pub(crate) fn executable() -> Result<PathBuf, String> {
     let target = match std::env::var_os("CARGO_TARGET_DIR") {
         Some(folder) => PathBuf::from(folder),
         None => super::workspace().join("target"),

@@ -13,6 +13,7 @@ use diag::{Context, Error};
 use progress::VertexWarning;
 use progress_ui::{Mode, Output, Printer, PrinterOptions};
 
+use super::tell_stand_in;
 use crate::app::App;
 use crate::printer;
 use crate::runtime::unless_cancelled;
@@ -54,6 +55,7 @@ pub(crate) async fn run(app: &App, args: &BuildArgs) -> Result<i32, Error> {
     }
     let mut builder = app.load_builder()?;
     unless_cancelled(&app.cancel, builder.load_nodes(LoadOptions::default())).await?;
+    tell_stand_in(&builder);
     let driver = builder.group.driver.clone();
     let display = Printer::start(
         PrinterOptions {

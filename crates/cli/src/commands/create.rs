@@ -18,7 +18,7 @@ pub(crate) struct CreateArgs {
     /// Builder instance name
     #[arg(long, value_name = "string")]
     name: Option<String>,
-    /// Driver to use (available: "docker-container", "remote")
+    /// Driver to use (available: "docker-container", "embedded", "remote")
     #[arg(long, value_name = "string")]
     driver: Option<String>,
     /// Create/modify node with given name

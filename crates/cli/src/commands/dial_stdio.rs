@@ -6,6 +6,7 @@ use oci::Platform;
 use progress_ui::{Mode, Output, Printer, PrinterOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::tell_stand_in;
 use crate::app::App;
 
 /// Flags of `dial-stdio`.
@@ -32,6 +33,7 @@ pub(crate) async fn run(app: &App, args: &DialStdioArgs) -> Result<(), diag::Err
     let mut builder = app.load_builder()?;
     builder.touch();
     builder.load_nodes(LoadOptions::default()).await?;
+    tell_stand_in(&builder);
     let mode = match args.progress.as_str() {
         "none" => Mode::Quiet,
         other => other.parse()?,

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::ls::template_body;
 use super::prune_filter::RecordFilter;
-use super::timeout;
+use super::{tell_stand_in, timeout};
 use crate::app::App;
 use crate::display::LazyDisplay;
 use crate::format::{TabWriter, Template, decimal_size, go_time, human_duration, timestamp};
@@ -130,6 +130,7 @@ pub(super) async fn connect_all(
         timeout: (!timeout.is_zero()).then_some(timeout),
     };
     builder.load_nodes(options).await?;
+    tell_stand_in(builder);
     if let Some(error) = builder.nodes().iter().find_map(|node| node.error.clone()) {
         return Err(error);
     }

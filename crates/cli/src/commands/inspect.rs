@@ -6,7 +6,7 @@ use builder::{Builder, LoadOptions, Node, format_in_groups};
 use clap::Args;
 use driver::Origin;
 
-use super::timeout;
+use super::{tell_stand_in, timeout};
 use crate::app::App;
 use crate::display::LazyDisplay;
 use crate::format::{TabWriter, binary_size, go_duration, go_time};
@@ -31,6 +31,7 @@ pub(crate) async fn run(app: &App, args: &InspectArgs) -> Result<(), diag::Error
     let mut builder = Builder::load(&app.docker, app.builder_name(args.name.first()))?;
     let options = LoadOptions::with_status(args.timeout);
     let mut loaded = builder.load_nodes(options).await;
+    tell_stand_in(&builder);
     if args.bootstrap {
         // Who asks for a builder that runs is told that there is none.
         loaded?;
@@ -91,6 +92,9 @@ async fn write_node(writer: &mut TabWriter, node: &Node, debug: bool) {
     }
     if !node.version.is_empty() {
         writer.line(format!("BuildKit version:\t{}", node.version));
+    }
+    for (name, place) in node.driver.iter().flat_map(|driver| driver.places()) {
+        writer.line(format!("{name}:\t{place}"));
     }
     let platforms = format_in_groups(&node.record.platforms, &node.platforms);
     if !platforms.is_empty() {

@@ -16,10 +16,12 @@ pub(crate) mod version;
 
 use std::time::Duration;
 
+use builder::Builder;
 use clap::Subcommand;
 
 use crate::app::App;
 use crate::format::parse_duration;
+use crate::printer;
 use crate::runtime::unless_cancelled;
 
 /// A command with its flags.
@@ -109,6 +111,13 @@ pub(crate) async fn run(app: App, command: Command) -> Result<i32, diag::Error> 
         }
     };
     unless_cancelled(&cancel, work).await.map(|()| 0)
+}
+
+/// Says on stderr when a builder whose nodes are loaded is not what its name stands for.
+fn tell_stand_in(builder: &Builder) {
+    if let Some(notice) = builder.stand_in() {
+        printer::err_line(notice);
+    }
 }
 
 /// `--timeout`.

@@ -1,45 +1,6 @@
-//! Durations as Go reads and writes them: `20s`, `1h30m0s`, `1.5s`, `300ms`.
+//! Durations as Go writes them: `20s`, `1h30m0s`, `1.5s`, `300ms`.
 
 use std::time::Duration;
-
-/// Reads a duration. Negative ones are refused: nothing here takes them.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let invalid = || format!("time: invalid duration {text:?}");
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    if rest == "0" {
-        return Ok(Duration::ZERO);
-    }
-    if rest.is_empty() {
-        return Err(invalid());
-    }
-    let mut nanos: f64 = 0.0;
-    while !rest.is_empty() {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(rest.len());
-        let number: f64 = rest[..digits].parse().map_err(|_| invalid())?;
-        rest = &rest[digits..];
-        let letters = rest
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(rest.len());
-        let unit = match &rest[..letters] {
-            "ns" => 1.0,
-            "us" | "µs" | "μs" => 1e3,
-            "ms" => 1e6,
-            "s" => 1e9,
-            "m" => 60e9,
-            "h" => 3600e9,
-            "" => return Err(format!("time: missing unit in duration {text:?}")),
-            unit => return Err(format!("time: unknown unit {unit:?} in duration {text:?}")),
-        };
-        nanos += number * unit;
-        rest = &rest[letters..];
-    }
-    if nanos > i64::MAX as f64 {
-        return Err(invalid());
-    }
-    Ok(Duration::from_nanos(nanos as u64))
-}
 
 /// Writes a duration as Go does.
 pub(crate) fn go_duration(duration: Duration) -> String {
@@ -93,6 +54,8 @@ pub(crate) fn human_duration(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use driver::parse_duration;
+
     use super::*;
 
     #[test]

@@ -6,7 +6,8 @@ mod table;
 mod template;
 mod time;
 
-pub(crate) use duration::{go_duration, human_duration, parse_duration};
+pub(crate) use driver::parse_duration;
+pub(crate) use duration::{go_duration, human_duration};
 pub(crate) use size::{binary_size, buildctl_size, decimal_size};
 pub(crate) use table::TabWriter;
 pub(crate) use template::Template;

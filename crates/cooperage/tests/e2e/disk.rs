@@ -148,6 +148,57 @@ fn an_export_that_fills_the_disk_fails_alone() {
 }
 
 #[test]
+fn a_pull_larger_than_the_disk_fails_alone() {
+    let shop = with_small_disk();
+    let large = shop.context_with_busybox(
+        "large",
+        &[(
+            "Dockerfile",
+            &format!("FROM scratch\nCOPY busybox /bin/busybox\n{}\n", run_dd(90)),
+        )],
+    );
+    let registry = shop.registry();
+    let name = format!("{}/large:1", registry.address());
+    let config = text(&shop.plain_http(&registry));
+    // Made and pushed by a builder with room.
+    shop.cooperage.ok(&[
+        "create",
+        "--name=roomy",
+        "--buildkitd-config",
+        &config,
+        "--bootstrap",
+    ]);
+    let push = ["build", "--builder=roomy", "--push", "-t", &name, &large];
+    shop.cooperage.ok(&push);
+    shop.cooperage.ok(&["rm", "roomy"]);
+    shop.cooperage.ok(&["rm", "c"]);
+    shop.cooperage.ok(&[
+        "create",
+        "--name=c",
+        "--use",
+        "--driver-opt=state=small",
+        "--buildkitd-config",
+        &config,
+        "--bootstrap",
+    ]);
+    let context = shop.context_with_busybox("disk", &[]);
+    let started = started_at(&shop);
+    let disk = Disk {
+        shop,
+        context,
+        started,
+    };
+    disk.build(&dockerfile(""), &[], 0);
+    let failed = disk.build(
+        &format!("FROM {name}\nRUN [\"/bin/busybox\", \"true\"]\n"),
+        &[],
+        102,
+    );
+    assert_full(&failed);
+    disk.assert_goes_on();
+}
+
+#[test]
 fn a_full_disk_of_the_client_is_not_taken_for_the_servers() {
     let shop = Workshop::open();
     shop.cooperage

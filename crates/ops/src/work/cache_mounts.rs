@@ -1,15 +1,16 @@
 //! Persistent directories for `RUN --mount=type=cache`.
 //!
 //! ```text
+//! <dir>/superblock
 //! <dir>/<sha256 of name and base>/<n>/fs     a directory; n > 0 only where private ones are in use at once
 //! <dir>/<sha256 of name and base>/<n>/note   its name, for people
 //! ```
 //! A directory may be lost at any time without harm: steps see an empty one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use diag::{Context, Error, Result};
 use llb::CacheSharing;
@@ -20,8 +21,14 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::sync::CancellationToken;
 
 use super::parts::blocking;
+use crate::Root;
 use crate::file_actions;
-use crate::{Root, dir_entry};
+
+/// Version of the directory's format.
+const FORMAT: u32 = 1;
+
+/// How long the size of a mount is believed while it is used.
+const SIZE_AGE_MAX: Duration = Duration::from_secs(60);
 
 /// The cache mounts of a server; clones share them.
 #[derive(Clone)]
@@ -31,6 +38,8 @@ struct Inner {
     dir: PathBuf,
     /// Directories in use, with how many users each has.
     used: Mutex<HashMap<PathBuf, usize>>,
+    /// Sizes in bytes, and when they were measured.
+    sizes: Mutex<HashMap<PathBuf, (u64, Instant)>>,
     /// One lock a name, for those that are used one after the other.
     locks: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
 }
@@ -72,6 +81,7 @@ impl CacheMounts {
     /// is removed in the background.
     pub fn open(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir).context("cache mounts")?;
+        content::check_superblock(dir, FORMAT)?;
         let left = half_made(dir).context("cache mounts")?;
         if !left.is_empty() {
             std::thread::spawn(move || {
@@ -85,6 +95,7 @@ impl CacheMounts {
         Ok(CacheMounts(Arc::new(Inner {
             dir: dir.to_owned(),
             used: Mutex::new(HashMap::new()),
+            sizes: Mutex::default(),
             locks: Mutex::new(HashMap::new()),
         })))
     }
@@ -134,7 +145,7 @@ impl CacheMounts {
                 found.push(CacheMountInfo {
                     id: id_of(&dir),
                     name: note.name,
-                    size_bytes: disk_usage(&dir.join("fs"), &mut HashSet::new()),
+                    size_bytes: self.size(&dir),
                     created,
                     last_used: last_used.unwrap_or(created),
                     usage_count: note.usage_count,
@@ -160,6 +171,7 @@ impl CacheMounts {
                     // Renamed under the lock, so that nobody begins to use what is being removed.
                     let doomed = self.0.dir.join(format!(".gone-{id}"));
                     std::fs::rename(&dir, &doomed)?;
+                    self.0.sizes.lock().remove(&dir);
                     doomed
                 };
                 std::fs::remove_dir_all(&doomed)?;
@@ -168,6 +180,21 @@ impl CacheMounts {
             }
         }
         Ok(false)
+    }
+
+    /// Bytes of disk blocks of a mount: measured once after each use, and now and then while it is
+    /// used, because a mount may have very many files.
+    fn size(&self, dir: &Path) -> u64 {
+        let known = self.0.sizes.lock().get(dir).copied();
+        if let Some((size, at)) = known
+            && (!self.0.used.lock().contains_key(dir) || at.elapsed() < SIZE_AGE_MAX)
+        {
+            return size;
+        }
+        let at = Instant::now();
+        let size = archive::allocated(dir, &|_| false);
+        self.0.sizes.lock().insert(dir.to_owned(), (size, at));
+        size
     }
 
     async fn lock(
@@ -222,6 +249,7 @@ impl CacheMounts {
             *count -= 1;
             if *count == 0 {
                 used.remove(dir);
+                self.0.sizes.lock().remove(dir);
             }
         }
     }
@@ -270,7 +298,9 @@ fn prepare(dir: &Path, name: &str, base: Option<&Path>, cancel: &CancellationTok
     note.name = name.to_owned();
     note.usage_count += 1;
     let text = serde_json::to_vec(&note).map_err(|error| Error::internal(error.to_string()))?;
-    std::fs::write(dir.join("note"), text)?;
+    let new = dir.join("note.new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(new, dir.join("note"))?;
     Ok(())
 }
 
@@ -348,31 +378,6 @@ fn id_of(dir: &Path) -> String {
     let key = dir.parent().and_then(Path::file_name).unwrap_or_default();
     let key = key.to_string_lossy();
     format!("{}-{number}", &key[..key.len().min(24)])
-}
-
-/// Bytes of disk blocks below a path, files with several names counted once.
-fn disk_usage(path: &Path, seen: &mut HashSet<(u64, u64)>) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(meta) = std::fs::symlink_metadata(path) else {
-        return 0;
-    };
-    if meta.nlink() > 1 && !meta.is_dir() && !seen.insert((meta.dev(), meta.ino())) {
-        return 0;
-    }
-    let own = meta.blocks() * 512;
-    if !meta.is_dir() {
-        return own;
-    }
-    let Ok(fd) = Root::open(path) else { return own };
-    let names = fd
-        .open_dir(&crate::Resolved::default())
-        .ok()
-        .and_then(|fd| dir_entry::list(fd).ok())
-        .unwrap_or_default();
-    own + names
-        .iter()
-        .map(|name| disk_usage(&path.join(name), seen))
-        .sum::<u64>()
 }
 
 #[cfg(test)]

@@ -23,11 +23,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use diag::{Error, Result};
-use layers::LayerStack;
+use layers::{LayerNote, LayerStack};
 use llb::{DiffOp, MergeOp, Op, Vertex};
 use oci::Digest;
 use solver::{Identity, InputKey, RunContext, Work};
 use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
 
 pub use cache_mounts::{CacheMountInfo, CacheMounts};
 pub use context::{BuildContext, Event, Outside, RunSink, to_vertex_status};
@@ -128,7 +129,7 @@ impl Work for OpWork {
                 blocking(move || file::run_file_op(&parts, &file, &name, &inputs, &cancel)).await
             }
             Op::Merge(merge) => self.merge(merge, &inputs),
-            Op::Diff(diff) => self.diff(diff, &inputs),
+            Op::Diff(diff) => self.diff(diff, &inputs, context.cancel.clone()).await,
             Op::Build(_) => Err(Error::unimplemented(
                 "builds inside a definition (BuildOp) are not supported by this server",
             )),
@@ -146,8 +147,9 @@ impl Work for OpWork {
         }
     }
 
+    /// As with stock, sources count too.
     fn limited(&self) -> bool {
-        matches!(self.vertex.op, Op::Exec(_) | Op::File(_))
+        matches!(self.vertex.op, Op::Exec(_) | Op::File(_) | Op::Source(_))
     }
 
     fn description(&self) -> String {
@@ -164,19 +166,34 @@ impl OpWork {
         Ok(vec![Output::of(&self.parts.layers, stack)])
     }
 
-    fn diff(&self, diff: &DiffOp, inputs: &[Output]) -> Result<Vec<Output>> {
+    /// What the upper state has over the lower one: the layers between where it was made from it, else
+    /// one layer that is found by comparing both.
+    async fn diff(
+        &self,
+        diff: &DiffOp,
+        inputs: &[Output],
+        cancel: CancellationToken,
+    ) -> Result<Vec<Output>> {
         let side = |input: Option<usize>| match input {
             Some(input) => input_stack(inputs, input),
             None => Ok(LayerStack::empty()),
         };
         let (lower, upper) = (side(diff.lower)?, side(diff.upper)?);
-        // What a state has over one that it was not made from would have to be found file by file.
-        let above = upper.above(&lower).ok_or_else(|| {
-            Error::unimplemented(
-                "the difference of states that were not made from each other is not supported by this server",
-            )
-        })?;
-        Ok(vec![Output::of(&self.parts.layers, above)])
+        if let Some(above) = upper.above(&lower) {
+            return Ok(vec![Output::of(&self.parts.layers, above)]);
+        }
+        let (layers, note) = (
+            self.parts.layers.clone(),
+            LayerNote::new(self.vertex.name()),
+        );
+        let output = blocking(move || {
+            let made = layers.difference(&lower, &upper, note, &|| cancel.is_cancelled())?;
+            Ok(match made {
+                Some((id, hold)) => Output::held(id.into(), hold),
+                None => Output::empty(),
+            })
+        });
+        Ok(vec![output.await?])
     }
 }
 

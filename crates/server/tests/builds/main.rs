@@ -7,18 +7,20 @@
 
 mod bench;
 mod cases;
+mod state;
 
 use std::pin::Pin;
 
 type Case = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
 
 macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        &[$((stringify!($name), || Box::pin(cases::$name()))),*]
+    ($($module:ident: $($name:ident),* $(,)?;)*) => {
+        &[$($((stringify!($name), || Box::pin($module::$name()))),*),*]
     };
 }
 
 const CASES: &[Case] = cases![
+    cases:
     a_dockerfile_becomes_files_and_the_second_time_everything_is_cached,
     only_what_changed_runs_again,
     a_failing_step_is_reported_with_its_place_in_the_dockerfile,
@@ -32,7 +34,15 @@ const CASES: &[Case] = cases![
     a_client_drives_a_build_through_the_gateway,
     entitlements_must_be_granted_by_both,
     a_root_has_one_server,
-    finished_builds_are_remembered,
+    finished_builds_are_remembered;
+    state:
+    disk_usage_adds_up_to_what_du_says,
+    a_cap_holds_while_a_build_runs_and_spares_what_it_uses,
+    old_cache_is_removed_after_builds,
+    prune_removes_what_its_filters_mean,
+    sixty_four_builds_run_what_they_share_once,
+    at_most_so_many_steps_run_at_once,
+    differences_and_merges_of_unrelated_states_are_made;
 ];
 
 fn main() {

@@ -20,6 +20,7 @@ use crate::diffcopy::{
 };
 use crate::error::SessionError;
 use crate::headers::{append, append_list};
+use crate::in_place;
 use crate::manager::Session;
 
 const SYNC: &str = "/moby.filesync.v1.FileSync/DiffCopy";
@@ -84,6 +85,9 @@ impl Session {
         progress: Option<Progress>,
     ) -> Result<SyncStats, SessionError> {
         self.require(SYNC, "no local sources enabled")?;
+        if let Some(dir) = self.dir_in_place(&request.dir_name) {
+            return in_place::sync(dir.clone(), request, progress).await;
+        }
         let mut metadata = MetadataMap::new();
         append_list(&mut metadata, "dir-name", &[&request.dir_name])?;
         append_list(&mut metadata, "include-patterns", &request.include)?;

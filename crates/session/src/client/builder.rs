@@ -17,6 +17,7 @@ use super::secrets::{SecretSource, SecretsService};
 use super::ssh::{SshAgent, SshService};
 use super::upload::{UploadService, Uploads};
 use crate::headers::SessionHeaders;
+use crate::in_place::SharedDir;
 
 /// What a session offers. Nothing is offered that was not given.
 #[derive(Default)]
@@ -24,6 +25,7 @@ pub struct ClientSessionBuilder {
     shared_key: String,
     name: String,
     local_dirs: BTreeMap<String, LocalDir>,
+    in_place: bool,
     auth: Option<AuthOptions>,
     secrets: Option<BTreeMap<String, SecretSource>>,
     ssh: Option<Vec<SshAgent>>,
@@ -55,6 +57,14 @@ impl ClientSessionBuilder {
     #[must_use]
     pub fn local_dirs(mut self, dirs: BTreeMap<String, LocalDir>) -> Self {
         self.local_dirs.extend(dirs);
+        self
+    }
+
+    /// Lets a server that runs on this machine, as this user, read the directories in place. To be
+    /// said only when the session is opened to such a server: what it is told are our paths.
+    #[must_use]
+    pub fn in_place(mut self, in_place: bool) -> Self {
+        self.in_place = in_place;
         self
     }
 
@@ -110,6 +120,10 @@ impl ClientSessionBuilder {
     /// The session, with an id of its own.
     pub fn build(self) -> ClientSession {
         let mut router = Router::default();
+        let dirs = self.local_dirs.iter().filter(|_| self.in_place);
+        let local_dirs = dirs
+            .filter_map(|(name, dir)| Some((name.clone(), SharedDir::of(&dir.path).ok()?)))
+            .collect();
         let mut methods = BTreeSet::new();
         let mut offer =
             |names: &[&str]| methods.extend(names.iter().map(|name| (*name).to_owned()));
@@ -152,6 +166,7 @@ impl ClientSessionBuilder {
                 name: self.name,
                 shared_key: self.shared_key,
                 methods,
+                local_dirs,
             }),
             router,
         }

@@ -13,7 +13,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use http::{Request as HttpRequest, Response as HttpResponse};
-use pathmatch::{LinkTree, PathFilter, follow_links};
+use pathmatch::{LinkTree, PathFilter};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
@@ -25,6 +25,7 @@ use tower::Service;
 use crate::codec::{MESSAGE_BYTES_MAX, RawCodec, flat};
 use crate::diffcopy::{self, OUTBOUND_BATCHES, Progress, SendOptions};
 use crate::error::SessionError;
+use crate::filter::transfer_filter;
 use crate::headers::{first, list};
 
 /// A directory the server may read.
@@ -109,28 +110,12 @@ pub fn with_result<T: Send + 'static>(
 
 /// What of a directory a request asks for.
 fn requested_filter(root: &Path, metadata: &MetadataMap) -> Result<PathFilter, SessionError> {
-    let mut include = list(metadata, "include-patterns");
-    let exclude = list(metadata, "exclude-patterns");
+    let (include, exclude) = (
+        list(metadata, "include-patterns"),
+        list(metadata, "exclude-patterns"),
+    );
     let follow = list(metadata, "followpaths");
-    if !follow.is_empty() {
-        let tree = ContextTree { root };
-        if let Some(targets) = follow_links(&tree, &follow)? {
-            include.extend(targets);
-        }
-    }
-    // The root itself among the patterns means that there are none.
-    if include.iter().any(|pattern| pattern == ".") {
-        include.clear();
-    }
-    let broken = |kind, patterns: &Vec<String>, source| SessionError::Pattern {
-        kind,
-        patterns: patterns.clone(),
-        source,
-    };
-    PathFilter::new(&include, &[] as &[&str])
-        .map_err(|source| broken("includepatterns", &include, source))?;
-    PathFilter::new(&include, &exclude)
-        .map_err(|source| broken("excludepatterns", &exclude, source))
+    transfer_filter(&ContextTree { root }, include, &exclude, &follow)
 }
 
 struct ContextTree<'a> {

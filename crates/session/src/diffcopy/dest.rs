@@ -36,6 +36,13 @@ pub struct NewFile {
     temp: Option<Vec<u8>>,
 }
 
+impl NewFile {
+    /// What is written to.
+    pub fn descriptor(&self) -> &OwnedFd {
+        &self.fd
+    }
+}
+
 impl Dest {
     /// Opens the directory. `temp_tag` keeps the temporary names of several views apart.
     pub fn open(path: &Path, temp_tag: char) -> Result<Self, SessionError> {

@@ -35,27 +35,54 @@ pub struct Outcome {
     pub stats: SyncStats,
 }
 
+/// How content is got.
+pub enum Contents {
+    /// It is asked for, and noted until it begins to come.
+    Ask {
+        pending: Pendings,
+        outbound: mpsc::UnboundedSender<Batch>,
+        requests: Batch,
+    },
+    /// It is gathered for who can reach it, which is also asked for the attributes of what changes.
+    Gather {
+        wanted: Vec<Pending>,
+        attributes: AttributeReader,
+    },
+}
+
+/// Reads the extended attributes of a path.
+pub type AttributeReader = Box<dyn Fn(&FileStat) -> Result<Attributes, SessionError> + Send>;
+type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Compares what is announced with what is there, and asks for content.
 pub struct Differ {
     pub dest: Dest,
     root: PathBuf,
     options: ReceiveOptions,
     order: OrderCheck,
-    pending: Pendings,
-    outbound: mpsc::UnboundedSender<Batch>,
-    requests: Batch,
+    contents: Contents,
     outcome: Outcome,
     is_root: bool,
 }
 
 /// What is in the destination, in order.
-struct Present {
+pub struct Present {
     walker: Walker,
     links: HardLinks,
     next: Option<Entry>,
 }
 
 impl Present {
+    fn start(root: &Path) -> Result<Self, SessionError> {
+        let mut present = Present {
+            walker: Walker::new(root, WalkOptions::default())?,
+            links: HardLinks::default(),
+            next: None,
+        };
+        present.advance()?;
+        Ok(present)
+    }
+
     fn advance(&mut self) -> Result<(), SessionError> {
         self.next = self.walker.next_entry()?;
         if let Some(entry) = &mut self.next {
@@ -69,17 +96,14 @@ impl Differ {
     pub fn new(
         root: &Path,
         options: ReceiveOptions,
-        pending: Pendings,
-        outbound: mpsc::UnboundedSender<Batch>,
+        contents: Contents,
     ) -> Result<Self, SessionError> {
         Ok(Differ {
             dest: Dest::open(root, 'd')?,
             root: root.to_owned(),
             options,
             order: OrderCheck::default(),
-            pending,
-            outbound,
-            requests: Batch::new(),
+            contents,
             outcome: Outcome::default(),
             is_root: rustix::process::geteuid().is_root(),
         })
@@ -91,17 +115,7 @@ impl Differ {
         mut entries: mpsc::Receiver<Vec<(u32, FileStat)>>,
         writer: &mpsc::Sender<Vec<ToWriter>>,
     ) -> Result<(), SessionError> {
-        let mut present = None;
-        if !self.options.merge {
-            let walker = Walker::new(&self.root, WalkOptions::default())?;
-            let mut start = Present {
-                walker,
-                links: HardLinks::default(),
-                next: None,
-            };
-            start.advance()?;
-            present = Some(start);
-        }
+        let mut present = self.present()?;
         loop {
             let batch = entries.blocking_recv().ok_or(SessionError::Canceled)?;
             if batch.is_empty() {
@@ -112,18 +126,41 @@ impl Differ {
             }
             self.send_requests();
         }
-        if let Some(present) = &mut present {
-            self.remove_until(present, None)?;
-        }
-        let rest = self.order.finish();
-        self.note_dirs(rest);
-        let done = vec![ToWriter::EntriesDone(Box::new(self.outcome))];
+        let outcome = self.finish(present.as_mut())?;
+        let done = vec![ToWriter::EntriesDone(Box::new(outcome))];
         writer
             .blocking_send(done)
             .map_err(|_| SessionError::Canceled)
     }
 
-    fn entry(
+    /// What is there to compare with; nothing when what is not announced is to stay.
+    pub fn present(&self) -> Result<Option<Present>, SessionError> {
+        match self.options.merge {
+            true => Ok(None),
+            false => Present::start(&self.root).map(Some),
+        }
+    }
+
+    /// No more entries come: gives what is left to be done.
+    pub fn finish(mut self, present: Option<&mut Present>) -> Result<Outcome, SessionError> {
+        if let Some(present) = present {
+            self.remove_until(present, None)?;
+        }
+        let rest = self.order.finish();
+        self.note_dirs(rest)?;
+        Ok(self.outcome)
+    }
+
+    /// The files whose content was found wanted since this was last called.
+    pub fn take_wanted(&mut self) -> Vec<Pending> {
+        match &mut self.contents {
+            Contents::Ask { .. } => Vec::new(),
+            Contents::Gather { wanted, .. } => std::mem::take(wanted),
+        }
+    }
+
+    /// Compares an entry and makes it what it is to be, but for its content.
+    pub fn entry(
         &mut self,
         id: u32,
         mut stat: FileStat,
@@ -136,7 +173,7 @@ impl Differ {
             return Err(SessionError::Protocol("invalid owner".into()));
         }
         let done = self.order.next(&stat)?;
-        self.note_dirs(done);
+        self.note_dirs(done)?;
         self.outcome.stats.entries += 1;
         let existing = match present {
             None => self.dest.lstat(&stat.path)?,
@@ -194,7 +231,7 @@ impl Differ {
     fn apply(
         &mut self,
         id: u32,
-        stat: FileStat,
+        mut stat: FileStat,
         existing: Option<FileStat>,
     ) -> Result<(), SessionError> {
         if stat.is_dir()
@@ -216,6 +253,9 @@ impl Differ {
         self.tell(kind, &stat.path, Some(&stat));
         self.order.touch_parent(&stat.path);
         let is_file = |stat: &FileStat| mode::is_regular(stat.mode);
+        if is_file(&stat) && !stat.is_hard_link() {
+            self.read_attributes(&mut stat)?;
+        }
         let replaces_file = existing.as_ref().is_some_and(is_file) && is_file(&stat);
         if let Some(existing) = &existing
             && !replaces_file
@@ -277,20 +317,43 @@ impl Differ {
 
     fn request(&mut self, id: u32, stat: FileStat, replaces: bool) {
         self.outcome.requested += 1;
-        self.requests.push(Packet::Request(id).encode());
-        self.pending.lock().insert(id, Pending { stat, replaces });
-    }
-
-    fn send_requests(&mut self) {
-        if !self.requests.is_empty() {
-            // Without a sender the transfer is about to be dropped.
-            let _ = self.outbound.send(std::mem::take(&mut self.requests));
+        let file = Pending { stat, replaces };
+        match &mut self.contents {
+            Contents::Ask {
+                pending, requests, ..
+            } => {
+                requests.push(Packet::Request(id).encode());
+                pending.lock().insert(id, file);
+            }
+            Contents::Gather { wanted, .. } => wanted.push(file),
         }
     }
 
-    fn note_dirs(&mut self, done: Vec<OpenDir>) {
-        let touched = done.into_iter().filter(|dir| dir.touched);
-        self.outcome.dirs.extend(touched.map(|dir| dir.stat));
+    fn send_requests(&mut self) {
+        if let Contents::Ask {
+            outbound, requests, ..
+        } = &mut self.contents
+            && !requests.is_empty()
+        {
+            // Without a sender the transfer is about to be dropped.
+            let _ = outbound.send(std::mem::take(requests));
+        }
+    }
+
+    /// Entries that came over the wire have their attributes with them.
+    fn read_attributes(&self, stat: &mut FileStat) -> Result<(), SessionError> {
+        if let Contents::Gather { attributes, .. } = &self.contents {
+            stat.xattrs = attributes(stat)?;
+        }
+        Ok(())
+    }
+
+    fn note_dirs(&mut self, done: Vec<OpenDir>) -> Result<(), SessionError> {
+        for mut dir in done.into_iter().filter(|dir| dir.touched) {
+            self.read_attributes(&mut dir.stat)?;
+            self.outcome.dirs.push(dir.stat);
+        }
+        Ok(())
     }
 
     fn tell(&self, kind: ChangeKind, path: &[u8], stat: Option<&FileStat>) {

@@ -18,9 +18,13 @@
 //! - Only a sender's content waits for the network, in a bounded queue.
 //!
 //! Below, HTTP/2 keeps the same rule, see [`crate::pipe`].
+//!
+//! Where both trees are on this machine, [`mirror`] does the same without packets: the result is the
+//! same, because the comparison is.
 
 mod dest;
 mod differ;
+mod mirror;
 mod order;
 mod receive;
 mod send;
@@ -28,6 +32,7 @@ mod writer;
 
 use std::sync::Arc;
 
+pub use mirror::{Tree, mirror};
 pub use receive::{Change, ChangeKind, Owner, ReceiveOptions, SyncStats, receive};
 pub use send::{OUTBOUND_BATCHES, SendOptions, SendStats, send};
 

@@ -8,7 +8,7 @@ use futures::StreamExt;
 use tokio::sync::mpsc;
 
 use super::Progress;
-use super::differ::{Differ, Pendings};
+use super::differ::{Contents, Differ, Pendings};
 use super::writer::{ToWriter, Writer};
 use crate::codec::{Batch, Inbound};
 use crate::error::SessionError;
@@ -146,7 +146,12 @@ async fn transfer(
     let pending = Pendings::default();
     let (entries, entries_in) = mpsc::channel(QUEUED_BATCHES);
     let (content, content_in) = mpsc::channel(QUEUED_BATCHES);
-    let differ = Differ::new(dest, options.clone(), pending.clone(), outbound.clone())?;
+    let contents = Contents::Ask {
+        pending: pending.clone(),
+        outbound: outbound.clone(),
+        requests: Batch::new(),
+    };
+    let differ = Differ::new(dest, options.clone(), contents)?;
     let writer = Writer::new(differ.dest.another('w'), pending, outbound.clone());
     let to_writer = content.clone();
     let mut differ = tokio::task::spawn_blocking(move || differ.run(entries_in, &to_writer));

@@ -15,6 +15,7 @@
 
 mod checkout;
 mod command;
+mod kept;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ use checkout::Checkout;
 use command::{Git, Place};
 
 pub use command::{GitAccess, GitLog};
+pub use kept::KeptRepository;
 
 /// Version of the directory's format.
 const FORMAT: u32 = 1;

@@ -20,6 +20,7 @@ mod layer_tar;
 mod outcome;
 mod prepare;
 mod record;
+mod server;
 mod servers;
 mod tree;
 mod yard;

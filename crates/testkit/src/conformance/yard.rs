@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::bench::{Bench, Builder};
+use super::server::Server;
 use super::servers::REGISTRY_PORT;
-use crate::{Engine, Lab, Peers, Release, Server, Tool};
+use crate::{Engine, Lab, Peers, Release, Tool};
 
 /// A lab with a bench and builders. The thread that opens it is in its network from then on, and so
 /// are the threads it starts.
