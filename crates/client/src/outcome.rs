@@ -71,7 +71,9 @@ impl Outcome {
         let json = get("result.json");
         let text = match (function.format.as_str(), json, get("result.txt")) {
             ("json", Some(json), _) => format!("{json}\n"),
-            (_, _, Some(text)) if function.name == "lint" => lint_text(text, json)?,
+            (_, _, Some(text)) if function.name == "lint" => {
+                lint_text(text, json, &self.dockerfile_source)?
+            }
             (_, _, Some(text)) => text.to_owned(),
             (_, Some(json), None) => format!("{json}\n"),
             (_, None, None) => {
@@ -138,8 +140,8 @@ fn decoded(key: &str, value: &str) -> Value {
     }
 }
 
-/// The result of a check, under a line that counts.
-fn lint_text(text: &str, json: Option<&str>) -> Result<String, Error> {
+/// The result of a check, under a line that counts; the Dockerfile goes by the name the user knows.
+fn lint_text(text: &str, json: Option<&str>, dockerfile: &str) -> Result<String, Error> {
     let parsed: Value = serde_json::from_str(json.unwrap_or("{}"))
         .map_err(|error| Error::internal(error.to_string()).context("result.json"))?;
     let count = parsed
@@ -149,17 +151,50 @@ fn lint_text(text: &str, json: Option<&str>) -> Result<String, Error> {
     let failed = parsed
         .get("buildError")
         .is_some_and(|error| !error.is_null());
+    let name = parsed["sources"][0]["filename"].as_str();
+    let text = renamed(text, name.unwrap_or_default(), dockerfile);
+    // The error, which is printed with all others, stands apart from the warnings.
+    let text = text + if failed && count > 0 { "\n" } else { "" };
     Ok(match count {
-        0 if failed => text.to_owned(),
+        0 if failed => text,
         0 => "Check complete, no warnings found.\n".to_owned(),
         1 => format!("Check complete, 1 warning has been found!\n{text}"),
         count => format!("Check complete, {count} warnings have been found!\n{text}"),
     })
 }
 
+/// The text with excerpts headed `NEW:LINE` in place of `OLD:LINE`.
+fn renamed(text: &str, old: &str, new: &str) -> String {
+    if old.is_empty() || new.is_empty() {
+        return text.to_owned();
+    }
+    let mut out = String::new();
+    let mut lines = text.split_inclusive('\n').peekable();
+    while let Some(line) = lines.next() {
+        let heads = lines
+            .peek()
+            .is_some_and(|next| next.starts_with("--------------------"));
+        let number = line
+            .strip_prefix(old)
+            .and_then(|rest| rest.strip_prefix(':'));
+        match number.filter(|_| heads) {
+            Some(number) => out.push_str(&format!("{new}:{number}")),
+            None => out.push_str(line),
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn excerpts_name_the_file_as_the_user_does() {
+        let text = "x\nDockerfile:2\n--------------------\nDockerfile:3\n";
+        let shown = renamed(text, "Dockerfile", "sub/D");
+        assert_eq!(shown, "x\nsub/D:2\n--------------------\nDockerfile:3\n");
+    }
 
     fn outcome(pairs: &[(&str, &str)]) -> Outcome {
         let response = pairs

@@ -61,13 +61,7 @@ impl SourceLocation {
         let text = String::from_utf8_lossy(&self.data);
         let lines: Vec<&str> = text.split('\n').collect();
         let total = lines.len() as u32;
-        let start = self
-            .ranges
-            .iter()
-            .map(|r| r.start.line)
-            .min()
-            .unwrap_or(1)
-            .max(1);
+        let start = self.ranges.iter().map(|r| r.start.line).min().unwrap_or(1);
         let end = self
             .ranges
             .iter()
@@ -75,7 +69,7 @@ impl SourceLocation {
             .max()
             .unwrap_or(start)
             .max(start);
-        if start > total {
+        if start < 1 || start > total {
             return String::new();
         }
         let end = end.min(total);

@@ -53,8 +53,36 @@ fn large_files_are_read_in_one_pass() {
         "\\\n",
         "ONBUILD ",
         "[",
+        "RUN <<A <<B\nA\nB\n",
+        "COPY <<-E /x\n\t\nE\n",
+        "FROM a AS b\nFROM b\n",
+        "RUN --mount=type=bind,target=/a ",
+        "# check=skip=x\n",
+        "\n\n\\\n",
+        "${a//b/",
+        "\"\\",
+        "é\u{2028}",
     ] {
-        let text = format!("FROM a\nENV {}", piece.repeat(400_000 / piece.len()));
+        let text = format!("FROM a\nENV {}", piece.repeat(1_000_000 / piece.len()));
         read(text.as_bytes());
+        let lines = piece.repeat(1_000_000 / piece.len());
+        read(lines.as_bytes());
+    }
+}
+
+#[test]
+fn long_words_are_expanded_in_one_pass() {
+    // A megabyte each: squared, that would not end while somebody waits.
+    let variables = std::collections::BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+    for piece in [
+        "$a", "${a}", "'x'", "\"$a\"", "\\x", "${a:-x}", "${b:+x}", "${a%b}", " ", "x ",
+    ] {
+        let text = piece.repeat(1_000_000 / piece.len());
+        let outcome = Lexer::new('\\').expand(&text, &variables).unwrap();
+        assert!(outcome.text.len() <= text.len(), "{piece}");
+    }
+    for nested in ["${a:-", "\"${a:+", "${a#"] {
+        let text = nested.repeat(1_000_000 / nested.len());
+        assert!(Lexer::new('\\').expand(&text, &variables).is_err());
     }
 }

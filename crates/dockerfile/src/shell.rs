@@ -77,6 +77,8 @@ pub struct ExpandError {
     pub text: String,
     /// What is wrong in it.
     pub reason: String,
+    /// Variables without a value that were met before the fault.
+    pub unmatched: BTreeSet<String>,
 }
 
 impl Lexer {
@@ -112,6 +114,7 @@ impl Lexer {
             Err(reason) => Err(ExpandError {
                 text: text.to_owned(),
                 reason,
+                unmatched: cursor.outcome.unmatched,
             }),
         }
     }

@@ -53,18 +53,16 @@ impl Dockerfile {
         findings: &[Diagnostic],
         lint: &Linter,
     ) -> Result<Dockerfile, SyntaxError> {
+        let is_error = |finding: &&Diagnostic| finding.severity == Severity::Error;
+        // A file that cannot be parsed gives its error and no warning.
+        if let Some(error) = findings.iter().find(is_error) {
+            return Err(SyntaxError {
+                message: error.message.clone(),
+                lines: error.lines,
+            });
+        }
         for finding in findings {
-            match finding.severity {
-                Severity::Error => {
-                    return Err(SyntaxError {
-                        message: finding.message.clone(),
-                        lines: finding.lines,
-                    });
-                }
-                Severity::Warning => {
-                    lint.report(Rule::NoEmptyContinuation, finding.lines, EMPTY_CONTINUATION)
-                }
-            }
+            lint.report(Rule::NoEmptyContinuation, finding.lines, EMPTY_CONTINUATION);
         }
         let mut file = Dockerfile {
             escape: ast.escape,

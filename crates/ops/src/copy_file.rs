@@ -136,8 +136,9 @@ pub(crate) fn set_owner(dir: impl AsFd, name: &OsStr, owner: Owner) -> Result<()
     rustix::fs::chownat(
         dir,
         name,
-        Some(Uid::from_raw(owner.uid)),
-        Some(Gid::from_raw(owner.gid)),
+        // The highest number means that the owner stays, as for chown(2).
+        (owner.uid != u32::MAX).then(|| Uid::from_raw(owner.uid)),
+        (owner.gid != u32::MAX).then(|| Gid::from_raw(owner.gid)),
         AtFlags::SYMLINK_NOFOLLOW,
     )
 }

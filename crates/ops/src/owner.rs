@@ -32,8 +32,7 @@ pub fn resolve_owner<'r>(
     match &option.user {
         Some(UserOpt::ById(id)) => owner = Owner { uid: *id, gid: *id },
         Some(UserOpt::ByName { name, input }) => {
-            let input =
-                input.ok_or_else(|| OpError::Invalid("invalid missing user mount".into()))?;
+            let input = input.ok_or_else(|| OpError::Invalid("invalid user index: -1".into()))?;
             if let Some(found) = lookup(root_of(input)?, "/etc/passwd", name)? {
                 owner = Owner {
                     uid: number(&found, 2).unwrap_or(0),
@@ -46,8 +45,7 @@ pub fn resolve_owner<'r>(
     match &option.group {
         Some(UserOpt::ById(id)) => owner.gid = *id,
         Some(UserOpt::ByName { name, input }) => {
-            let input =
-                input.ok_or_else(|| OpError::Invalid("invalid missing group mount".into()))?;
+            let input = input.ok_or_else(|| OpError::Invalid("invalid user index: -1".into()))?;
             if let Some(found) = lookup(root_of(input)?, "/etc/group", name)? {
                 owner.gid = number(&found, 2).unwrap_or(0);
             }

@@ -97,9 +97,10 @@ impl Staging {
             std::fs::create_dir(&path).context("export")?;
             let staging = Staging(path);
             for tree in trees {
+                let folder = tree.folder.unwrap_or_default();
                 let copy = CopyAction {
                     src: "/".into(),
-                    dest: format!("/{}", tree.folder.unwrap_or_default()),
+                    dest: format!("/{folder}"),
                     dir_copy_contents: true,
                     create_dest_path: true,
                     timestamp: tree.mtime.map(|seconds| seconds * 1_000_000_000),
@@ -108,6 +109,14 @@ impl Staging {
                 let (source, target) = (Root::open(&tree.root)?, Root::open(&staging.0)?);
                 let cancel = CancellationToken::new();
                 ops::file_actions::copy(&source, &target, &copy, None, &cancel)?;
+                if !folder.is_empty() {
+                    // A platform's folder is nobody's file: stock gives it no time.
+                    let seconds = u64::try_from(tree.mtime.unwrap_or(0)).unwrap_or(0);
+                    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+                    std::fs::File::open(staging.0.join(&folder))
+                        .and_then(|opened| opened.set_modified(time))
+                        .context("export")?;
+                }
             }
             Ok(staging)
         })

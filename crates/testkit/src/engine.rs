@@ -25,6 +25,8 @@ pub enum Release {
 pub struct EngineOptions<'a> {
     /// Its `insecure-registries`.
     pub insecure: Vec<String>,
+    /// URLs that serve images of docker.io.
+    pub mirrors: Vec<String>,
     /// Also listens at this port of 127.0.0.1, for clients with a certificate; see
     /// [`Engine::certificates`].
     pub tls_port: Option<u16>,
@@ -64,7 +66,7 @@ impl Engine {
         let configuration = directory.join("daemon.json");
         std::fs::write(
             &configuration,
-            configuration_for(&directory, release, &options.insecure).to_string(),
+            configuration_for(&directory, release, options).to_string(),
         )
         .expect("write the Engine's configuration");
         let mut command = lab.command(&dockerd);
@@ -190,9 +192,14 @@ fn programs(release: Release) -> (PathBuf, String) {
     }
 }
 
-fn configuration_for(directory: &Path, release: Release, insecure: &[String]) -> serde_json::Value {
+fn configuration_for(
+    directory: &Path,
+    release: Release,
+    options: &EngineOptions,
+) -> serde_json::Value {
     let mut configuration = serde_json::json!({
-        "insecure-registries": insecure,
+        "insecure-registries": options.insecure,
+        "registry-mirrors": options.mirrors,
         "default-address-pools": [{"base": "10.89.0.0/16", "size": 24}],
     });
     if needs_runtime_wrapper() {

@@ -9,6 +9,7 @@
 
 mod certificates;
 mod command;
+pub mod conformance;
 mod crash;
 mod engine;
 mod fuzz;

@@ -1,6 +1,8 @@
-//! Development chores: `cargo xtask peers | layers | test | simulate | crash`.
+//! Development chores: `cargo xtask peers | layers | test | simulate | crash | record-conformance |
+//! fuzz-dockerfile`.
 #![expect(clippy::print_stdout, reason = "a development tool prints")]
 
+mod conformance;
 mod endurance;
 mod layers;
 mod peers;
@@ -17,8 +19,11 @@ fn main() -> ExitCode {
         "test" => run::all(),
         "simulate" => endurance::simulate(&arguments),
         "crash" => endurance::crash(&arguments),
+        "record-conformance" => conformance::record(),
+        "fuzz-dockerfile" => conformance::fuzz(),
         _ => Err(
-            "usage: cargo xtask peers | layers | test | simulate [N] | crash [--rounds N] [--seed S]"
+            "usage: cargo xtask peers | layers | test | simulate [N] | crash [--rounds N] [--seed S] | \
+             record-conformance [FILTER…] | fuzz-dockerfile [--seeds N] [--from S]"
                 .to_owned(),
         ),
     };

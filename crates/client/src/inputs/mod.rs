@@ -4,6 +4,7 @@
 //! Looked at once per build, also when several nodes build.
 
 mod oci_layout;
+mod remote_dockerfile;
 mod stdin;
 
 use std::collections::BTreeMap;
@@ -46,6 +47,8 @@ pub struct Inputs {
     pub uploads: Vec<Upload>,
     /// What tells this directory from others to the server, without this machine's identity.
     pub shared_key: String,
+    /// A Dockerfile that the server fetches, as an input of the frontend.
+    pub dockerfile_graph: Option<proto::pb::Definition>,
     /// What the user calls the Dockerfile.
     pub dockerfile_source: String,
     /// Capabilities the frontend must have.
@@ -183,11 +186,7 @@ impl Loader<'_> {
             path => path.to_owned(),
         };
         if git_ref::is_http(&request.dockerfile) {
-            return Err(Error::unimplemented(format!(
-                "a Dockerfile from a URL is not supported: {}",
-                diag::redact_url(&request.dockerfile)
-            ))
-            .hint("fetch the file and give its path, or pass it on standard input with `-f -`"));
+            return self.place_remote_dockerfile(&request.dockerfile);
         }
         match std::mem::replace(&mut self.dockerfile, Dockerfile::Remote) {
             Dockerfile::Remote => {}
@@ -214,6 +213,20 @@ impl Loader<'_> {
         }
         let name = self.dockerfile_name.clone();
         self.attribute("filename", &name);
+        Ok(())
+    }
+
+    fn place_remote_dockerfile(&mut self, url: &str) -> Result<(), Error> {
+        if matches!(self.dockerfile, Dockerfile::Remote) {
+            return Err(Error::unimplemented(format!(
+                "a Dockerfile from a URL with a context that the server fetches is not supported: {}",
+                diag::redact_url(url)
+            ))
+            .hint("fetch the file and give its path, or pass it on standard input with `-f -`"));
+        }
+        self.inputs.dockerfile_graph = Some(remote_dockerfile::graph(url));
+        self.capability("moby.buildkit.frontend.inputs");
+        self.attribute("filename", "Dockerfile");
         Ok(())
     }
 

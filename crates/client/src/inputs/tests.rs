@@ -122,6 +122,20 @@ fn remote_contexts_are_the_servers() {
 }
 
 #[test]
+fn a_dockerfile_from_a_url_is_an_input_of_the_frontend() {
+    let place = Place::new();
+    let inputs = place.load(".", "https://h/x/my.Dockerfile", b"").unwrap();
+    assert_eq!(inputs.attributes["filename"], "Dockerfile");
+    let graph = inputs.dockerfile_graph.unwrap();
+    assert_eq!(graph.def.len(), 2);
+    assert!(!inputs.local_dirs.contains_key("dockerfile"));
+    let error = place
+        .load("https://h/x.git", "https://h/Dockerfile", b"")
+        .unwrap_err();
+    assert!(error.to_string().contains("not supported"), "{error}");
+}
+
+#[test]
 fn what_is_missing_is_named_in_the_known_words() {
     let place = Place::new();
     place.file("file");

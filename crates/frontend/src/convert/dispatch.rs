@@ -151,11 +151,16 @@ impl Converter<'_> {
     }
 
     fn expand_with(&self, lexer: &Lexer, place: Place<'_>, text: &str) -> Result<String> {
-        let outcome = lexer
-            .expand(text, &self.stages[place.id].fs.env)
-            .map_err(|e| fail(e.to_string()))?;
-        checks::undefined_variables(self, place.id, &outcome.unmatched, place.lines, place.lint);
-        Ok(outcome.text)
+        let outcome = lexer.expand(text, &self.stages[place.id].fs.env);
+        let unmatched = match &outcome {
+            Ok(outcome) => &outcome.unmatched,
+            Err(error) => &error.unmatched,
+        };
+        checks::undefined_variables(self, place.id, unmatched, place.lines, place.lint);
+        match outcome {
+            Ok(outcome) => Ok(outcome.text),
+            Err(error) => Err(fail(error.to_string())),
+        }
     }
 
     pub(super) fn expand_pairs(

@@ -124,6 +124,11 @@ impl Selection<'_> {
         let keep_header = !selector.path.ends_with('/') || path == "/";
         if !selector.wildcard {
             let Some(found) = tree.resolve(Path::new(path), LastLink::Follow)? else {
+                // A link to nowhere is there; what it is to give is not.
+                let link = tree.resolve(Path::new(path), LastLink::Keep)?;
+                if selector.follow_links && link.is_some() {
+                    return Err(OpError::NotFound(path.to_owned()));
+                }
                 return Ok(path.to_owned());
             };
             self.top(Path::new(path), &found.node, selector, keep_header)?;

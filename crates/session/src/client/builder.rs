@@ -30,7 +30,7 @@ pub struct ClientSessionBuilder {
     in_place: bool,
     auth: Option<AuthOptions>,
     secrets: Option<BTreeMap<String, SecretSource>>,
-    ssh: Vec<SshAgent>,
+    ssh: Option<Vec<SshAgent>>,
     exports: BTreeMap<usize, ExportTarget>,
     uploads: Option<Uploads>,
     stores: BTreeMap<String, Store>,
@@ -90,10 +90,11 @@ impl ClientSessionBuilder {
         self
     }
 
-    /// SSH agents and sockets.
+    /// SSH agents and sockets. Once this was called the service is there, also without any agent: it
+    /// says which key is missing.
     #[must_use]
     pub fn ssh(mut self, agents: Vec<SshAgent>) -> Self {
-        self.ssh.extend(agents);
+        self.ssh.get_or_insert_default().extend(agents);
         self
     }
 
@@ -167,8 +168,8 @@ impl ClientSessionBuilder {
             router.add(SecretsService::server(secrets));
             offer(&SecretsService::METHODS);
         }
-        if !self.ssh.is_empty() {
-            router.add(SshService::server(self.ssh));
+        if let Some(agents) = self.ssh {
+            router.add(SshService::server(agents));
             offer(&SshService::METHODS);
         }
         if let Some(uploads) = self.uploads {

@@ -1,0 +1,3 @@
+FROM scratch AS x
+COPY g /
+FROM scratch

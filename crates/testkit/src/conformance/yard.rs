@@ -1,0 +1,104 @@
+//! Labs in which cases are built: with our server, with the Engine, or with both.
+
+use std::path::{Path, PathBuf};
+
+use super::bench::{Bench, Builder};
+use super::server::Server;
+use super::servers::REGISTRY_PORT;
+use crate::{Engine, EngineOptions, Lab, Peers, Release, Tool};
+
+/// A lab with a bench and builders. The thread that opens it is in its network from then on, and so
+/// are the threads it starts.
+pub struct Yard {
+    /// Where cases are built and compared.
+    pub bench: Bench,
+    server: Option<Server>,
+    engine: Option<Engine>,
+    lab: Lab,
+}
+
+impl Yard {
+    /// With our server.
+    pub fn with_server(executable: &Path) -> Yard {
+        Self::open(Some(executable), false)
+    }
+
+    /// With the newest Engine, whose images are kept by containerd.
+    pub fn with_engine() -> Yard {
+        Self::open(None, true)
+    }
+
+    /// With both.
+    pub fn with_both(executable: &Path) -> Yard {
+        Self::open(Some(executable), true)
+    }
+
+    fn open(executable: Option<&Path>, engine: bool) -> Yard {
+        let lab = Lab::start();
+        lab.enter_network();
+        let bench = Bench::open(&lab.subdirectory("bench"));
+        let configuration = bench.server_configuration();
+        let server = executable.map(|path| Server::start(&lab, path, &configuration));
+        let mirror = format!("http://127.0.0.1:{REGISTRY_PORT}");
+        let engine = engine.then(|| {
+            let options = EngineOptions {
+                insecure: vec!["127.0.0.0/8".to_owned()],
+                mirrors: vec![mirror.clone()],
+                ..EngineOptions::default()
+            };
+            Engine::start_with(&lab, Release::NewestContainerd, &options)
+        });
+        Yard {
+            bench,
+            server,
+            engine,
+            lab,
+        }
+    }
+
+    fn home(&self, name: &str) -> PathBuf {
+        self.lab.subdirectory(&format!("home-{name}"))
+    }
+
+    /// Our client on our server.
+    pub fn ours(&self, executable: &Path) -> Builder {
+        self.remote(Tool::new(executable, &self.home("ours")))
+    }
+
+    /// The stock client on our server.
+    pub fn stock(&self) -> Builder {
+        self.remote(Tool::new(Peers::find().buildx(), &self.home("stock")))
+    }
+
+    /// The stock client on the Engine's own builder.
+    pub fn engine(&self) -> Builder {
+        let engine = self.engine.as_ref().expect("a yard with an Engine");
+        let client = Tool::new(Peers::find().buildx(), &self.home("engine"));
+        Builder {
+            client: client.env("DOCKER_HOST", engine.host()),
+            name: "default".into(),
+        }
+    }
+
+    /// What our server wrote.
+    pub fn server_log(&self) -> String {
+        self.server.as_ref().map(Server::log).unwrap_or_default()
+    }
+
+    fn remote(&self, client: Tool) -> Builder {
+        let server = self.server.as_ref().expect("a yard with our server");
+        let name = "corpus";
+        client.ok(&[
+            "create",
+            "--name",
+            name,
+            "--driver",
+            "remote",
+            server.address(),
+        ]);
+        Builder {
+            client,
+            name: name.into(),
+        }
+    }
+}
