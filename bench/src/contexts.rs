@@ -1,5 +1,6 @@
 //! Contexts of many files: sent through the session, as to a server anywhere, beside read in place,
-//! as by a server on this machine. One server, asked in turn; only the way of the files differs.
+//! as by a server on this machine. Two servers with states of their own, asked in turn; only the way of
+//! the files differs.
 
 use std::path::Path;
 
@@ -26,14 +27,16 @@ pub fn run(executable: &Path, rounds: usize) {
         .env("XDG_DATA_HOME", lab.directory().display().to_string());
     let context = lab.subdirectory("context");
     fill(&context);
-    tool.ok(&["create", "--name=e", "--driver=embedded", "--bootstrap"]);
-    let inspected = tool.ok(&["inspect", "e"]).stdout;
+    for name in ["--name=far", "--name=here"] {
+        tool.ok(&["create", name, "--driver=embedded", "--bootstrap"]);
+    }
+    let inspected = tool.ok(&["inspect", "far"]).stdout;
     let mut lines = inspected.lines();
     let socket = lines
         .find_map(|line| line.strip_prefix("Socket:"))
         .expect("the place of the socket");
     let address = format!("unix://{}", socket.trim());
-    tool.ok(&["create", "--name=r", "--driver=remote", &address]);
+    tool.ok(&["create", "--name=session", "--driver=remote", &address]);
     println!(
         "{:<44} {:>18} {:>18} {:>8}",
         format!("{FILES} files"),
@@ -46,15 +49,18 @@ pub fn run(executable: &Path, rounds: usize) {
         let context = context.to_str().expect("UTF-8");
         drop(tool.ok(&["build", &builder, context]));
     };
-    let (mut sent, mut read) = (vec![timed(|| build("r"))], vec![timed(|| build("e"))]);
+    let (mut sent, mut read) = (
+        vec![timed(|| build("session"))],
+        vec![timed(|| build("here"))],
+    );
     report(
         "the first time",
         std::mem::take(&mut sent),
         std::mem::take(&mut read),
     );
     for _ in 0..rounds {
-        sent.push(timed(|| build("r")));
-        read.push(timed(|| build("e")));
+        sent.push(timed(|| build("session")));
+        read.push(timed(|| build("here")));
     }
     report(
         "unchanged",
@@ -62,15 +68,14 @@ pub fn run(executable: &Path, rounds: usize) {
         std::mem::take(&mut read),
     );
     for round in 0..rounds {
-        // Each sees one change since it was last there.
         std::fs::write(context.join("0/0"), format!("changed {round}")).expect("write");
-        sent.push(timed(|| build("r")));
-        read.push(timed(|| build("e")));
+        sent.push(timed(|| build("session")));
+        read.push(timed(|| build("here")));
     }
     report("one file changed", sent, read);
     let nothing = timed_version(&tool);
     println!("(a client that starts and does nothing takes {nothing:.0} ms)");
-    tool.ok(&["rm", "e"]);
+    tool.ok(&["rm", "far", "here", "session"]);
 }
 
 fn fill(context: &Path) {

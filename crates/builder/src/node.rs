@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use driver::{BootProgress, Connection, Driver, Loss, NodeConfig, ProxySettings, Status};
+use driver::{BootProgress, Connection, Driver, Loss, NodeConfig, ProxySettings, Removal, Status};
 use oci::Platform;
 use proto::control::control_client::ControlClient;
 use proto::control::{InfoRequest, ListWorkersRequest};
@@ -12,7 +12,7 @@ use proto::worker::WorkerRecord;
 use tokio::sync::Mutex;
 
 use crate::platforms::dedupe;
-use crate::{Docker, NodeRecord};
+use crate::{Docker, NodeRecord, Store};
 
 /// Longest time a server that is in use may take to answer a question about itself.
 const ACTIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,6 +74,7 @@ pub struct Node {
     /// Proxies for its steps, from the user's configuration.
     pub proxies: ProxySettings,
     connection: Mutex<Option<Connection>>,
+    store: Store,
 }
 
 impl Node {
@@ -98,6 +99,7 @@ impl Node {
             devices: Vec::new(),
             proxies: ProxySettings::default(),
             connection: Mutex::new(None),
+            store: docker.store().clone(),
         };
         match node.make_driver(docker, driver_name, record.driver_opts.clone()) {
             Ok(driver) => node.driver = Some(driver),
@@ -115,13 +117,13 @@ impl Node {
         match &self.driver {
             Some(driver) => Some(driver.clone()),
             None => {
-                let mut clone = Node::new_empty(&self.record, &self.builder);
+                let mut clone = Node::new_empty(&self.record, &self.builder, &self.store);
                 clone.make_driver(docker, driver_name, BTreeMap::new()).ok()
             }
         }
     }
 
-    fn new_empty(record: &NodeRecord, builder: &str) -> Self {
+    fn new_empty(record: &NodeRecord, builder: &str, store: &Store) -> Self {
         Node {
             record: record.clone(),
             builder: builder.to_owned(),
@@ -136,6 +138,7 @@ impl Node {
             devices: Vec::new(),
             proxies: ProxySettings::default(),
             connection: Mutex::new(None),
+            store: store.clone(),
         }
     }
 
@@ -294,7 +297,9 @@ impl Node {
             let running = driver.status().await? == Status::Running;
             if !running || (driver.is_outdated().await? && !self.has_active_builds().await) {
                 self.disconnect().await;
-                driver.bootstrap(progress).await?;
+                let booted = driver.bootstrap(progress).await;
+                self.give_up_if_removed(driver).await?;
+                booted?;
             }
             match self.client().await {
                 // It ended between the two questions.
@@ -302,6 +307,31 @@ impl Node {
                 result => return result,
             }
         }
+    }
+
+    /// Somebody may have removed the builder while it was booted: then nothing of it may stay, for no
+    /// record leads to it any more.
+    async fn give_up_if_removed(&self, driver: &Arc<dyn Driver>) -> Result<(), diag::Error> {
+        let kept = {
+            let txn = self.store.transaction();
+            // Builders of other drivers may have no record, or own nothing.
+            let by_record = driver.name() == "docker-container";
+            if !by_record || !matches!(txn.get(&self.builder), Ok(None)) {
+                return Ok(());
+            }
+            txn.kept()
+        };
+        if !kept.contains(&self.record.name) {
+            let everything = Removal {
+                state: true,
+                daemon: true,
+            };
+            driver.remove(everything).await?;
+        }
+        Err(diag::Error::new(
+            diag::Code::Unavailable,
+            format!("builder {:?} was removed while it was booted", self.builder),
+        ))
     }
 
     /// Names of builds that run on its server; empty as well when the server cannot tell.

@@ -134,11 +134,25 @@ impl Builder {
             None => {
                 self.note_kept(&txn, request.keep_state);
                 txn.remove(self.name())?;
+                drop(txn);
+                self.sweep(what).await;
                 Ok(Removed {
                     name: self.name().to_owned(),
                     remains,
                 })
             }
+        }
+    }
+
+    /// Removes what a boot that was under way has made meanwhile. A boot looks for the record when it
+    /// has made something, so nothing comes after this.
+    async fn sweep(&self, what: Removal) {
+        if self.group.driver != "docker-container" {
+            return;
+        }
+        let removals = self.nodes().iter().map(|node| self.remove_node(node, what));
+        for error in join_all(removals).await.into_iter().filter_map(Result::err) {
+            tracing::debug!(%error, "after the record was removed");
         }
     }
 

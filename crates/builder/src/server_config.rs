@@ -59,7 +59,12 @@ fn load(path: &Path) -> Result<Table, BuilderError> {
         };
         return Err(BuilderError::Config {
             context: format!("{what}: {}", path.display()),
-            reason: error.to_string(),
+            reason: match error.kind() {
+                std::io::ErrorKind::NotFound => {
+                    format!("stat {}: no such file or directory", path.display())
+                }
+                _ => error.to_string(),
+            },
         });
     }
     let bytes = read(path).map_err(|e| config_error(path, "failed to read", e.to_string()))?;

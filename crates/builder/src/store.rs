@@ -15,6 +15,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use oci::Digest;
@@ -64,6 +65,12 @@ impl Store {
         &self.config
     }
 
+    /// Where the record of that name is, or would be.
+    pub fn record_path(&self, name: &str) -> PathBuf {
+        let name = validate_name(name).unwrap_or_else(|_| name.to_owned());
+        self.config.path().join(INSTANCES).join(name)
+    }
+
     /// Waits for the lock and takes it.
     pub fn transaction(&self) -> Transaction<'_> {
         let lock = self.lock();
@@ -93,7 +100,7 @@ impl Store {
 }
 
 impl Transaction<'_> {
-    fn path(&self, dir: &str, name: &str) -> std::path::PathBuf {
+    fn path(&self, dir: &str, name: &str) -> PathBuf {
         self.store.config.path().join(dir).join(name)
     }
 
@@ -118,19 +125,18 @@ impl Transaction<'_> {
     pub fn get(&self, name: &str) -> Result<Option<NodeGroup>, BuilderError> {
         let name = validate_name(name)?;
         let path = self.path(INSTANCES, &name);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
+        let reason = match std::fs::read(&path) {
+            Ok(bytes) => match serde_json::from_slice::<NodeGroup>(&bytes) {
+                Ok(group) if group.name.eq_ignore_ascii_case(&name) => return Ok(Some(group)),
+                // What it names belongs to another record.
+                Ok(group) => format!("it is that of builder {:?}", group.name),
+                Err(error) => error.to_string(),
+            },
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::IsADirectory => "it is a directory".to_owned(),
             Err(error) => return Err(BuilderError::file(path)(error)),
         };
-        match serde_json::from_slice(&bytes) {
-            Ok(group) => Ok(Some(group)),
-            Err(error) => Err(BuilderError::CorruptRecord {
-                name,
-                path,
-                reason: error.to_string(),
-            }),
-        }
+        Err(BuilderError::CorruptRecord { name, path, reason })
     }
 
     /// Writes a record.
@@ -157,7 +163,11 @@ impl Transaction<'_> {
         }
         let _ = std::fs::remove_dir_all(self.path(REFS, &name));
         let path = self.path(INSTANCES, &name);
-        match std::fs::remove_file(&path) {
+        let removed = match std::fs::symlink_metadata(&path) {
+            Ok(found) if found.is_dir() => std::fs::remove_dir_all(&path),
+            _ => std::fs::remove_file(&path),
+        };
+        match removed {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(BuilderError::file(path)(error)),

@@ -6,26 +6,33 @@ use std::sync::Arc;
 use builder::{BootProgress, Builder, ResolvedNode};
 use diag::{Code, Context, Error};
 use docker_config::DockerConfig;
-use driver::Loss;
 use driver::engine::Engine;
+use driver::{IMAGE_ORDER_OPTION, ImageOrder, Loss};
 use futures::future::try_join_all;
 use oci::Reference;
 use progress_ui::Progress;
 use proto::control::control_client::ControlClient;
 use tokio_util::sync::CancellationToken;
 
+use crate::engine_image::ImageLender;
+use crate::engine_push::push_names;
 use crate::environment::Environment;
 use crate::export::{Export, Target, prepare_exports};
 use crate::facts::node_facts;
 use crate::git_info::GitInfo;
 use crate::inputs::Inputs;
 use crate::join::{Push, join_images};
+use crate::layout::enter_layouts;
+use crate::load::ServerContent;
 use crate::outcome::{BUILD_REF, CONFIG_DIGEST, Outcome};
 use crate::plan::{NodeFacts, PlanContext, SolvePlan, no_output_warning};
 use crate::request::BuildRequest;
-use crate::serve::{Services, session_for};
+use crate::serve::{Peer, Services, session_for};
 use crate::solve::{Response, SolveFailure, solve};
 use crate::spec::is_true;
+
+/// The variable that says where base images are looked for, for builders of all drivers.
+const IMAGE_ORDER_VARIABLE: &str = "COOPERAGE_ENGINE_IMAGES";
 
 /// What a build is done with.
 pub struct BuildJob {
@@ -87,7 +94,7 @@ pub async fn build(builder: &Builder, job: BuildJob) -> Result<Outcome, Error> {
     let mut work = Vec::with_capacity(nodes.len());
     for (node, facts) in nodes {
         let plan = SolvePlan::new(context, &facts, &node.platforms)?;
-        check_moby_push(&facts, &plan, context.several_nodes)?;
+        check_moby_push(&plan, context.several_nodes)?;
         for note in &plan.notes {
             warn(note);
         }
@@ -227,7 +234,7 @@ async fn facts_of(node: &ResolvedNode<'_>, prepared: &Prepared) -> Result<NodeFa
     .await
 }
 
-fn check_moby_push(facts: &NodeFacts, plan: &SolvePlan, several: bool) -> Result<(), Error> {
+fn check_moby_push(plan: &SolvePlan, several: bool) -> Result<(), Error> {
     let pushes = plan
         .exports
         .iter()
@@ -239,12 +246,6 @@ fn check_moby_push(facts: &NodeFacts, plan: &SolvePlan, several: bool) -> Result
         return Err(Error::unimplemented(
             "multi-node push can't currently be performed with the docker driver, please switch to a different driver",
         ));
-    }
-    if !facts.multi_platform {
-        return Err(Error::unimplemented(
-            "push is not supported for the docker driver without the containerd image store",
-        )
-        .hint("push the loaded image with `docker push`, or create a builder with `docker buildx create`"));
     }
     Ok(())
 }
@@ -310,6 +311,19 @@ async fn solve_on(
     cancel: &CancellationToken,
 ) -> Result<Response, Error> {
     let mut connection = node.connection.clone();
+    let order = image_order(&node, &services.env)?;
+    let engine = match facts.is_moby {
+        // It has its own images.
+        true => None,
+        false => builder.docker().current_engine().ok(),
+    };
+    let mut lender = ImageLender::new(
+        engine,
+        order,
+        &services.progress,
+        builder.docker().store().config().path(),
+    );
+    unless(cancel, lender.lend_first(&mut plan)).await?;
     let mut retried = plan.exports.iter().any(Export::is_stream);
     let mut response = loop {
         let failure = match try_solve(
@@ -317,6 +331,7 @@ async fn solve_on(
             connection.channel.clone(),
             &mut plan,
             services,
+            &lender,
             cancel,
         )
         .await
@@ -324,6 +339,13 @@ async fn solve_on(
             Ok(response) => break response,
             Err(failure) => failure,
         };
+        // Cancellation has its own error, which comes out below.
+        let lending = lender.lend_unresolved(&mut plan, &failure.error);
+        let lent = cancel.run_until_cancelled(lending).await;
+        if lent.transpose()?.unwrap_or(false) {
+            plan.reference = crate::id::new_id();
+            continue;
+        }
         // A server that ends in good order cancels its builds first.
         let may_be_lost = failure.connection_lost || failure.error.is_canceled();
         if !may_be_lost || cancel.is_cancelled() {
@@ -362,12 +384,45 @@ async fn solve_on(
         let reference = format!("{}/{}/{}", facts.builder, facts.name, plan.reference);
         response.insert(BUILD_REF.to_owned(), reference);
     }
+    if !facts.direct_push {
+        let pushed = plan
+            .exports
+            .iter()
+            .filter(|export| export.kind == "moby" && export.pushes());
+        for export in pushed {
+            let names = export.attributes.get("name").map_or("", String::as_str);
+            let node = node.node.driver()?.node();
+            push_names(node, names, &mut response, &services.progress).await?;
+        }
+    }
     // The user asked for the ID that the Engine's store goes by.
     let by_image = |export: &Export| is_true(&export.attributes, "prefer-image-digest");
     if plan.exports.iter().any(by_image) {
         response.remove(CONFIG_DIGEST);
     }
     Ok(response)
+}
+
+/// What the work gives, unless it is to stop.
+async fn unless<T>(
+    cancel: &CancellationToken,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let done = cancel.run_until_cancelled(work).await;
+    done.unwrap_or_else(|| Err(Error::canceled()))
+}
+
+/// Where base images are looked for: the environment before the builder's option.
+fn image_order(node: &ResolvedNode<'_>, env: &Environment) -> Result<ImageOrder, Error> {
+    let options = &node.node.driver()?.node().options;
+    let text = env
+        .get(IMAGE_ORDER_VARIABLE)
+        .filter(|text| !text.is_empty())
+        .or_else(|| options.get(IMAGE_ORDER_OPTION).map(String::as_str));
+    match text {
+        Some(text) => text.parse().map_err(Error::invalid),
+        None => Ok(ImageOrder::default()),
+    }
 }
 
 /// The error of a build whose server is not to come back.
@@ -381,6 +436,7 @@ async fn try_solve(
     channel: tonic::transport::Channel,
     plan: &mut SolvePlan,
     services: &Services,
+    lender: &ImageLender,
     cancel: &CancellationToken,
 ) -> Result<Response, SolveFailure> {
     let local = |error: Error| SolveFailure {
@@ -388,7 +444,11 @@ async fn try_solve(
         connection_lost: false,
     };
     let driver = node.node.driver().map_err(local)?;
-    let session = session_for(plan, services, driver.is_on_this_machine()).map_err(local)?;
+    let peer = Peer {
+        content: ServerContent::new(channel.clone()),
+        on_this_machine: driver.is_on_this_machine(),
+    };
+    let session = session_for(plan, services, &peer, lender).map_err(local)?;
     let pairs = session.headers().pairs().into_iter();
     let headers: Vec<(String, String)> = pairs.map(|(k, v)| (k.to_owned(), v)).collect();
     let io = driver
@@ -407,7 +467,9 @@ async fn try_solve(
     let steered = plan.call.is_some();
     let result = solve(channel, request, steered, &services.progress, cancel).await;
     handle.close();
-    result
+    let response = result?;
+    enter_layouts(plan, &response).await.map_err(local)?;
+    Ok(response)
 }
 
 #[cfg(test)]

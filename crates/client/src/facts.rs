@@ -55,6 +55,7 @@ pub(crate) async fn node_facts(
         docker_exporter: has(Feature::DockerExporter),
         cache_export: has(Feature::CacheExport),
         multi_platform: has(Feature::MultiPlatform),
+        direct_push: has(Feature::DirectPush),
         prefer_image_digest: has(Feature::PreferImageDigest),
         default_load: has(Feature::DefaultLoad),
         attestations: version.is_at_least(ATTESTATIONS_SINCE),

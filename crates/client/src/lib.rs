@@ -9,6 +9,8 @@
 mod build;
 mod clock;
 mod csv;
+mod engine_image;
+mod engine_push;
 mod environment;
 mod export;
 mod facts;
@@ -18,6 +20,7 @@ mod git_ref;
 mod id;
 mod inputs;
 mod join;
+mod layout;
 mod load;
 mod outcome;
 mod plan;
@@ -36,13 +39,14 @@ pub use git_info::GitInfo;
 pub use git_ref::is_local_context;
 pub use id::new_id;
 pub use inputs::{Inputs, OciLayoutRef, Upload, is_archive};
+pub use layout::{enter_layouts, export_layout};
 pub use outcome::{
     BUILD_REF, CONFIG_DIGEST, DESCRIPTOR, DIGEST, IMAGE_NAME, Outcome, write_file, write_image_id,
 };
 pub use plan::{NodeFacts, PlanContext, SolvePlan, no_output_warning};
 pub use report::{error_report, exit_code};
 pub use request::{BuildFlags, BuildRequest, Network};
-pub use serve::{Services, session_for};
+pub use serve::{agents, layouts, secrets};
 pub use solve::{Response, SolveFailure, canceled, solve};
 pub use status_error::{from_rpc_status, from_status, is_connection_failure};
 pub use steps::Step;

@@ -38,6 +38,8 @@ pub struct NodeFacts {
     pub cache_export: bool,
     /// Whether it builds for several platforms at once.
     pub multi_platform: bool,
+    /// Whether it pushes by itself.
+    pub direct_push: bool,
     /// Whether the digest of an image, and not of its configuration, is its ID.
     pub prefer_image_digest: bool,
     /// Whether a build without output loads its image.

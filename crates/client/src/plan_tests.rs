@@ -12,6 +12,7 @@ fn container() -> NodeFacts {
         docker_exporter: true,
         cache_export: true,
         multi_platform: true,
+        direct_push: true,
         prefer_image_digest: false,
         default_load: false,
         attestations: true,
@@ -32,6 +33,7 @@ fn moby() -> NodeFacts {
         docker_exporter: false,
         cache_export: false,
         multi_platform: false,
+        direct_push: false,
         ..container()
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use diag::Error;
+use driver::parse_size;
 use oci::Platform;
 
 use crate::csv;
@@ -15,7 +16,7 @@ use crate::spec::{
     Annotation, Attributes, CacheEntry, CallFunction, Entitlements, ExportSpec, SecretSpec,
     SshSpec, attest_attributes, attest_shorthand, parse_annotations, parse_cache_entries,
     parse_call, parse_context_names, parse_entitlements, parse_exports, parse_key_values,
-    parse_platforms, parse_resources, parse_secrets, parse_size, parse_ssh, parse_ulimits,
+    parse_platforms, parse_resources, parse_secrets, parse_ssh, parse_ulimits,
 };
 
 /// The values of the flags of `build` that say what to build, as they were typed.

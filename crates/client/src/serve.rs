@@ -6,9 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use diag::Error;
 use docker_config::DockerConfig;
 use driver::engine::Engine;
@@ -16,44 +15,48 @@ use progress_ui::Progress;
 use session::{
     AuthOptions, ClientSession, ExportTarget, LocalDir, SecretSource, SshAgent, Uploads,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::PollSender;
+use tokio::io::{AsyncRead, ReadBuf};
 
+use crate::engine_image::ImageLender;
 use crate::environment::Environment;
-use crate::export::Target;
+use crate::export::{Export, Target};
 use crate::inputs::go_path_error;
-use crate::load::load_image;
+use crate::layout::export_layout;
+use crate::load::{EngineTarget, ServerContent, Store};
 use crate::plan::SolvePlan;
 use crate::spec;
 use crate::steps::Step;
 
-/// Pieces of an archive that wait for the Engine.
-const PIECES_MAX: usize = 16;
 /// Bytes read of an upload at a time.
 const UPLOAD_PIECE_BYTES: usize = 64 << 10;
 
 /// What sessions of this machine are made with.
 #[derive(Clone)]
-pub struct Services {
+pub(crate) struct Services {
     /// Docker's configuration, for credentials.
-    pub config: DockerConfig,
+    pub(crate) config: DockerConfig,
     /// The Engine that images are loaded into.
-    pub engine: Option<Engine>,
+    pub(crate) engine: Option<Engine>,
     /// Where our own steps are shown.
-    pub progress: Progress,
+    pub(crate) progress: Progress,
     /// Variables and the working directory.
-    pub env: Environment,
+    pub(crate) env: Environment,
 }
 
-/// Makes the session of a plan, and tells the plan what the session knows. With `in_place` the
-/// server is on this machine and may read directories where they are.
-pub fn session_for(
+/// The server that a session is opened to.
+pub(crate) struct Peer {
+    /// What it lets its clients read.
+    pub(crate) content: ServerContent,
+    /// Whether it is on this machine and may read directories where they are.
+    pub(crate) on_this_machine: bool,
+}
+
+/// Makes the session of a plan, and tells the plan what the session knows.
+pub(crate) fn session_for(
     plan: &mut SolvePlan,
     services: &Services,
-    in_place: bool,
+    peer: &Peer,
+    lender: &ImageLender,
 ) -> Result<ClientSession, Error> {
     let dirs: BTreeMap<String, LocalDir> = plan
         .local_dirs
@@ -63,11 +66,14 @@ pub fn session_for(
     let mut builder = ClientSession::builder()
         .shared_key(&plan.shared_key)
         .local_dirs(dirs)
-        .in_place(in_place)
+        .in_place(peer.on_this_machine)
         .auth_with(auth(services))
         .secrets(secrets(plan, &services.env)?)
         .ssh(agents(plan, &services.env)?)
         .oci_layouts(layouts(plan, &services.env));
+    if let Some(directory) = export_layout(plan)? {
+        builder = builder.export_layout(directory);
+    }
     let uploads = Uploads::new();
     for upload in &plan.uploads {
         let reader = FileReader {
@@ -81,11 +87,11 @@ pub fn session_for(
         builder = builder.uploads(uploads);
     }
     for (number, export) in plan.exports.iter().enumerate() {
-        if let Some(target) = export_target(&export.target, services)? {
+        if let Some(target) = export_target(export, services, &peer.content)? {
             builder = builder.file_target(number, target);
         }
     }
-    Ok(builder.build())
+    Ok(lender.serve(builder).build())
 }
 
 fn auth(services: &Services) -> AuthOptions {
@@ -95,7 +101,11 @@ fn auth(services: &Services) -> AuthOptions {
     }))
 }
 
-fn secrets(plan: &SolvePlan, env: &Environment) -> Result<BTreeMap<String, SecretSource>, Error> {
+/// The secrets of a plan, found to be there.
+pub fn secrets(
+    plan: &SolvePlan,
+    env: &Environment,
+) -> Result<BTreeMap<String, SecretSource>, Error> {
     let mut secrets = BTreeMap::new();
     for secret in &plan.secrets {
         let source = match &secret.source {
@@ -126,7 +136,8 @@ fn variable(env: &Environment, name: &str) -> SecretSource {
     SecretSource::Value(diag::Secret::new(value.as_bytes().to_vec()))
 }
 
-fn agents(plan: &SolvePlan, env: &Environment) -> Result<Vec<SshAgent>, Error> {
+/// The agents of a plan.
+pub fn agents(plan: &SolvePlan, env: &Environment) -> Result<Vec<SshAgent>, Error> {
     let mut agents = Vec::new();
     let mut ids = std::collections::BTreeSet::new();
     for agent in &plan.ssh {
@@ -157,7 +168,7 @@ fn agents(plan: &SolvePlan, env: &Environment) -> Result<Vec<SshAgent>, Error> {
 }
 
 /// OCI layouts under the names servers ask with, and local caches to import.
-fn layouts(plan: &SolvePlan, env: &Environment) -> BTreeMap<String, PathBuf> {
+pub fn layouts(plan: &SolvePlan, env: &Environment) -> BTreeMap<String, PathBuf> {
     let named = plan
         .oci_layouts
         .iter()
@@ -171,15 +182,15 @@ fn layouts(plan: &SolvePlan, env: &Environment) -> BTreeMap<String, PathBuf> {
     named.chain(caches).collect()
 }
 
-fn export_target(target: &Target, services: &Services) -> Result<Option<ExportTarget>, Error> {
-    Ok(Some(match target {
+fn export_target(
+    export: &Export,
+    services: &Services,
+    server: &ServerContent,
+) -> Result<Option<ExportTarget>, Error> {
+    Ok(Some(match &export.target {
         Target::Server => return Ok(None),
-        Target::Layout(_) => {
-            return Err(Error::unimplemented(
-                "writing an OCI layout directory (tar=false) is not supported",
-            )
-            .hint("leave out tar=false and unpack the archive"));
-        }
+        // Blobs come into the content store of that directory.
+        Target::Layout(_) => return Ok(None),
         Target::Directory {
             path,
             delete_others,
@@ -197,14 +208,17 @@ fn export_target(target: &Target, services: &Services) -> Result<Option<ExportTa
             let engine = services.engine.clone().ok_or_else(|| {
                 Error::internal("no Docker Engine to load the image into was found")
             })?;
-            let progress = services.progress.clone();
-            ExportTarget::writer(move |_| {
-                let writer = EngineWriter::start(engine.clone(), progress.clone());
-                async move {
-                    let writer: session::ExportWriter = Box::pin(writer);
-                    Ok(Some(writer))
-                }
-            })
+            let target = EngineTarget {
+                engine,
+                // Plans turn the one into the other for such Engines.
+                store: match export.kind.as_str() {
+                    "oci" => Store::Containerd,
+                    _ => Store::Classic,
+                },
+                server: server.clone(),
+                progress: services.progress.clone(),
+            };
+            ExportTarget::writer(move |announced| target.clone().open(announced))
         }
     }))
 }
@@ -243,79 +257,5 @@ impl AsyncRead for FileReader {
         buffer.advance(count);
         self.offset += count as u64;
         Poll::Ready(Ok(()))
-    }
-}
-
-/// Writes an archive into an Engine. Shutting it down waits until the Engine has loaded it; dropping
-/// it before breaks the load off.
-struct EngineWriter {
-    sender: Option<PollSender<io::Result<Bytes>>>,
-    task: JoinHandle<Result<(), Error>>,
-    ended: bool,
-}
-
-impl EngineWriter {
-    fn start(engine: Engine, progress: Progress) -> Self {
-        let (sender, receiver) = mpsc::channel(PIECES_MAX);
-        let archive = ReceiverStream::new(receiver);
-        EngineWriter {
-            sender: Some(PollSender::new(sender)),
-            task: tokio::spawn(load_image(engine, archive, progress)),
-            ended: false,
-        }
-    }
-
-    /// How the load ended.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.ended {
-            return Poll::Ready(Ok(()));
-        }
-        let result = ready!(Pin::new(&mut self.task).poll(cx));
-        self.ended = true;
-        Poll::Ready(match result {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(io::Error::other(error.to_string())),
-            Err(error) => Err(io::Error::other(error)),
-        })
-    }
-}
-
-impl AsyncWrite for EngineWriter {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        let Some(sender) = &mut this.sender else {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        };
-        let sent = match ready!(sender.poll_reserve(cx)) {
-            Ok(()) => sender.send_item(Ok(Bytes::copy_from_slice(data))),
-            Err(closed) => Err(closed),
-        };
-        if sent.is_ok() {
-            return Poll::Ready(Ok(data.len()));
-        }
-        // The Engine does not read on: how the load ended says why.
-        let end = ready!(this.poll_end(cx));
-        Poll::Ready(end.and(Err(io::ErrorKind::BrokenPipe.into())))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.sender = None;
-        self.poll_end(cx)
-    }
-}
-
-impl Drop for EngineWriter {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.task.abort();
-        }
     }
 }

@@ -40,12 +40,16 @@ pub fn parse_size(text: &str) -> Result<i64, String> {
     if value < 0.0 {
         return Err(invalid());
     }
-    let lower = suffix.to_ascii_lowercase();
-    let bad = || format!("invalid suffix: '{suffix}'");
-    let mut letters = lower.chars();
+    // Stock looks at the letters only of what could be a unit.
+    let unit = match suffix.len() {
+        0..=3 => suffix.to_ascii_lowercase(),
+        _ => suffix.to_owned(),
+    };
+    let bad = || format!("invalid suffix: '{unit}'");
+    let mut letters = unit.chars();
     let factor: f64 = match letters.next() {
         None => return Ok(value as i64),
-        Some('b') if lower.len() == 1 => 1.0,
+        Some('b') if unit.len() == 1 => 1.0,
         Some('k') => 1024.0,
         Some('m') => 1024f64.powi(2),
         Some('g') => 1024f64.powi(3),

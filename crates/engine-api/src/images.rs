@@ -1,4 +1,4 @@
-//! Images: inspect, load, pull, remove.
+//! Images: list, inspect, load, export, pull, push, tag, remove.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
@@ -11,8 +11,15 @@ use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 
 use crate::client::{Call, percent_encode};
-use crate::system::null_default;
+use crate::system::{ApiVersion, null_default};
 use crate::{Engine, EngineError};
+
+const X_REGISTRY_AUTH: HeaderName = HeaderName::from_static("x-registry-auth");
+/// The first API that lists the manifests of one image.
+const MANIFESTS_SINCE: ApiVersion = ApiVersion {
+    major: 1,
+    minor: 48,
+};
 
 /// An image of the Engine.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -34,6 +41,9 @@ pub struct ImageInspect {
     pub os: String,
     /// GOARCH.
     pub architecture: String,
+    /// GOARM and the like.
+    #[serde(deserialize_with = "null_default")]
+    pub variant: String,
     /// The Engine's descriptor of it; only with the containerd store.
     pub descriptor: Option<serde_json::Value>,
 }
@@ -47,7 +57,46 @@ pub struct RootFs {
     pub layers: Vec<String>,
 }
 
-/// Credentials for a pull, as the Engine takes them.
+/// An image in the Engine's list.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageSummary {
+    /// As in [`ImageInspect`].
+    #[serde(rename = "Id")]
+    pub id: String,
+    /// Its names.
+    #[serde(deserialize_with = "null_default")]
+    pub repo_tags: Vec<String>,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+}
+
+/// One manifest of an image of the containerd store.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ManifestSummary {
+    /// Its digest.
+    #[serde(rename = "ID")]
+    pub id: String,
+    /// Whether all that it names is there.
+    pub available: bool,
+}
+
+/// What the registry has under a name, as the Engine sees it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Distribution {
+    #[serde(deserialize_with = "null_default")]
+    descriptor: DistributionDescriptor,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct DistributionDescriptor {
+    digest: String,
+}
+
+/// Credentials for a pull or push, as the Engine takes them.
 #[derive(Clone, Default, Serialize)]
 pub struct RegistryAuth {
     /// User name.
@@ -99,6 +148,76 @@ impl Engine {
     pub async fn image(&self, name: &str) -> Result<ImageInspect, EngineError> {
         self.call_json(Call::get(format!("/images/{}/json", encode_name(name))))
             .await
+    }
+
+    /// All images but those that were only steps on the way to others.
+    pub async fn images(&self) -> Result<Vec<ImageSummary>, EngineError> {
+        self.call_json(Call::get("/images/json")).await
+    }
+
+    /// Whether [`Engine::image_manifests`] is offered: since API 1.48.
+    pub async fn lists_manifests(&self) -> Result<bool, EngineError> {
+        Ok(self.api_version().await? >= MANIFESTS_SINCE)
+    }
+
+    /// The manifests of an image; only the containerd store knows any.
+    pub async fn image_manifests(&self, name: &str) -> Result<Vec<ManifestSummary>, EngineError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Answer {
+            #[serde(default, deserialize_with = "null_default")]
+            manifests: Vec<ManifestSummary>,
+        }
+        let path = format!("/images/{}/json", encode_name(name));
+        let answer: Answer = self
+            .call_json(Call::get(path).query("manifests", "1"))
+            .await?;
+        Ok(answer.manifests)
+    }
+
+    /// An archive of an image as `docker save` writes it.
+    pub async fn export_image(
+        &self,
+        name: &str,
+    ) -> Result<impl Stream<Item = std::io::Result<Bytes>> + Send + Unpin + use<>, EngineError>
+    {
+        let call = Call::get(format!("/images/{}/get", encode_name(name)));
+        let response = self.send(call).await?;
+        Ok(response
+            .into_body()
+            .into_data_stream()
+            .map(|piece| piece.map_err(std::io::Error::other)))
+    }
+
+    /// Pushes an image under one of its names; `on_message` sees the progress.
+    pub async fn push_image(
+        &self,
+        reference: &str,
+        auth: Option<&RegistryAuth>,
+        on_message: impl FnMut(&JsonMessage) + Send,
+    ) -> Result<(), EngineError> {
+        let (name, tag) = split_tag(reference);
+        // An Engine that is told nothing of credentials takes the call for a broken one.
+        let nobody = RegistryAuth::default();
+        let call = Call::post(format!("/images/{}/push", encode_name(name)))
+            .query("tag", tag.unwrap_or("latest"))
+            .header(X_REGISTRY_AUTH, &encode_auth(auth.unwrap_or(&nobody))?);
+        let response = self.send(call).await?;
+        read_messages(response.into_body(), on_message).await
+    }
+
+    /// The digest that the registry has under a name.
+    pub async fn registry_digest(
+        &self,
+        reference: &str,
+        auth: Option<&RegistryAuth>,
+    ) -> Result<String, EngineError> {
+        let mut call = Call::get(format!("/distribution/{}/json", encode_name(reference)));
+        if let Some(auth) = auth {
+            call = call.header(X_REGISTRY_AUTH, &encode_auth(auth)?);
+        }
+        let answer: Distribution = self.call_json(call).await?;
+        Ok(answer.descriptor.digest)
     }
 
     /// Removes a name of an image, and the image with its last name.
@@ -155,15 +274,16 @@ impl Engine {
             call = call.query("platform", platform);
         }
         if let Some(auth) = auth {
-            let json = serde_json::to_vec(auth).map_err(std::io::Error::other)?;
-            call = call.header(
-                HeaderName::from_static("x-registry-auth"),
-                &URL_SAFE.encode(json),
-            );
+            call = call.header(X_REGISTRY_AUTH, &encode_auth(auth)?);
         }
         let response = self.send(call).await?;
         read_messages(response.into_body(), on_message).await
     }
+}
+
+fn encode_auth(auth: &RegistryAuth) -> Result<String, EngineError> {
+    let json = serde_json::to_vec(auth).map_err(std::io::Error::other)?;
+    Ok(URL_SAFE.encode(json))
 }
 
 /// Splits a tag or a digest from a name; a digest is what the Engine takes as the tag too.

@@ -30,7 +30,9 @@ pub use containers::{
 pub use endpoint::{EngineEndpoint, Transport};
 pub use error::EngineError;
 pub use exec::{ExecOutput, ExecStream};
-pub use images::{ImageInspect, JsonMessage, ProgressDetail, RegistryAuth};
+pub use images::{
+    ImageInspect, ImageSummary, JsonMessage, ManifestSummary, ProgressDetail, RegistryAuth,
+};
 pub use io::{BoxedIo, Io, boxed};
 pub use multiplex::{Demultiplexer, Output, StderrTail};
 pub use ssh::dial_ssh;

@@ -18,7 +18,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::bridge::{Bridge, BridgeConfig, StepNetwork};
-use crate::cgroup::{Cgroups, Layout};
+use crate::cgroup::{Cgroups, Layout, StepPlan};
+use crate::container::Container;
 use crate::control;
 use crate::error::ExecError;
 use crate::launch::{
@@ -102,6 +103,9 @@ struct Inner {
 struct Supervisor {
     control: OwnedFd,
     ended: Reaped,
+    /// Its process id.
+    id: u32,
+    cgroup: StepPlan,
 }
 
 /// Waits for a supervisor to end, so that none is left as a zombie whoever forgets about it.
@@ -183,7 +187,7 @@ impl Executor {
         check_id(id)?;
         tracing::debug!(id, args = ?spec.args, "starting a process");
         let (inner, io) = (self.0.clone(), io.into());
-        let process = tokio::task::spawn_blocking(move || inner.spawn(spec, io))
+        let process = tokio::task::spawn_blocking(move || inner.spawn(spec, io, None))
             .await
             .map_err(|error| ExecError::Spawn(io::Error::other(error)))??;
         let inner = self.0.clone();
@@ -193,6 +197,16 @@ impl Executor {
         }
         Ok(process)
     }
+
+    /// Starts a process in a container. Blocks.
+    pub(crate) fn spawn_in(
+        &self,
+        container: &Container,
+        spec: ProcessSpec,
+        io: ProcessIo,
+    ) -> Result<Process, ExecError> {
+        self.0.spawn(spec, io, Some(container))
+    }
 }
 
 /// A process that has been started. Dropping it kills it.
@@ -201,6 +215,9 @@ pub struct Process {
     control: UnixStream,
     /// `None` when it has been waited for.
     supervisor: Option<Reaped>,
+    supervisor_id: u32,
+    cgroup: StepPlan,
+    insecure: bool,
     /// The unfinished line from the supervisor.
     line: Vec<u8>,
     pid: Option<i32>,
@@ -246,6 +263,18 @@ impl Process {
     /// Changes the size of its terminal.
     pub fn resize(&self, size: WindowSize) {
         self.tell(Command::Resize(size));
+    }
+
+    pub(crate) fn supervisor_id(&self) -> u32 {
+        self.supervisor_id
+    }
+
+    pub(crate) fn cgroup_plan(&self) -> &StepPlan {
+        &self.cgroup
+    }
+
+    pub(crate) fn is_insecure(&self) -> bool {
+        self.insecure
     }
 
     /// A supervisor that does not listen any more has no process any more.
@@ -320,8 +349,8 @@ impl InitProgram {
         })
     }
 
-    /// A supervisor whose standard input is `control`.
-    fn spawn(&self, control: OwnedFd) -> io::Result<Reaped> {
+    /// A supervisor whose standard input is `control`, and its process id.
+    fn spawn(&self, control: OwnedFd) -> io::Result<(Reaped, u32)> {
         // Nothing is set here that would make the standard library fork instead of `posix_spawn`.
         let mut command =
             std::process::Command::new(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
@@ -333,13 +362,19 @@ impl InitProgram {
             .stdout(ChildStdio::null())
             .stderr(ChildStdio::inherit());
         let mut process = tokio::process::Command::from(command).spawn()?;
+        let id = process.id().unwrap_or_default();
         // It ends when its socket does; so the task is not left behind for long.
-        Ok(tokio::spawn(async move { process.wait().await }))
+        Ok((tokio::spawn(async move { process.wait().await }), id))
     }
 }
 
 impl Inner {
-    fn spawn(&self, spec: ProcessSpec, io: ProcessIo) -> Result<Process, ExecError> {
+    fn spawn(
+        &self,
+        spec: ProcessSpec,
+        io: ProcessIo,
+        container: Option<&Container>,
+    ) -> Result<Process, ExecError> {
         let terminal = match &io {
             ProcessIo::Terminal(terminal) => Some(terminal.size.unwrap_or_default()),
             ProcessIo::Stdio(_) => None,
@@ -349,10 +384,15 @@ impl Inner {
             ProcessIo::Stdio(stdio) => (stdio.stdin, vec![stdio.stdout, stdio.stderr]),
         };
         let mut files: Vec<&[u8]> = Vec::new();
-        let network = self.network_of(&spec)?;
+        // A process in a container has the container's.
+        let network = match container {
+            None => self.network_of(&spec)?,
+            Some(_) => None,
+        };
         let mut launch = self.launch(&spec, network.is_some(), &mut files)?;
         launch.terminal = terminal;
         launch.has_stdin = stdin.is_some();
+        launch.joins = container.is_some();
         let specification = write_message(&launch, &files).map_err(ExecError::Spawn)?;
         let streams = stdin.iter().chain(&others).map(AsFd::as_fd);
         let namespace = network.iter().map(|network| network.namespace.as_fd());
@@ -360,12 +400,19 @@ impl Inner {
             .chain(namespace)
             .chain(streams)
             .collect();
-        let supervisor = self.hand_over(&spec, &fds).map_err(ExecError::Spawn)?;
+        let supervisor = match container {
+            None => self.hand_over(&spec, &fds),
+            Some(container) => self.hand_over_in(container, &fds),
+        };
+        let supervisor = supervisor.map_err(ExecError::Spawn)?;
         let control = std::os::unix::net::UnixStream::from(supervisor.control);
         control.set_nonblocking(true).map_err(ExecError::Spawn)?;
         Ok(Process {
             control: UnixStream::from_std(control).map_err(ExecError::Spawn)?,
             supervisor: Some(supervisor.ended),
+            supervisor_id: supervisor.id,
+            cgroup: supervisor.cgroup,
+            insecure: spec.insecure,
             line: Vec::new(),
             pid: None,
             ended: None,
@@ -391,18 +438,46 @@ impl Inner {
         Ok(supervisor)
     }
 
+    /// Gives the process to a new supervisor that has entered the container.
+    fn hand_over_in(
+        &self,
+        container: &Container,
+        fds: &[BorrowedFd<'_>],
+    ) -> io::Result<Supervisor> {
+        let prepare = Prepare {
+            cgroup: container.cgroup.clone(),
+            guard_devices: false,
+            joins: true,
+        };
+        let supervisor = self.prepared(prepare, Some(container.pidfd.as_fd()))?;
+        // One that could not enter has ended, and its report says why.
+        let _ = control::send_fds(&supervisor.control, b'l', fds);
+        Ok(supervisor)
+    }
+
     /// Starts a supervisor that prepares for a step.
     fn supervisor(&self, cgroup_parent: &str, guard_devices: bool) -> io::Result<Supervisor> {
         let number = self.step_number.fetch_add(1, Ordering::Relaxed);
         let prepare = Prepare {
             cgroup: self.cgroups.plan(&format!("step-{number}"), cgroup_parent),
             guard_devices,
+            joins: false,
         };
+        self.prepared(prepare, None)
+    }
+
+    fn prepared(&self, prepare: Prepare, pidfd: Option<BorrowedFd<'_>>) -> io::Result<Supervisor> {
         let message = write_message(&prepare, &[])?;
         let (control, theirs) = control::pair()?;
-        let ended = self.init.spawn(theirs)?;
-        control::send_fds(&control, b'p', &[message.as_fd()])?;
-        Ok(Supervisor { control, ended })
+        let (ended, id) = self.init.spawn(theirs)?;
+        let fds: Vec<BorrowedFd<'_>> = std::iter::once(message.as_fd()).chain(pidfd).collect();
+        control::send_fds(&control, b'p', &fds)?;
+        Ok(Supervisor {
+            control,
+            ended,
+            id,
+            cgroup: prepare.cgroup,
+        })
     }
 
     /// A network of the step's own, if it is to have one.
@@ -488,6 +563,7 @@ impl Inner {
             scratch: self.scratch.clone(),
             terminal: None,
             has_stdin: false,
+            joins: false,
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The words between the server and the supervisor it spawned.
 //!
-//! One socket carries, first, a byte with a memory file that holds a [`Prepare`]; then, when there
-//! is a step to run, a byte with descriptors: the [`Launch`] in a memory file, then the process's
+//! One socket carries, first, a byte with a memory file that holds a [`Prepare`] (and a pidfd, for a
+//! process that joins a container); then, when there is a step to run, a byte with descriptors: the [`Launch`] in a memory file, then the process's
 //! streams. After that lines: [`Command`]s to the supervisor, JSON [`Report`]s from it. Both ends
 //! are always the same executable, so the format has no versions.
 //!
@@ -25,6 +25,9 @@ pub(crate) struct Prepare {
     pub(crate) cgroup: StepPlan,
     /// Whether only the usual devices can be opened.
     pub(crate) guard_devices: bool,
+    /// Whether it is for a process in a container that is there: a pidfd of the container's first
+    /// process came along, and the cgroup is that container's.
+    pub(crate) joins: bool,
 }
 
 /// Everything there is to know of a step.
@@ -54,6 +57,8 @@ pub(crate) struct Launch {
     pub(crate) terminal: Option<WindowSize>,
     /// Whether a descriptor for the input came along.
     pub(crate) has_stdin: bool,
+    /// Whether it runs in a container that is there, so that nothing is made or mounted for it.
+    pub(crate) joins: bool,
 }
 
 /// A mount in that form.

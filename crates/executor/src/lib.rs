@@ -12,10 +12,11 @@
 //! mounts. It never pulls, hashes or commits anything.
 //!
 //! Invariant: when [`Executor::run`] returned, no process, mount, cgroup or stub file of the step
-//! is left.
+//! is left. What [`Executor::start_in`] puts into its container ends with it at the latest.
 
 mod bridge;
 mod cgroup;
+mod container;
 mod control;
 mod error;
 mod executor;
@@ -31,6 +32,7 @@ mod sys;
 
 pub use bridge::{BRIDGE_NAME, Bridge, BridgeConfig, Subnet};
 pub use cgroup::Layout as CgroupLayout;
+pub use container::Container;
 pub use error::ExecError;
 pub use executor::{Executor, ExecutorConfig, Process};
 pub use init::init_main;

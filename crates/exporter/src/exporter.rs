@@ -1,6 +1,6 @@
 //! Carrying out an export.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io::BufWriter;
 use std::sync::Arc;
 
@@ -35,8 +35,6 @@ pub struct ExportContext<'a> {
     pub registry: &'a registry::Client,
     /// Where statuses go.
     pub statuses: Arc<dyn StatusSink>,
-    /// Layers that the receiver of a `docker` archive is known to have.
-    pub omit_layers: HashSet<Digest>,
 }
 
 /// What came of an export.
@@ -150,11 +148,7 @@ impl Exporter {
             let line = Line::start(statuses, "sending tarball");
             let stream = client.send_file(&response).await;
             let (content, copy) = (self.content.clone(), image.clone());
-            let options = ArchiveOptions {
-                names,
-                docker,
-                omit: context.omit_layers,
-            };
+            let options = ArchiveOptions { names, docker };
             send_through(stream, move |stream| {
                 let out = BufWriter::with_capacity(BRIDGE_BUFFER, stream);
                 write_image_archive(&content, &copy, &descriptor, &options, out)?

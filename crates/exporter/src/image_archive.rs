@@ -4,7 +4,7 @@
 //! blobs/  blobs/sha256/  blobs/sha256/<hex>…  index.json  [manifest.json]  oci-layout
 //! ```
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io::{BufReader, Write};
 
 use archive::{Header, Writer};
@@ -28,8 +28,6 @@ pub struct ArchiveOptions {
     pub names: Vec<Reference>,
     /// Adds `manifest.json`, which `docker load` wants.
     pub docker: bool,
-    /// Layers the receiver is known to have: they are named and not sent.
-    pub omit: HashSet<Digest>,
 }
 
 /// An image as `docker load` wants it described.
@@ -59,11 +57,7 @@ pub fn write_image_archive<W: Write>(
     options: &ArchiveOptions,
     out: W,
 ) -> Result<W> {
-    let mut blobs: Vec<Descriptor> = image
-        .blobs()
-        .into_iter()
-        .filter(|blob| !options.omit.contains(&blob.digest))
-        .collect();
+    let mut blobs = image.blobs();
     // All names of the archive are sorted.
     blobs.sort_by_key(|blob| blob.digest);
     let mut tar = Writer::new(out);

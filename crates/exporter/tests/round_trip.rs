@@ -5,7 +5,7 @@
 #[path = "../../registry/tests/support/docker_registry.rs"]
 mod docker_registry;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -99,7 +99,6 @@ impl Site {
             client,
             registry: &registry_client(),
             statuses,
-            omit_layers: HashSet::new(),
         };
         self.exporter.export(&spec, source, context).await
     }

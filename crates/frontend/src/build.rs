@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use diag::{Code, Error, Result};
+use diag::{Code, Error, Result, SourceLocation};
 use dockerfile::lint::{LintWarning, Linter};
 use llb::Graph;
 use oci::{ImageConfig, Platform, Reference};
 
 use crate::client::{Client, Entrypoint};
 use crate::convert::{Converted, convert, lint_config};
-use crate::failure::fail;
 use crate::host::{Host, Warning};
 use crate::options::BuildOptions;
 use crate::plan::go_json;
@@ -27,6 +26,36 @@ pub struct FrontendResult {
     /// (`containerimage.config/linux/arm64` in a set), `containerimage.base.config`,
     /// `source.date.epoch`, `refs.platforms`.
     pub metadata: BTreeMap<String, Vec<u8>>,
+    /// The frontend that the file asks for, if it is not this one: the request is for it, and all
+    /// else here is empty.
+    pub forward: Option<Forward>,
+}
+
+/// A request that another frontend is to answer.
+#[derive(Clone, Debug)]
+pub struct Forward {
+    /// The image of the frontend.
+    pub image: String,
+    /// The image and what follows it: the frontend gets it as its option `cmdline`.
+    pub cmdline: String,
+    /// Where the file asks for it; `None` when an option did.
+    pub location: Option<SourceLocation>,
+}
+
+impl Forward {
+    /// The error of the other frontend with what asked for it.
+    pub fn blame(&self, error: Error) -> Error {
+        if !error.locations().is_empty() {
+            return error;
+        }
+        match &self.location {
+            Some(location) => error.at(location.clone()),
+            None => error.context(format!(
+                "failed with build-arg:BUILDKIT_SYNTAX = {}",
+                self.cmdline
+            )),
+        }
+    }
 }
 
 /// What is to be built for a platform.
@@ -65,7 +94,12 @@ async fn answer(host: &dyn Host, options: BuildOptions) -> Result<FrontendResult
     refuse_unsupported(&options)?;
     let client = Client::new(host, &options).await?;
     let entrypoint = client.read_entrypoint().await?;
-    check_syntax(&options, &entrypoint)?;
+    if let Some(forward) = other_frontend(&options, &entrypoint) {
+        return Ok(FrontendResult {
+            forward: Some(forward),
+            ..FrontendResult::default()
+        });
+    }
     if let Some(name) = &options.request {
         let metadata = request::answer(&client, &entrypoint, name).await?;
         return Ok(FrontendResult {
@@ -173,31 +207,27 @@ fn refuse_unsupported(options: &BuildOptions) -> Result<()> {
     Ok(())
 }
 
-/// The frontend that the file asks for must be this one.
-fn check_syntax(options: &BuildOptions, entrypoint: &Entrypoint) -> Result<()> {
+/// The frontend that is asked for, unless it is this one.
+fn other_frontend(options: &BuildOptions, entrypoint: &Entrypoint) -> Option<Forward> {
     if options.forwarded {
-        return Ok(());
+        return None;
     }
-    let unsupported = |image: &str| {
-        fail(format!("frontend image {image} is not supported"))
-            .with_code(Code::Unimplemented)
-            .hint("`docker/dockerfile` is built in; files for other frontends cannot be built")
-    };
-    if let Some(command) = &options.syntax {
-        let image = command.split_whitespace().next().unwrap_or_default();
-        if !is_this_frontend(image) {
-            let context = format!("failed with build-arg:BUILDKIT_SYNTAX = {command}");
-            return Err(unsupported(image).context(context));
+    let (image, cmdline, location) = match &options.syntax {
+        Some(command) => {
+            let image = command.split_whitespace().next().unwrap_or_default();
+            (image.to_owned(), command.clone(), None)
         }
-        return Ok(());
-    }
-    match dockerfile::detect_syntax(&entrypoint.file.data) {
-        Some(syntax) if !is_this_frontend(&syntax.image) => {
+        None => {
+            let syntax = dockerfile::detect_syntax(&entrypoint.file.data)?;
             let location = entrypoint.file.at_ranges(vec![syntax.range]);
-            Err(unsupported(&syntax.image).at(location))
+            (syntax.image, syntax.command, Some(location))
         }
-        _ => Ok(()),
-    }
+    };
+    (!is_this_frontend(&image)).then_some(Forward {
+        image,
+        cmdline,
+        location,
+    })
 }
 
 fn is_this_frontend(image: &str) -> bool {

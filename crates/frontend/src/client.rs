@@ -51,17 +51,7 @@ pub(crate) struct Entrypoint {
 impl<'a> Client<'a> {
     /// Finds out where the context and the Dockerfile come from.
     pub(crate) async fn new(host: &'a dyn Host, options: &'a BuildOptions) -> Result<Client<'a>> {
-        let mut client = Client {
-            host,
-            options,
-            remote: None,
-            remote_source: None,
-            dockerfile: None,
-            filename: options.context.filename.clone(),
-            ignore_file: Mutex::new(None),
-            ignore: OnceCell::new(),
-            images: Mutex::new(HashMap::new()),
-        };
+        let mut client = Self::for_names(host, options);
         let address = options.context.remote.as_str();
         if let Some(git) = GitRef::parse(address)? {
             client.use_git(git, address);
@@ -74,6 +64,21 @@ impl<'a> Client<'a> {
             client.remote = Some(subdirectory(graph, subdir));
         }
         Ok(client)
+    }
+
+    /// A view that is good for named contexts only: nobody has asked yet where the context is.
+    pub(crate) fn for_names(host: &'a dyn Host, options: &'a BuildOptions) -> Client<'a> {
+        Client {
+            host,
+            options,
+            remote: None,
+            remote_source: None,
+            dockerfile: None,
+            filename: options.context.filename.clone(),
+            ignore_file: Mutex::new(None),
+            ignore: OnceCell::new(),
+            images: Mutex::new(HashMap::new()),
+        }
     }
 
     fn use_git(&mut self, mut git: GitRef, address: &str) {

@@ -27,6 +27,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use build::{FrontendResult, PlatformRef, build};
+pub use build::{Forward, FrontendResult, PlatformRef, build};
 pub use host::{FileStat, Host, OciStore, RefId, ResolvedImage, SourceTime, Warning};
+pub use named::{FrontendSource, frontend_source};
 pub use options::{BuildOptions, ContextOptions, ResolveMode};

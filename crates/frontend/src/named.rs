@@ -1,6 +1,7 @@
 //! Named contexts: what the client put in the place of an image or a stage of that name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use diag::{Context as _, Result};
@@ -11,9 +12,10 @@ use oci::{Digest, ImageConfig, Platform, Reference};
 use crate::client::{Client, IGNORE_FILE, set_excludes};
 use crate::failure::fail;
 use crate::git::{GitRef, http_source};
-use crate::host::OciStore;
+use crate::host::{Host, OciStore};
 use crate::image::read_config;
-use crate::plan::{DeferredLocal, Output, Plan, named};
+use crate::options::BuildOptions;
+use crate::plan::{DeferredLocal, Output, Plan, SourceFile, Sources, named};
 use crate::state::FsState;
 
 /// A named context that was given.
@@ -34,6 +36,43 @@ pub(crate) struct LoadedContext {
     platform: Option<Platform>,
     /// The configuration, if it is an image.
     pub(crate) image: Option<ImageConfig>,
+}
+
+/// What stands in the place of the image of another frontend.
+#[derive(Clone, Debug)]
+pub struct FrontendSource {
+    /// Its files.
+    pub graph: Graph,
+    /// Its configuration, if it is an image.
+    pub image: Option<ImageConfig>,
+}
+
+/// The named context that the client gave for the image of a frontend, if it gave one.
+pub async fn frontend_source(
+    host: &dyn Host,
+    options: &BuildOptions,
+    image: &str,
+) -> Result<Option<FrontendSource>> {
+    let client = Client::for_names(host, options);
+    let Some(context) = NamedContext::find(&client, image, None)? else {
+        return Ok(None);
+    };
+    let loaded = context.load(&client).await?;
+    let mut plan = Plan::default();
+    let root = loaded.add_to(&mut plan, 0).output;
+    let all = [BTreeSet::new()];
+    let sources = Sources {
+        paths: &all,
+        file: &SourceFile {
+            name: String::new(),
+            data: Arc::from([]),
+        },
+        platform: &Platform::host(),
+    };
+    Ok(Some(FrontendSource {
+        graph: plan.finish(root, &sources),
+        image: loaded.image,
+    }))
 }
 
 #[derive(Clone, Debug)]

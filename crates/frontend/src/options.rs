@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use diag::{Error, Result};
 use dockerfile::lint::LintConfig;
 use dockerfile::{csv, quote};
-use llb::{NetMode, Ulimit};
+use llb::{NetMode, ULIMIT_NAMES, Ulimit};
 use oci::Platform;
 
 use crate::failure::fail;
@@ -385,25 +385,6 @@ fn parse_shm_size(value: &str) -> Result<u64> {
     Ok(u64::try_from(size).unwrap_or(0))
 }
 
-/// Names that a limit can have.
-const ULIMITS: &[&str] = &[
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-    "stack",
-];
-
 fn parse_ulimits(value: &str) -> Result<Vec<Ulimit>> {
     if value.is_empty() {
         return Ok(Vec::new());
@@ -416,7 +397,7 @@ fn parse_ulimit(field: &str) -> Result<Ulimit> {
     let Some((name, limits)) = field.split_once('=') else {
         return Err(fail(format!("invalid ulimit argument: {field}")));
     };
-    if !ULIMITS.contains(&name) {
+    if !ULIMIT_NAMES.contains(&name) {
         return Err(fail(format!("invalid ulimit type: {name}")));
     }
     let (soft, hard) = match limits.split(':').collect::<Vec<_>>().as_slice() {

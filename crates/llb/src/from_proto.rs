@@ -141,6 +141,27 @@ pub fn platform_from_proto(platform: &pb::Platform) -> Platform {
     .normalized()
 }
 
+/// A mount as it came over the wire, of a vertex with that many inputs.
+///
+/// # Errors
+/// Unknown kinds and modes; an input or output that cannot be.
+pub fn mount_from_proto(message: pb::Mount, inputs: usize) -> Result<Mount, LlbError> {
+    mount(message, inputs)
+}
+
+/// A network mode as it came over the wire.
+///
+/// # Errors
+/// A mode that is not known.
+pub fn net_mode_from_proto(mode: i32) -> Result<NetMode, LlbError> {
+    match mode {
+        0 => Ok(NetMode::Unset),
+        1 => Ok(NetMode::Host),
+        2 => Ok(NetMode::None),
+        other => invalid(format!("unknown network mode {other}")),
+    }
+}
+
 /// A location with its file, as errors and warnings carry it.
 pub fn source_location(source: &pb::SourceInfo, ranges: &[pb::Range]) -> SourceLocation {
     SourceLocation {
@@ -348,12 +369,7 @@ fn exec_op(exec: pb::ExecOp, count: usize) -> Result<ExecOp, LlbError> {
         remove_mount_stubs_recursive: meta.remove_mount_stubs_recursive,
         valid_exit_codes: meta.valid_exit_codes,
         mounts,
-        network: match exec.network {
-            0 => NetMode::Unset,
-            1 => NetMode::Host,
-            2 => NetMode::None,
-            other => return invalid(format!("unknown network mode {other}")),
-        },
+        network: net_mode_from_proto(exec.network)?,
         security: match exec.security {
             0 => SecurityMode::Sandbox,
             1 => SecurityMode::Insecure,

@@ -11,11 +11,15 @@ mod graph;
 mod ops;
 mod to_proto;
 
-pub use from_proto::{LlbError, from_proto, platform_from_proto, source_location};
+pub use from_proto::{
+    LlbError, from_proto, mount_from_proto, net_mode_from_proto, platform_from_proto,
+    source_location,
+};
 pub use graph::{Edge, Graph, GraphBuilder, ProgressGroup, Vertex, VertexMeta};
 pub use ops::{
     BuildOp, CacheSharing, ChownOpt, ContentCache, CopyAction, DiffOp, ExecOp, FileAction,
     FileActionKind, FileOp, MergeOp, MkDirAction, MkFileAction, Mount, MountKind, NetMode, Op,
-    ProxyEnv, RmAction, SecretEnv, SecurityMode, SourceOp, SymlinkAction, Ulimit, UserOpt,
+    ProxyEnv, RmAction, SESSION_HOST, SecretEnv, SecurityMode, SourceOp, SymlinkAction,
+    ULIMIT_NAMES, Ulimit, UserOpt,
 };
 pub use to_proto::{marshal_vertex, platform_to_proto, to_proto};

@@ -102,6 +102,25 @@ pub struct ProxyEnv {
     pub all_proxy: String,
 }
 
+/// Names that a [`Ulimit`] can have.
+pub const ULIMIT_NAMES: [&str; 15] = [
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
+
 /// A resource limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ulimit {
@@ -112,6 +131,9 @@ pub struct Ulimit {
     /// The hard limit.
     pub hard: i64,
 }
+
+/// The host of `http` sources whose bytes the client of the build sends itself.
+pub const SESSION_HOST: &str = "buildkit-session";
 
 /// A secret as an environment variable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -106,6 +106,13 @@ impl PlainPrinter {
 
     /// Prints what there is to print now.
     pub fn refresh(&mut self, now: Timestamp, out: &mut Vec<u8>) {
+        if !self.print_news(now, out) {
+            self.print_open(now, out);
+        }
+    }
+
+    /// Prints what is new; false when no open vertex has anything new to tell.
+    fn print_news(&mut self, now: Timestamp, out: &mut Vec<u8>) -> bool {
         let visible = |id: &NodeId| !self.tree.node(*id).is_hidden();
         let (mut completed, mut rest): (Vec<NodeId>, Vec<NodeId>) = self
             .pending
@@ -120,8 +127,7 @@ impl PlainPrinter {
             self.print_node(id, now, out);
         }
         if rest.is_empty() {
-            self.print_open(current, now, out);
-            return;
+            return false;
         }
         if let Some(id) = current
             && rest.contains(&id)
@@ -137,21 +143,23 @@ impl PlainPrinter {
         if let Some(next) = self.choose(&rest, current.filter(|_| !current_completed), now) {
             self.print_node(next, now, out);
         }
+        true
     }
 
     /// Prints the rest, and the logs of what failed. The display is not to be used after it.
     pub fn finish(&mut self, now: Timestamp, out: &mut Vec<u8>) {
-        self.refresh(now, out);
+        // What is still open was cut off and has told what it had to tell.
+        self.print_news(now, out);
         print_error_logs(&self.tree, out);
     }
 
     /// With nothing new to tell, makes any open vertex current.
-    fn print_open(&mut self, current: Option<NodeId>, now: Timestamp, out: &mut Vec<u8>) {
+    fn print_open(&mut self, now: Timestamp, out: &mut Vec<u8>) {
         let open = |id: NodeId| {
             let node = self.tree.node(id);
             node.is_started() && !node.is_completed() && !node.is_hidden()
         };
-        if current.is_some_and(open) {
+        if self.current.is_some_and(open) {
             return;
         }
         let next = self.tree.shown().map(|(id, _)| id).find(|id| open(*id));

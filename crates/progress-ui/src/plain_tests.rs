@@ -287,3 +287,16 @@ fn booting_looks_as_in_the_documentation() {
 "
     );
 }
+
+#[test]
+fn a_step_that_was_cut_off_is_not_named_again_at_the_end() {
+    let mut printer = PlainPrinter::new(PlainOptions::default());
+    let mut out = Vec::new();
+    let of = |vertex| SolveStatus::of_vertexes(vec![vertex]);
+    printer.update(&of(vertex("run", Some(0), None)), at(0));
+    printer.refresh(at(0), &mut out);
+    printer.update(&of(vertex("boot", Some(10), Some(20))), at(20));
+    printer.finish(at(20), &mut out);
+    let text = String::from_utf8(out).unwrap();
+    assert_eq!(text, "#1 run\n#1 ...\n\n#2 boot\n#2 DONE 0.0s\n");
+}

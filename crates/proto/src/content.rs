@@ -182,12 +182,12 @@ pub mod content_client {
     use tonic::body::Body;
     use tonic::client::{Grpc, GrpcService};
     use tonic::codegen::{Body as HttpBody, Bytes, StdError};
-    use tonic::{IntoRequest, Response, Status, Streaming};
+    use tonic::{IntoRequest, IntoStreamingRequest, Response, Status, Streaming};
     use tonic_prost::ProstCodec;
 
     use super::*;
 
-    /// Reads somebody's content.
+    /// Reads and writes somebody's content.
     #[derive(Clone, Debug)]
     pub struct ContentClient<T> {
         inner: Grpc<T>,
@@ -200,6 +200,13 @@ pub mod content_client {
         T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
         <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
     {
+        /// Over a connection that knows its origin.
+        pub fn new(service: T) -> Self {
+            ContentClient {
+                inner: Grpc::new(service),
+            }
+        }
+
         pub fn with_origin(service: T, origin: http::Uri) -> Self {
             ContentClient {
                 inner: Grpc::with_origin(service, origin),
@@ -242,6 +249,20 @@ pub mod content_client {
                 .await
         }
 
+        pub async fn write(
+            &mut self,
+            request: impl IntoStreamingRequest<Message = WriteContentRequest>,
+        ) -> Result<Response<Streaming<WriteContentResponse>>, Status> {
+            self.ready().await?;
+            self.inner
+                .streaming(
+                    request.into_streaming_request(),
+                    path("Write"),
+                    ProstCodec::default(),
+                )
+                .await
+        }
+
         async fn ready(&mut self) -> Result<(), Status> {
             self.inner.ready().await.map_err(|error| {
                 Status::unknown(format!("Service was not ready: {}", error.into()))
@@ -253,6 +274,7 @@ pub mod content_client {
         PathAndQuery::from_static(match method {
             "Info" => "/containerd.services.content.v1.Content/Info",
             "List" => "/containerd.services.content.v1.Content/List",
+            "Write" => "/containerd.services.content.v1.Content/Write",
             _ => "/containerd.services.content.v1.Content/Read",
         })
     }
@@ -274,6 +296,9 @@ pub mod content_server {
     use tonic_prost::ProstCodec;
 
     use super::*;
+
+    /// The largest message that is read: blobs are written in pieces of a peer's choice.
+    const MESSAGE_BYTES_MAX: usize = 32 << 20;
 
     /// Messages of an answer.
     pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -460,7 +485,8 @@ pub mod content_server {
                 .to_owned();
             macro_rules! answer {
                 ($kind:ident, $input:ty, $output:ty) => {{
-                    let mut grpc = Grpc::new(ProstCodec::<$output, $input>::default());
+                    let mut grpc = Grpc::new(ProstCodec::<$output, $input>::default())
+                        .max_decoding_message_size(MESSAGE_BYTES_MAX);
                     grpc.$kind(Method(content), request).await
                 }};
             }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use oci::{Descriptor, DigestHasher, Reference, media_type};
+use oci::{Descriptor, Digest, DigestHasher, Reference, media_type};
 use reqwest::header::{ACCEPT, CONTENT_RANGE, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::OwnedSemaphorePermit;
@@ -11,9 +11,12 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::client::{Call, Client, Repository, Target, expect_success};
 use crate::config::Endpoint;
 use crate::error::RegistryError;
-use crate::manifest::{accept, denied};
+use crate::manifest::{accept, denied, header_size};
 use crate::scope::Scopes;
 use crate::transport::innermost;
+
+/// What a blob is when nothing more is known.
+const OCTET_STREAM: &str = "application/octet-stream";
 
 /// A connection over which nothing comes for so long is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -68,6 +71,47 @@ impl Client {
         };
         reader.open().await?;
         Ok(reader)
+    }
+
+    /// What a digest is in the repository of a name: a blob, or else a manifest.
+    ///
+    /// # Errors
+    /// [`RegistryError::BlobNotFound`] if no endpoint has it.
+    pub async fn find_blob(
+        &self,
+        reference: &Reference,
+        digest: Digest,
+    ) -> Result<Descriptor, RegistryError> {
+        let repository = self.repository(reference).await;
+        let mut first: Option<RegistryError> = None;
+        for (index, endpoint) in repository.endpoints.iter().enumerate() {
+            let last = index + 1 == repository.endpoints.len();
+            let scopes = Scopes::pull(&repository.path);
+            let call = Call::new(Method::HEAD, format!("blobs/{digest}"), scopes);
+            let found = match self.execute(&repository, endpoint, &call, last).await {
+                Ok(response) => expect_success(&Method::HEAD, response).await,
+                Err(error) => Err(error),
+            };
+            match found.map(|response| header_size(response.headers())) {
+                Ok(Some(size)) => {
+                    return Ok(Descriptor::new(OCTET_STREAM, digest, size));
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    first.get_or_insert(denied(error));
+                }
+            }
+        }
+        match first {
+            Some(error) if !error.is_not_found() => Err(error),
+            _ => match self.resolve(&reference.clone().with_digest(digest)).await {
+                Err(error) if error.is_not_found() => Err(RegistryError::BlobNotFound {
+                    digest,
+                    media_type: String::new(),
+                }),
+                found => found,
+            },
+        }
     }
 
     /// A whole blob in memory, for configurations and the like.

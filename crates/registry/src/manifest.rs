@@ -318,7 +318,7 @@ fn content_type(headers: &HeaderMap) -> String {
     }
 }
 
-fn header_size(headers: &HeaderMap) -> Option<u64> {
+pub(crate) fn header_size(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 

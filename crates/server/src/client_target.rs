@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use content::ContentStore;
-use diag::{Context, Error, Result};
+use diag::{Context, Result};
 use exporter::{ClientTarget, SentBytes, Tree};
 use llb::CopyAction;
 use oci::Descriptor;
@@ -75,10 +75,14 @@ impl ClientTarget for SessionTarget {
         Ok(())
     }
 
-    async fn send_blobs(&self, _content: &ContentStore, _blobs: Vec<Descriptor>) -> Result<()> {
-        Err(Error::unimplemented(
-            "exports into a client's content store (tar=false) are not supported by this server",
-        ))
+    async fn send_blobs(&self, content: &ContentStore, blobs: Vec<Descriptor>) -> Result<()> {
+        let store = self.session.content_store(session::EXPORT_STORE)?;
+        for blob in blobs {
+            let (content, digest) = (content.clone(), blob.digest);
+            let file = blocking(move || Ok(content.open_blob(&digest)?)).await?;
+            store.write(&digest, blob.size, file).await?;
+        }
+        Ok(())
     }
 }
 

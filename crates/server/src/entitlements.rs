@@ -46,6 +46,20 @@ impl Entitlements {
         Ok(Entitlements(asked.iter().cloned().collect()))
     }
 
+    /// Fails for a process of a container that would do what was not granted.
+    pub fn check_process(&self, network: NetMode, insecure: bool) -> Result<()> {
+        let needed = [
+            (network == NetMode::Host, "network.host"),
+            (insecure, "security.insecure"),
+        ];
+        for (needs, name) in needed {
+            if needs && !self.allows(name) {
+                return Err(not_allowed(name));
+            }
+        }
+        Ok(())
+    }
+
     /// Fails for a graph that does what was not granted.
     pub fn check(&self, graph: &Graph) -> Result<()> {
         for vertex in graph.order.iter().filter_map(|digest| graph.vertex(digest)) {
@@ -57,13 +71,9 @@ impl Entitlements {
             ];
             for (needs, name) in needed {
                 if needs && !self.allows(name) {
-                    return Err(Error::new(
-                        Code::PermissionDenied,
-                        format!("{name} is not allowed"),
-                    )
-                    .hint(format!("give the build `--allow {name}`"))
-                    .context("failed to load LLB")
-                    .vertex(vertex.digest.to_string()));
+                    return Err(not_allowed(name)
+                        .context("failed to load LLB")
+                        .vertex(vertex.digest.to_string()));
                 }
             }
         }
@@ -73,6 +83,11 @@ impl Entitlements {
     fn allows(&self, name: &str) -> bool {
         self.0.iter().any(|granted| kind(granted) == name)
     }
+}
+
+fn not_allowed(name: &str) -> Error {
+    Error::new(Code::PermissionDenied, format!("{name} is not allowed"))
+        .hint(format!("give the build `--allow {name}`"))
 }
 
 /// An entitlement without its parameters.

@@ -38,7 +38,11 @@ fn wire_code(code: Code) -> Code {
 
 /// The status of an error.
 pub fn to_status(error: &Error) -> Status {
-    let status = to_rpc_status(error);
+    from_message(to_rpc_status(error))
+}
+
+/// The status that a message stands for.
+pub fn from_message(status: rpc::Status) -> Status {
     let code = tonic::Code::from_i32(status.code);
     let message = status.message.clone();
     if status.details.is_empty() {

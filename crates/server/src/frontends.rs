@@ -13,13 +13,14 @@ use progress::VertexWarning;
 use proto::pb;
 use source::image::{ContentProvider, ImageRequest};
 
+use crate::frontend_image::run_frontend_image;
 use crate::job::{BuildResult, Job};
 use crate::reading;
 
 /// The frontend that is part of the server.
 const DOCKERFILE: &str = "dockerfile.v0";
-/// The frontend that runs an image; those that are the built-in one by another name are served.
-const GATEWAY: &str = "gateway.v0";
+/// The frontend that runs an image; those that are the built-in one by another name are served by it.
+pub(crate) const GATEWAY: &str = "gateway.v0";
 
 /// A request to a frontend.
 #[derive(Clone, Debug, Default)]
@@ -34,37 +35,47 @@ pub struct FrontendRequest {
 
 /// Runs a frontend and takes the graphs it returns into the build. Nothing of them is solved yet.
 pub async fn run_frontend(job: &Arc<Job>, mut request: FrontendRequest) -> Result<BuildResult> {
-    if request.frontend == GATEWAY {
-        let source = request.attrs.remove("source").unwrap_or_default();
-        if !is_dockerfile_frontend(&source) {
-            return Err(Error::unimplemented(format!(
-                "the frontend image {source} cannot be run by this server"
-            ))
-            .hint("Dockerfiles are read by the server itself, without a `# syntax` line"));
-        }
-        request.frontend = DOCKERFILE.to_owned();
-    }
-    if request.frontend != DOCKERFILE {
-        return Err(Error::invalid(format!(
-            "invalid frontend: {}",
-            request.frontend
-        )));
-    }
-    let enabled = job.parts().config.frontend.get(DOCKERFILE);
+    let enabled = job.parts().config.frontend.get(&request.frontend);
     if enabled.and_then(|frontend| frontend.enabled) == Some(false) {
-        return Err(Error::invalid(format!("invalid frontend: {DOCKERFILE}")));
+        return Err(unknown_frontend(&request.frontend));
     }
-    let inputs = request
-        .inputs
-        .into_iter()
-        .map(|(name, definition)| Ok((name, llb::from_proto(definition)?)))
-        .collect::<Result<BTreeMap<String, Graph>>>()?;
+    match request.frontend.as_str() {
+        DOCKERFILE => run_dockerfile(job, request).await,
+        GATEWAY => {
+            let source = request.attrs.get("source").map_or("", String::as_str);
+            if is_dockerfile_frontend(source) {
+                request.attrs.remove("source");
+                return run_dockerfile(job, request).await;
+            }
+            run_frontend_image(job, request).await
+        }
+        other => Err(unknown_frontend(other)),
+    }
+}
+
+fn unknown_frontend(name: &str) -> Error {
+    Error::invalid(format!("invalid frontend: {name}"))
+}
+
+/// Runs the frontend that is part of the server, or the one that the Dockerfile asks it for.
+async fn run_dockerfile(job: &Arc<Job>, request: FrontendRequest) -> Result<BuildResult> {
     let options = BuildOptions::from_attrs(&request.attrs)?;
-    let host = JobHost {
-        job: job.clone(),
-        inputs,
-    };
+    let host = JobHost::new(job, &request.inputs)?;
     let made = frontend::build(&host, options).await?;
+    if let Some(forward) = made.forward {
+        let mut request = request;
+        request.frontend = GATEWAY.to_owned();
+        request.attrs.insert("source".into(), forward.image.clone());
+        request
+            .attrs
+            .insert("cmdline".into(), forward.cmdline.clone());
+        let enabled = job.parts().config.frontend.get(GATEWAY);
+        let outcome = match enabled.and_then(|frontend| frontend.enabled) {
+            Some(false) => Err(unknown_frontend(GATEWAY)),
+            _ => run_frontend_image(job, request).await,
+        };
+        return outcome.map_err(|error| forward.blame(error));
+    }
     let mut result = BuildResult {
         refs: Vec::new(),
         single: made.single,
@@ -97,12 +108,24 @@ fn is_dockerfile_frontend(source: &str) -> bool {
 }
 
 /// The server as a frontend sees it.
-struct JobHost {
+pub(crate) struct JobHost {
     job: Arc<Job>,
     inputs: BTreeMap<String, Graph>,
 }
 
 impl JobHost {
+    /// The server as a frontend of that build sees it, with graphs given along.
+    pub(crate) fn new(job: &Arc<Job>, inputs: &BTreeMap<String, pb::Definition>) -> Result<Self> {
+        let inputs = inputs
+            .iter()
+            .map(|(name, definition)| Ok((name.clone(), llb::from_proto(definition.clone())?)))
+            .collect::<Result<BTreeMap<String, Graph>>>()?;
+        Ok(JobHost {
+            job: job.clone(),
+            inputs,
+        })
+    }
+
     async fn view(&self, reference: &RefId) -> Result<Arc<ops::work::ReadOnly>> {
         match self.job.find(&reference.0)? {
             Some(reference) => self.job.view(&reference).await,

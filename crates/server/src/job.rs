@@ -10,10 +10,12 @@ use std::time::Duration;
 use diag::{Error, Result};
 use layers::LayerId;
 use llb::Graph;
+use oci::Digest;
 use ops::work::{BuildContext, OpWork, Output, ReadOnly, blocking};
 use parking_lot::Mutex;
 use proto::pb;
 use tokio::sync::OnceCell;
+use tokio_util::task::TaskTracker;
 
 use crate::entitlements::Entitlements;
 use crate::parts::ServerParts;
@@ -26,6 +28,8 @@ pub struct Job {
     entitlements: Entitlements,
     build: solver::Build<OpWork>,
     refs: Mutex<HashMap<String, Arc<SolvedRef>>>,
+    /// What must have taken away its processes and mounts before the build has ended.
+    tasks: TaskTracker,
 }
 
 /// A graph whose outcome can be asked for.
@@ -87,13 +91,16 @@ impl Job {
     ) -> Arc<Self> {
         let context = BuildContext::new(running.clone());
         let build = parts.solver.build(context);
-        Arc::new(Job {
+        let job = Arc::new(Job {
             parts,
             running,
             entitlements,
             build,
             refs: Mutex::new(HashMap::new()),
-        })
+            tasks: TaskTracker::new(),
+        });
+        job.running.attach(&job);
+        job
     }
 
     /// What the server's builds share.
@@ -106,13 +113,30 @@ impl Job {
         &self.running
     }
 
+    /// What it may do.
+    pub fn entitlements(&self) -> &Entitlements {
+        &self.entitlements
+    }
+
+    /// What must have ended before the build has.
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    /// What work sees that is done for this build alone.
+    pub fn context(&self) -> BuildContext {
+        BuildContext::new(self.running.clone())
+    }
+
     /// Gives everything up, and waits until what only this build wanted has ended and taken away its
     /// mounts, at most for `patience`.
     pub async fn stop(&self, patience: Duration) {
-        if tokio::time::timeout(patience, self.build.stop())
-            .await
-            .is_err()
-        {
+        let stopped = async {
+            self.build.stop().await;
+            self.tasks.close();
+            self.tasks.wait().await;
+        };
+        if tokio::time::timeout(patience, stopped).await.is_err() {
             let id = self.running.id();
             tracing::warn!(
                 "build {id}: steps have not ended {patience:?} after they were cancelled"
@@ -202,6 +226,22 @@ impl Job {
         let id = format!("{:032x}", rand::random::<u128>());
         self.refs.lock().insert(id.clone(), reference);
         id
+    }
+
+    /// Keeps an outcome that no graph of its own stands for under a new name.
+    pub fn keep_output(&self, output: Output) -> String {
+        self.keep(Arc::new(SolvedRef {
+            graph: Arc::new(Graph::default()),
+            definition: None,
+            output: OnceCell::new_with(Some(output)),
+            view: OnceCell::new(),
+        }))
+    }
+
+    /// The vertex of that digest, if it was loaded.
+    pub fn vertex(&self, digest: &Digest) -> Option<Arc<llb::Vertex>> {
+        let node = self.build.node(digest)?;
+        Some(node.work().op_vertex().clone())
     }
 
     /// The graph kept under a name; the empty name is the empty file system.

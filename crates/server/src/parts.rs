@@ -13,9 +13,9 @@ use session::SessionManager;
 use solver::Solver;
 use tokio::sync::watch;
 
-use crate::bridge::GatewayBuild;
 use crate::config::Config;
 use crate::entitlements::Entitlements;
+use crate::gateway_build::GatewayBuild;
 use crate::history::History;
 use crate::running::Running;
 use crate::usage::Cache;

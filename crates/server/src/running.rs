@@ -1,7 +1,7 @@
 //! A build while it runs: its vertices, what they say, and the client behind it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,14 +9,16 @@ use diag::{Error, Result};
 use jiff::Timestamp;
 use llb::Graph;
 use oci::Digest;
-use ops::work::{Event, Outside, to_vertex_status};
+use ops::work::{Event, FailedStep, Output, Outside, to_vertex_status};
 use parking_lot::Mutex;
 use progress::{SolveStatus, Vertex};
+use proto::pb;
 use session::{Session, SessionManager};
 use solver::Outcome;
 use status::{Status, StatusSink};
 
 use crate::credentials::SessionCredentials;
+use crate::job::Job;
 use crate::progress_log::ProgressLog;
 
 /// How long a client may take to bring up the session that a build needs.
@@ -42,6 +44,8 @@ pub struct Running {
     sessions: SessionManager,
     registry: registry::Client,
     progress: ProgressLog,
+    /// The build itself, which owns this.
+    job: OnceLock<Weak<Job>>,
     state: Mutex<State>,
 }
 
@@ -50,6 +54,8 @@ struct State {
     vertices: HashMap<Digest, Vertex>,
     locations: HashMap<Digest, Vec<diag::SourceLocation>>,
     warnings: i32,
+    /// `None` while nobody wants them.
+    failures: Option<HashMap<Digest, FailedStep>>,
 }
 
 impl Running {
@@ -69,8 +75,24 @@ impl Running {
             sessions,
             registry: registry.with_credentials(Arc::new(credentials)),
             progress: ProgressLog::new(),
+            job: OnceLock::new(),
             state: Mutex::new(State::default()),
         })
+    }
+
+    /// Says which build it is, once.
+    pub(crate) fn attach(&self, job: &Arc<Job>) {
+        let _ = self.job.set(Arc::downgrade(job));
+    }
+
+    /// From now on what failed steps leave behind is kept until the build ends.
+    pub fn keep_failures(&self) {
+        self.state.lock().failures.get_or_insert_default();
+    }
+
+    /// What a failed step left behind.
+    pub fn failure(&self, vertex: &Digest) -> Option<FailedStep> {
+        self.state.lock().failures.as_ref()?.get(vertex).cloned()
     }
 
     /// Its id, which clients call its ref.
@@ -199,6 +221,7 @@ impl Running {
         for vertex in open {
             self.finish(&vertex, false, Some(&Error::canceled()));
         }
+        self.state.lock().failures = None;
         self.progress.end();
     }
 
@@ -314,5 +337,24 @@ impl Outside for Running {
 
     fn registry(&self) -> registry::Client {
         self.registry.clone()
+    }
+
+    async fn solve_definition(&self, definition: pb::Definition) -> Result<Output> {
+        let job = self.job.get().and_then(Weak::upgrade);
+        let job = job.ok_or_else(Error::canceled)?;
+        match job.load_definition(definition)? {
+            Some(reference) => job.evaluate(&reference).await,
+            None => Ok(Output::empty()),
+        }
+    }
+
+    fn wants_failures(&self) -> bool {
+        self.state.lock().failures.is_some()
+    }
+
+    fn failed(&self, vertex: &Digest, step: &FailedStep) {
+        if let Some(failures) = &mut self.state.lock().failures {
+            failures.insert(*vertex, step.clone());
+        }
     }
 }

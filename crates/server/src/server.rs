@@ -40,6 +40,7 @@ use tonic::transport::Server as GrpcServer;
 
 use crate::bridge::Gateway;
 use crate::config::Config;
+use crate::content_service::ContentService;
 use crate::control::ControlService;
 use crate::entitlements::Entitlements;
 use crate::gc::Collector;
@@ -52,7 +53,7 @@ use crate::worker::Worker;
 /// Version of the state directory.
 const FORMAT: u32 = 1;
 /// The largest message that is read or written, in bytes: definitions can be large.
-const MESSAGE_SIZE_BYTES_MAX: usize = 128 << 20;
+pub(crate) const MESSAGE_SIZE_BYTES_MAX: usize = 128 << 20;
 /// What one stream, and one connection, may have under way in bytes; sessions carry whole contexts.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
@@ -194,6 +195,7 @@ impl Server {
                 .max_decoding_message_size(MESSAGE_SIZE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_SIZE_BYTES_MAX),
         )
+        .add_service(ContentService::server(self.parts.content.clone()))
         .add_service(health_service);
         collector.wake();
         let growing = collector.clone();

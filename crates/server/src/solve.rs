@@ -18,12 +18,12 @@ use proto::control::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::bridge::GatewayBuild;
 use crate::client_target::SessionTarget;
 use crate::entitlements::Entitlements;
 use crate::errors::to_rpc_status;
 use crate::exporting::export_source;
 use crate::frontends::{FrontendRequest, run_frontend};
+use crate::gateway_build::GatewayBuild;
 use crate::history::new_record;
 use crate::job::{BuildResult, Job};
 use crate::parts::{Entry, ServerParts};
@@ -90,6 +90,9 @@ pub async fn solve(
         () = cancel.cancelled() => Err(Error::canceled()),
         () = client_gone(&running) => Err(Error::canceled()),
     };
+    if let Some(gateway) = &gateway {
+        gateway.containers().release_all().await;
+    }
     job.note_use().await;
     job.stop(STOP_PATIENCE).await;
     running.end();
@@ -332,7 +335,6 @@ async fn export(
                 client: target.as_ref().map(|target| target as &dyn ClientTarget),
                 registry: &registry,
                 statuses,
-                omit_layers: Default::default(),
             };
             parts.exporter.export(spec, source, context).await
         })

@@ -79,6 +79,7 @@ pub(crate) async fn sync(
             owner: request.owner,
             progress,
             on_change: request.on_change,
+            fetch_all: request.fetch_all,
             ..ReceiveOptions::default()
         };
         let tree = Tree {

@@ -25,12 +25,12 @@ pub mod walk;
 
 pub use byte_stream::ByteStream;
 pub use caller::{
-    FileSink, RegistryCredentials, RemoteContent, SendDirRequest, SyncRequest, Token, TokenRequest,
-    UPLOAD_HOST,
+    EXPORT_STORE, FileSink, RegistryCredentials, RemoteContent, SendDirRequest, SyncRequest, Token,
+    TokenRequest,
 };
 pub use client::{
     AuthNotice, AuthOptions, ClientSession, ClientSessionBuilder, ExportTarget, ExportWriter,
-    LocalDir, SecretSource, SessionHandle, SshAgent, Uploads,
+    FillStore, LocalDir, SecretSource, SessionHandle, SshAgent, Uploads,
 };
 pub use error::SessionError;
 pub use headers::SessionHeaders;

@@ -183,7 +183,8 @@ fn put_stat(stat: &FileStat, out: &mut BytesMut) {
     out.extend_from_slice(&body);
 }
 
-fn encode_stat(stat: &FileStat, out: &mut BytesMut) {
+/// Appends the message of an entry.
+pub(crate) fn encode_stat(stat: &FileStat, out: &mut BytesMut) {
     put_bytes(1, &stat.path, out);
     put_int(2, u64::from(stat.mode), out);
     put_int(3, u64::from(stat.uid), out);

@@ -1,9 +1,9 @@
 //! A file of a web server as a layer of its own.
 //!
-//! What a server sent is kept with the validator (`ETag`) it gave. The next time the server is asked
-//! whether that is still current, first without a body, because some servers give validators but do
-//! not heed them; only a changed file travels. A file whose checksum is given is not asked for at all
-//! until its content is needed.
+//! What a server sent is kept with the validator it gave: `ETag`, else `Last-Modified` if that was
+//! long enough ago. The next time the server is asked whether that is still current, for an `ETag`
+//! first without a body, because some servers give some but do not heed them; only a changed file
+//! travels. A file whose checksum is given is not asked for at all until its content is needed.
 //!
 //! ```text
 //! <dir>/superblock
@@ -11,6 +11,8 @@
 //! ```
 //!
 //! **Invariant**: a state is written only after its layer was committed.
+
+mod names;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,19 +23,22 @@ use std::time::Duration;
 use async_trait::async_trait;
 use diag::{Code, Error, Result, Secret};
 use layers::{LayerHold, LayerNote, LayerStack, LayerStore, NewLayer};
+use llb::SESSION_HOST;
 use oci::{Digest, DigestHasher};
 use reqwest::header::{
-    AUTHORIZATION, CONTENT_DISPOSITION, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH,
-    LAST_MODIFIED,
+    AUTHORIZATION, CONTENT_DISPOSITION, DATE, ETAG, HeaderMap, HeaderName, HeaderValue,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED,
 };
 use reqwest::{Body, Client, Method, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 
+use crate::file_layer::{MODE_DEFAULT, finish_file};
 use crate::flights::Flights;
 use crate::resolve::blocking;
 use crate::state_file::{read_state, sweep, write_state};
+use names::file_name;
 
 /// Version of the directory's format.
 const FORMAT: u32 = 1;
@@ -41,11 +46,13 @@ const FORMAT: u32 = 1;
 /// How long a server may be silent, before and while it sends.
 const SILENCE_MAX: Duration = Duration::from_secs(300);
 
-/// The mode of a file when none is asked for.
-const MODE_DEFAULT: u32 = 0o600;
+/// After how many seconds a file that changes gets another `Last-Modified` for sure.
+///
+/// Source: <https://www.rfc-editor.org/rfc/rfc9110#section-8.8.2.2>.
+const MODIFIED_LONG_AGO: i64 = 60;
 
-/// The name of a file when nothing names it.
-const NAME_DEFAULT: &str = "download";
+/// How long what is put behind a file for its checksum may be, in bytes, as stock has it.
+const SUFFIX_BYTES_MAX: usize = 4 << 10;
 
 /// Which file, and what is made of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -68,9 +75,6 @@ pub struct HttpRequest {
     /// Name of the secret with the `Authorization` header; empty if none is named.
     pub auth_secret: String,
 }
-
-/// The host of addresses that mean the client of the build.
-pub const SESSION_HOST: &str = "buildkit-session";
 
 /// What only the client knows: the `Authorization` header, asked for only when a request is really
 /// made, and the files it sends itself.
@@ -100,6 +104,17 @@ pub struct HttpPin {
     files: Option<(LayerStack, LayerHold)>,
 }
 
+/// How a file is summed up for who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChecksumAlgorithm {
+    /// SHA-256.
+    Sha256,
+    /// SHA-384.
+    Sha384,
+    /// SHA-512.
+    Sha512,
+}
+
 /// Takes files of web servers; clones share what is under way.
 #[derive(Clone)]
 pub struct HttpSource {
@@ -116,9 +131,19 @@ struct State {
     /// Without the mark of weak ones.
     etag: Option<String>,
     last_modified: Option<String>,
+    /// Whether the file was not changed again within the same second as `last_modified`.
+    #[serde(default)]
+    modified_long_ago: bool,
     digest: Digest,
     filename: String,
     stack: LayerStack,
+}
+
+/// By what a server is asked whether something changed.
+#[derive(Clone, Copy)]
+enum Validator<'a> {
+    ETag(&'a str),
+    Modified(&'a str),
 }
 
 /// One exchange with a server.
@@ -217,6 +242,38 @@ impl HttpSource {
         Ok((state.stack, hold))
     }
 
+    /// Another checksum of the file, `algorithm:digits`, over its content and a suffix.
+    ///
+    /// # Errors
+    /// As for [`HttpSource::fetch`], and suffixes that are too long.
+    pub async fn checksum(
+        &self,
+        request: &HttpRequest,
+        pin: &HttpPin,
+        authorization: &dyn HttpAuthorization,
+        algorithm: ChecksumAlgorithm,
+        suffix: Vec<u8>,
+    ) -> Result<String> {
+        if suffix.len() > SUFFIX_BYTES_MAX {
+            return Err(Error::invalid(format!(
+                "http checksum request suffix exceeds max size {SUFFIX_BYTES_MAX}"
+            )));
+        }
+        let (stack, hold) = self.fetch(request, pin, authorization).await?;
+        let layers = self.layers.clone();
+        blocking(move || {
+            let _hold = hold;
+            let files = layers.mount(&stack)?;
+            // The only one; its name may be one that the server gave it.
+            let mut names = std::fs::read_dir(files.path())?;
+            let file = names.next().transpose()?;
+            let file = file.ok_or_else(|| Error::internal("a layer without its file"))?;
+            let mut file = std::fs::File::open(file.path())?;
+            checksum_of(&mut file, algorithm, &suffix)
+        })
+        .await
+    }
+
     /// The last answer, if its layer is still there.
     async fn known(&self, request: &HttpRequest) -> Result<Option<(State, LayerHold)>> {
         let (layers, path) = (self.layers.clone(), self.state_path(request));
@@ -235,18 +292,28 @@ impl HttpSource {
 
     /// Asks whether the last answer still holds; `None` if the server cannot be asked that.
     async fn unchanged(&self, exchange: &Exchange<'_>, state: &State) -> Result<Option<Answer>> {
-        let Some(etag) = &state.etag else {
-            return Ok(None);
+        let etag = match (&state.etag, &state.last_modified) {
+            (Some(etag), _) => etag,
+            (None, Some(time)) if state.modified_long_ago => {
+                let asked = Some(Validator::Modified(time));
+                let response = self.send(exchange, Method::GET, asked).await?;
+                return Ok(Some(match response.status() {
+                    StatusCode::NOT_MODIFIED => Answer::Unchanged,
+                    _ => Answer::New(response),
+                }));
+            }
+            _ => return Ok(None),
         };
+        let asked = Some(Validator::ETag(etag));
         // A server that does not answer this is asked in the usual way.
-        if let Ok(response) = self.send(exchange, Method::HEAD, Some(etag)).await {
+        if let Ok(response) = self.send(exchange, Method::HEAD, asked).await {
             let given = validator(&response);
             let not_modified = response.status() == StatusCode::NOT_MODIFIED;
             if given.as_ref() == Some(etag) || (given.is_none() && not_modified) {
                 return Ok(Some(Answer::Unchanged));
             }
         }
-        let response = self.send(exchange, Method::GET, Some(etag)).await?;
+        let response = self.send(exchange, Method::GET, asked).await?;
         if response.status() != StatusCode::NOT_MODIFIED {
             return Ok(Some(Answer::New(response)));
         }
@@ -263,7 +330,7 @@ impl HttpSource {
         &self,
         exchange: &Exchange<'_>,
         method: Method,
-        etag: Option<&str>,
+        asked: Option<Validator<'_>>,
     ) -> Result<Response> {
         if exchange.url.host_str() == Some(SESSION_HOST) {
             let stream = ReaderStream::new(exchange.client.upload(exchange.url.path()).await?);
@@ -279,9 +346,11 @@ impl HttpSource {
             .client
             .request(method, exchange.url.clone())
             .headers(exchange.headers.clone());
-        if let Some(etag) = etag {
-            request = request.header(IF_NONE_MATCH, etag);
-        }
+        request = match asked {
+            Some(Validator::ETag(etag)) => request.header(IF_NONE_MATCH, etag),
+            Some(Validator::Modified(time)) => request.header(IF_MODIFIED_SINCE, time),
+            None => request,
+        };
         let failed =
             |cause: &str| Error::new(Code::Unavailable, format!("{verb} {shown:?}: {cause}"));
         let response = match tokio::time::timeout(SILENCE_MAX, request.send()).await {
@@ -311,12 +380,15 @@ impl HttpSource {
     ) -> Result<(State, LayerHold)> {
         let filename = file_name(request, response.headers().get(CONTENT_DISPOSITION));
         let etag = validator(&response);
-        let last_modified = response
-            .headers()
-            .get(LAST_MODIFIED)
-            .and_then(|value| value.to_str().ok())
-            .filter(|text| parse_time(text).is_some())
-            .map(str::to_owned);
+        let date = |name| response.headers().get(name)?.to_str().ok();
+        let last_modified = date(LAST_MODIFIED).filter(|text| parse_time(text).is_some());
+        let modified_long_ago = match (last_modified.and_then(parse_time), date(DATE)) {
+            (Some(modified), Some(now)) => {
+                parse_time(now).is_some_and(|now| now - modified >= MODIFIED_LONG_AGO)
+            }
+            _ => false,
+        };
+        let last_modified = last_modified.map(str::to_owned);
         let layers = self.layers.clone();
         let layer = blocking(move || Ok(layers.new_layer()?)).await?;
         let path = layer.path().join(&filename);
@@ -333,12 +405,14 @@ impl HttpSource {
         let request = request.clone();
         blocking(move || {
             let modified = last_modified.as_deref().and_then(parse_time);
-            finish_file(&path, &request, modified.unwrap_or(0))?;
+            let owner = (request.uid, request.gid);
+            finish_file(&path, request.mode, owner, modified.unwrap_or(0))?;
             let (stack, hold) = commit(layer, &request)?;
             let state = State {
                 url: diag::redact_url(&request.url),
                 etag,
                 last_modified,
+                modified_long_ago,
                 digest,
                 filename,
                 stack,
@@ -428,29 +502,34 @@ async fn download(request: &HttpRequest, mut response: Response, path: &Path) ->
     Ok(hasher.finish())
 }
 
-/// Owner, mode and times (seconds since 1970), in the order in which none undoes another.
-fn finish_file(path: &Path, request: &HttpRequest, modified: i64) -> Result<()> {
-    let file = std::fs::File::options().write(true).open(path)?;
-    std::os::unix::fs::fchown(&file, Some(request.uid), Some(request.gid))?;
-    let mode = request.mode.filter(|mode| *mode != 0);
-    let mode = rustix::fs::Mode::from_raw_mode(mode.unwrap_or(MODE_DEFAULT) & 0o777);
-    rustix::fs::fchmod(&file, mode).map_err(std::io::Error::from)?;
-    let time = rustix::fs::Timespec {
-        tv_sec: modified,
-        tv_nsec: 0,
-    };
-    let times = rustix::fs::Timestamps {
-        last_access: time,
-        last_modification: time,
-    };
-    rustix::fs::futimens(&file, &times).map_err(std::io::Error::from)?;
-    Ok(())
-}
-
 fn commit(layer: NewLayer, request: &HttpRequest) -> Result<(LayerStack, LayerHold)> {
     let text = format!("http url {}", diag::redact_url(&request.url));
     let (id, hold) = layer.commit_held(LayerNote::new(text))?;
     Ok((id.into(), hold))
+}
+
+fn checksum_of(
+    file: &mut impl std::io::Read,
+    algorithm: ChecksumAlgorithm,
+    suffix: &[u8],
+) -> Result<String> {
+    let (name, kind) = match algorithm {
+        ChecksumAlgorithm::Sha256 => ("sha256", &ring::digest::SHA256),
+        ChecksumAlgorithm::Sha384 => ("sha384", &ring::digest::SHA384),
+        ChecksumAlgorithm::Sha512 => ("sha512", &ring::digest::SHA512),
+    };
+    let mut sum = ring::digest::Context::new(kind);
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            count => sum.update(&buffer[..count]),
+        }
+    }
+    sum.update(suffix);
+    let digits = sum.finish();
+    let digits = digits.as_ref().iter().map(|byte| format!("{byte:02x}"));
+    Ok(format!("{name}:{}", digits.collect::<String>()))
 }
 
 fn validator(response: &Response) -> Option<String> {
@@ -463,111 +542,6 @@ fn validator(response: &Response) -> Option<String> {
 fn parse_time(text: &str) -> Option<i64> {
     let time = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text.trim());
     Some(time.ok()?.as_second())
-}
-
-/// What a file is called: as asked, as the server says, or as the last part of its address.
-fn file_name(request: &HttpRequest, disposition: Option<&HeaderValue>) -> String {
-    if !request.filename.is_empty() {
-        return safe_name(&request.filename);
-    }
-    if let Some(name) = disposition
-        .and_then(|value| value.to_str().ok())
-        .and_then(disposition_name)
-        && !name.ends_with('/')
-    {
-        return safe_name(&name);
-    }
-    let url = Url::parse(&request.url).ok();
-    let path = url.as_ref().map_or("", |url| url.path());
-    let last = path.trim_end_matches('/').rsplit('/').next();
-    safe_name(&percent_decoded(last.unwrap_or_default()))
-}
-
-/// The `filename` of a `Content-Disposition`; the extended form with a character set comes first.
-fn disposition_name(value: &str) -> Option<String> {
-    let mut plain = None;
-    for parameter in split_parameters(value).into_iter().skip(1) {
-        let Some((key, value)) = parameter.split_once('=') else {
-            continue;
-        };
-        let value = unquoted(value.trim());
-        match key.trim().to_ascii_lowercase().as_str() {
-            "filename*" => {
-                let mut parts = value.splitn(3, '\'');
-                let (set, _, text) = (parts.next()?, parts.next()?, parts.next()?);
-                if set.eq_ignore_ascii_case("utf-8") || set.eq_ignore_ascii_case("us-ascii") {
-                    return Some(percent_decoded(text));
-                }
-            }
-            "filename" => plain = Some(value),
-            _ => {}
-        }
-    }
-    plain.filter(|name| !name.is_empty())
-}
-
-/// Splits at semicolons outside of quotes.
-fn split_parameters(value: &str) -> Vec<String> {
-    let (mut parts, mut quoted, mut escaped) = (vec![String::new()], false, false);
-    for c in value.chars() {
-        if c == ';' && !quoted {
-            parts.push(String::new());
-            continue;
-        }
-        if c == '"' && !escaped {
-            quoted = !quoted;
-        }
-        escaped = quoted && c == '\\' && !escaped;
-        if let Some(part) = parts.last_mut() {
-            part.push(c);
-        }
-    }
-    parts
-}
-
-fn unquoted(text: &str) -> String {
-    let Some(inner) = text
-        .strip_prefix('"')
-        .and_then(|text| text.strip_suffix('"'))
-    else {
-        return text.to_owned();
-    };
-    let mut out = String::new();
-    let mut chars = inner.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' => out.extend(chars.next()),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-fn percent_decoded(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let (mut out, mut at) = (Vec::new(), 0);
-    while at < bytes.len() {
-        let digits = text.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
-        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                at += 3;
-            }
-            None => {
-                out.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-/// A name that is a single component of a path.
-fn safe_name(name: &str) -> String {
-    let name = name.trim().trim_end_matches('/');
-    let last = name.rsplit('/').next().unwrap_or_default();
-    let unfit = matches!(last, "" | "." | "..") || last.chars().any(char::is_control);
-    if unfit { NAME_DEFAULT } else { last }.to_owned()
 }
 
 #[cfg(test)]

@@ -28,6 +28,12 @@ pub trait ContentProvider: Send + Sync {
         descriptor: &Descriptor,
     ) -> Result<Box<dyn BlobStream>>;
 
+    /// Media type and size of a blob, where that is not known from a manifest.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not there.
+    async fn find(&self, reference: &Reference, digest: Digest) -> Result<Descriptor>;
+
     /// Registry and repository from which other repositories of that registry can mount the blobs,
     /// if it is one.
     fn repository(&self, reference: &Reference) -> Option<(String, String)> {
@@ -65,6 +71,10 @@ impl ContentProvider for registry::Client {
         descriptor: &Descriptor,
     ) -> Result<Box<dyn BlobStream>> {
         Ok(Box::new(self.fetch_blob(reference, descriptor, 0).await?))
+    }
+
+    async fn find(&self, reference: &Reference, digest: Digest) -> Result<Descriptor> {
+        Ok(self.find_blob(reference, digest).await?)
     }
 
     fn repository(&self, reference: &Reference) -> Option<(String, String)> {

@@ -86,6 +86,11 @@ impl ContentProvider for OciLayout {
             hasher: Some(DigestHasher::new()),
         }))
     }
+
+    async fn find(&self, _reference: &Reference, digest: Digest) -> Result<Descriptor> {
+        let size = self.0.size(digest).await?.ok_or_else(|| missing(digest))?;
+        Ok(Descriptor::new("", digest, size))
+    }
 }
 
 /// Passes a blob on and checks it.

@@ -13,6 +13,9 @@ const INDEX_DEPTH_MAX: usize = 4;
 /// Bytes of a manifest or configuration at most; providers have limits of their own.
 const SMALL_SIZE_MAX: u64 = 8 * 1024 * 1024;
 
+/// How media types of the oldest manifests begin.
+const SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+";
+
 /// Marks manifests that say something about another one and are no images.
 const ATTESTATION: &str = "vnd.docker.reference.type";
 
@@ -132,16 +135,10 @@ impl Getter<'_> {
     ) -> Result<(Descriptor, ImageManifest)> {
         let mut descriptor = root.clone();
         for _ in 0..INDEX_DEPTH_MAX {
+            check_kind(root, &descriptor)?;
             let bytes = self.small(&descriptor).await?;
             if media_type::is_manifest(&descriptor.media_type) {
                 return Ok((descriptor, parse(root, &bytes)?));
-            }
-            if !media_type::is_index(&descriptor.media_type) {
-                return Err(Error::invalid(format!(
-                    "unexpected media type {} for {}: not found",
-                    descriptor.media_type, root.digest
-                ))
-                .with_code(Code::NotFound));
             }
             let index: ImageIndex = parse(root, &bytes)?;
             descriptor = self.best(root, &index).await?;
@@ -192,6 +189,26 @@ impl Getter<'_> {
     }
 }
 
+/// Refuses what is neither a manifest nor an index, by its name.
+fn check_kind(root: &Descriptor, descriptor: &Descriptor) -> Result<()> {
+    let kind = descriptor.media_type.as_str();
+    if media_type::is_manifest(kind) || media_type::is_index(kind) {
+        return Ok(());
+    }
+    if kind.starts_with(SCHEMA_1) {
+        return Err(Error::new(
+            Code::FailedPrecondition,
+            "support Docker Image manifest version 2, schema 1 has been removed. More information at https://docs.docker.com/go/deprecated-image-specs/",
+        )
+        .context(format!("{} is {kind}", root.digest))
+        .hint("push the image again with a client that is not older than 2017"));
+    }
+    Err(Error::not_found(format!(
+        "unexpected media type {kind} for {}: not found",
+        root.digest
+    )))
+}
+
 fn parse<T: serde::de::DeserializeOwned>(root: &Descriptor, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes)
         .map_err(|error| Error::invalid(format!("failed to parse {}: {error}", root.digest)))
@@ -239,8 +256,12 @@ pub(crate) fn detect(bytes: &[u8]) -> Option<String> {
         config: Option<serde::de::IgnoredAny>,
         layers: Option<serde::de::IgnoredAny>,
         manifests: Option<serde::de::IgnoredAny>,
+        fs_layers: Option<serde::de::IgnoredAny>,
     }
     let shape: Shape = serde_json::from_slice(bytes).ok()?;
+    if shape.fs_layers.is_some() && shape.config.is_none() && shape.manifests.is_none() {
+        return Some(format!("{SCHEMA_1}prettyjws"));
+    }
     let is_manifest = shape.config.is_some() && shape.layers.is_some();
     let is_index = shape.manifests.is_some();
     match (is_manifest, is_index) {
@@ -275,6 +296,11 @@ mod tests {
             detected(r#"{"manifests":[],"config":{},"layers":[]}"#),
             None
         );
+        let oldest = detected(r#"{"schemaVersion":1,"fsLayers":[],"history":[]}"#).unwrap();
+        let root = Descriptor::new(oldest.as_str(), Digest::of("x"), 1);
+        let error = check_kind(&root, &root).unwrap_err().to_string();
+        assert!(error.contains("schema 1 has been removed"), "{error}");
+        assert!(error.contains("manifest.v1+prettyjws"), "{error}");
         assert_eq!(detected("{}"), None);
         assert_eq!(detected("no"), None);
     }

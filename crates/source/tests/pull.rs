@@ -316,6 +316,10 @@ impl ContentProvider for Counting {
         self.inner.small(reference, descriptor).await
     }
 
+    async fn find(&self, reference: &Reference, digest: Digest) -> diag::Result<Descriptor> {
+        self.inner.find(reference, digest).await
+    }
+
     async fn blob(
         &self,
         reference: &Reference,

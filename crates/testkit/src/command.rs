@@ -120,6 +120,17 @@ impl Tool {
     }
 }
 
+/// A program of the test kit, which lies beside the running test or in the folder above.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("this test's own path");
+    test.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(name))
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("no `{name}` beside the tests: `cargo build -p testkit`"))
+}
+
 /// The text with what differs from run to run replaced: times, digests, sizes, versions.
 pub fn normalized(text: &str) -> String {
     let rules = [

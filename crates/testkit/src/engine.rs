@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::certificates::write_certificates;
 use crate::lab::{end, wait_for};
 use crate::{Lab, Peers};
 
@@ -19,6 +20,18 @@ pub enum Release {
     NewestContainerd,
 }
 
+/// How an Engine differs from what a [`Release`] starts with.
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions<'a> {
+    /// Its `insecure-registries`.
+    pub insecure: Vec<String>,
+    /// Also listens at this port of 127.0.0.1, for clients with a certificate; see
+    /// [`Engine::certificates`].
+    pub tls_port: Option<u16>,
+    /// Further arguments of `dockerd`.
+    pub arguments: &'a [&'a str],
+}
+
 /// A running Engine: its socket, and the address containers reach the lab's servers at.
 pub struct Engine {
     directory: PathBuf,
@@ -31,11 +44,15 @@ impl Engine {
 
     /// Starts one in the lab that trusts the lab's registries, and waits until it answers.
     pub fn start(lab: &Lab, release: Release) -> Engine {
-        Self::start_trusting(lab, release, &[&format!("{}/24", Self::GATEWAY)])
+        let options = EngineOptions {
+            insecure: vec![format!("{}/24", Self::GATEWAY)],
+            ..EngineOptions::default()
+        };
+        Self::start_with(lab, release, &options)
     }
 
-    /// Starts one with these `insecure-registries`.
-    pub fn start_trusting(lab: &Lab, release: Release, insecure: &[&str]) -> Engine {
+    /// The same with these options.
+    pub fn start_with(lab: &Lab, release: Release, options: &EngineOptions) -> Engine {
         // Short, as the Engine makes sockets below.
         let directory = lab.subdirectory(match release {
             Release::Debian => "engine",
@@ -47,7 +64,7 @@ impl Engine {
         let configuration = directory.join("daemon.json");
         std::fs::write(
             &configuration,
-            configuration_for(&directory, release, insecure).to_string(),
+            configuration_for(&directory, release, &options.insecure).to_string(),
         )
         .expect("write the Engine's configuration");
         let mut command = lab.command(&dockerd);
@@ -67,10 +84,23 @@ impl Engine {
             .arg("--pidfile")
             .arg(directory.join("pid"))
             .args(["--bip", &format!("{}/24", Self::GATEWAY)])
+            .args(options.arguments)
             .env("PATH", path)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("share the log"))
             .stderr(log);
+        if let Some(port) = options.tls_port {
+            let certificates = lab.subdirectory("engine-certificates");
+            write_certificates(&certificates, "127.0.0.1");
+            command.args(["--host", &format!("tcp://127.0.0.1:{port}"), "--tlsverify"]);
+            for (flag, file) in [
+                ("--tlscacert", "ca.pem"),
+                ("--tlscert", "server.pem"),
+                ("--tlskey", "server.key"),
+            ] {
+                command.arg(flag).arg(certificates.join(file));
+            }
+        }
         let mut process = command.spawn().expect("start the Engine");
         let socket = directory.join("docker.sock");
         wait_for(
@@ -90,6 +120,11 @@ impl Engine {
     /// `unix://…`, as in `DOCKER_HOST`.
     pub fn host(&self) -> String {
         format!("unix://{}", self.directory.join("docker.sock").display())
+    }
+
+    /// Where the certificates for clients of its TLS port are, as `DOCKER_CERT_PATH` wants them.
+    pub fn certificates(lab: &Lab) -> PathBuf {
+        lab.subdirectory("engine-certificates")
     }
 
     /// Runs `docker ARGS` against it and returns what it prints; panics when it fails.
@@ -155,7 +190,7 @@ fn programs(release: Release) -> (PathBuf, String) {
     }
 }
 
-fn configuration_for(directory: &Path, release: Release, insecure: &[&str]) -> serde_json::Value {
+fn configuration_for(directory: &Path, release: Release, insecure: &[String]) -> serde_json::Value {
     let mut configuration = serde_json::json!({
         "insecure-registries": insecure,
         "default-address-pools": [{"base": "10.89.0.0/16", "size": 24}],
@@ -184,17 +219,9 @@ fn needs_runtime_wrapper() -> bool {
     bounding != u64::MAX >> (63 - last)
 }
 
-/// A runtime for the Engine that asks for no capability this machine lacks: the test kit's
-/// `oci-runtime`, which lies beside the running test or in the folder above.
+/// A runtime for the Engine that asks for no capability this machine lacks.
 fn wrap_runtime(directory: &Path) -> PathBuf {
-    let test = std::env::current_exe().expect("this test's own path");
-    let found = test
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|folder| folder.join("oci-runtime"))
-        .find(|path| path.exists())
-        .expect("`oci-runtime` beside the tests: build it with `cargo build -p testkit`");
+    let found = crate::program("oci-runtime");
     let copy = directory.join("oci-runtime");
     std::fs::copy(found, &copy).expect("copy the runtime wrapper");
     copy

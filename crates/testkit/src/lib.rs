@@ -7,22 +7,27 @@
 //!
 //! A failure to start a part panics with its log: a test cannot go on without it.
 
+mod certificates;
 mod command;
 mod crash;
 mod engine;
+mod git_server;
 mod grpc;
 mod images;
 mod lab;
 mod peers;
 mod registry;
 mod server;
+mod ssh_server;
 
-pub use command::{Output, Tool, normalized};
+pub use command::{Output, Tool, normalized, program};
 pub use crash::{CrashReport, check_blobs, crash};
-pub use engine::{Engine, Release};
+pub use engine::{Engine, EngineOptions, Release};
+pub use git_server::{GitRequestSeen, GitServer, GitServerOptions, GitWork};
 pub use grpc::serve_build_server;
 pub use images::{BaseImage, base_image};
 pub use lab::Lab;
 pub use peers::Peers;
 pub use registry::{Registry, RegistryAccess};
 pub use server::BuildServer;
+pub use ssh_server::SshServer;

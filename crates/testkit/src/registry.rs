@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::Lab;
+use crate::certificates::write_certificates;
 use crate::lab::{end, wait_for};
 
 /// Who may use a registry, and how.
@@ -95,34 +96,6 @@ impl Registry {
 impl Drop for Registry {
     fn drop(&mut self) {
         end(&mut self.process);
-    }
-}
-
-fn write_certificates(directory: &Path, host: &str) {
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-    let key = || KeyPair::generate().expect("make a key");
-    let mut params = CertificateParams::new(Vec::<String>::new()).expect("CA parameters");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params
-        .distinguished_name
-        .push(rcgen::DnType::CommonName, "Cooperage test authority");
-    let authority = CertifiedIssuer::self_signed(params, key()).expect("make the authority");
-    let names = vec![
-        host.to_owned(),
-        "localhost".to_owned(),
-        "127.0.0.1".to_owned(),
-    ];
-    let server_key = key();
-    let server = CertificateParams::new(names)
-        .expect("server parameters")
-        .signed_by(&server_key, &authority)
-        .expect("sign the server's certificate");
-    for (name, text) in [
-        ("ca.pem", authority.pem()),
-        ("server.pem", server.pem()),
-        ("server.key", server_key.serialize_pem()),
-    ] {
-        std::fs::write(directory.join(name), text).expect("write a certificate");
     }
 }
 

@@ -18,6 +18,7 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
     (
         "mechanisms",
         &[
+            &["tls"],
             &[
                 "content",
                 "archive",

@@ -8,15 +8,13 @@ use clap::Args;
 use client::spec::{
     Attributes, CacheEntry, parse_cache_entries, parse_exports, parse_secrets, parse_ssh,
 };
-use client::{
-    Environment, Export, Services, SolvePlan, Target, new_id, prepare_exports, session_for,
-    write_file,
-};
+use client::{Environment, Export, SolvePlan, Target, new_id, prepare_exports, write_file};
 use driver::Connection;
 use progress_ui::{Mode, Output, Printer, PrinterOptions};
 use proto::control::control_client::ControlClient;
 use proto::pb::{Definition, Op};
 use proto::prost::Message;
+use session::{ClientSession, ExportTarget, LocalDir};
 use tokio_util::sync::CancellationToken;
 
 /// Flags of `build`.
@@ -73,7 +71,7 @@ pub(super) async fn run(
     cancel: &CancellationToken,
 ) -> Result<(), diag::Error> {
     let env = Environment::current();
-    let mut plan = plan(args, &env)?;
+    let plan = plan(args, &env)?;
     let definition = match args.frontend.is_empty() {
         true => Some(definition_of_stdin(args.no_cache).await?),
         false => None,
@@ -89,13 +87,7 @@ pub(super) async fn run(
         },
         Output::stderr(),
     )?;
-    let services = Services {
-        config: docker_config::DockerConfig::load()?,
-        engine: None,
-        progress: display.progress(),
-        env,
-    };
-    let session = session_for(&mut plan, &services, false)?;
+    let session = session(&plan, &env)?;
     let mut request = plan.to_proto(session.id());
     request.definition = definition;
     let handle = session.run(ControlClient::new(connection.channel.clone()))?;
@@ -112,6 +104,7 @@ pub(super) async fn run(
     let closed = tokio::task::spawn_blocking(move || display.finish()).await;
     closed.map_err(|error| diag::Error::internal(error.to_string()))?;
     let response = solved.map_err(|failure| failure.error)?;
+    client::enter_layouts(&plan, &response).await?;
     if let Some(path) = &args.metadata_file {
         let values: serde_json::Map<String, serde_json::Value> = response
             .into_iter()
@@ -188,6 +181,39 @@ fn to_stdout(export: &mut Export, stdout_is_terminal: bool) -> Result<(), diag::
     }
     export.target = Target::Stdout;
     Ok(())
+}
+
+fn session(plan: &SolvePlan, env: &Environment) -> Result<ClientSession, diag::Error> {
+    let dirs: BTreeMap<String, LocalDir> = plan
+        .local_dirs
+        .iter()
+        .map(|(name, path)| (name.clone(), LocalDir::new(path)))
+        .collect();
+    let mut builder = ClientSession::builder()
+        .shared_key(&plan.shared_key)
+        .local_dirs(dirs)
+        .secrets(client::secrets(plan, env)?)
+        .ssh(client::agents(plan, env)?)
+        .oci_layouts(client::layouts(plan, env));
+    if let Some(directory) = client::export_layout(plan)? {
+        builder = builder.export_layout(directory);
+    }
+    if let Ok(config) = docker_config::DockerConfig::load() {
+        builder = builder.auth(config);
+    }
+    for (number, export) in plan.exports.iter().enumerate() {
+        let target = match &export.target {
+            Target::Directory { path, .. } => ExportTarget::dir(path),
+            Target::File(path) => ExportTarget::file(path),
+            Target::Stdout => ExportTarget::writer(|_| async {
+                let writer: session::ExportWriter = Box::pin(tokio::io::stdout());
+                Ok(Some(writer))
+            }),
+            Target::Server | Target::Engine(_) | Target::Layout(_) => continue,
+        };
+        builder = builder.file_target(number, target);
+    }
+    Ok(builder.build())
 }
 
 /// A build without frontend is described on stdin, as marshalled LLB.

@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use builder::{Docker, DockerOptions};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use driver::engine::Engine;
 use driver::{Connection, NodeConfig, ProxySettings};
 
 use crate::arguments::prepare;
@@ -182,7 +184,7 @@ async fn connect(root: &Root) -> Result<Connection, diag::Error> {
         builder: "buildctl".to_owned(),
         name: "buildctl".to_owned(),
         endpoint: root.addr.clone(),
-        engine: None,
+        engine: container_engine(&root.addr)?,
         flags: Vec::new(),
         files: Default::default(),
         options,
@@ -212,4 +214,27 @@ async fn connect(root: &Root) -> Result<Connection, diag::Error> {
             format!("{} does not answer", root.addr),
         )),
     }
+}
+
+/// The Engine in which an address `docker-container://NAME[?context=CONTEXT]` names a container:
+/// that of the context, or the current one.
+fn container_engine(address: &str) -> Result<Option<Engine>, diag::Error> {
+    let Some(name) = address.strip_prefix("docker-container://") else {
+        return Ok(None);
+    };
+    let context = name
+        .split_once('?')
+        .into_iter()
+        .flat_map(|(_, query)| query.split('&'))
+        .find_map(|pair| pair.strip_prefix("context="));
+    let docker = Docker::from_environment(&DockerOptions::default())?;
+    Ok(Some(match context {
+        Some(context) if docker.context(context).is_none() => {
+            return Err(diag::Error::not_found(format!(
+                "context {context:?} does not exist"
+            )));
+        }
+        Some(context) => docker.engine(context, None)?,
+        None => docker.current_engine()?,
+    }))
 }

@@ -18,11 +18,11 @@ impl RecordFilter {
     /// Reads `key=value` and `key` pieces.
     pub(crate) fn parse(texts: &[String]) -> Result<Self, diag::Error> {
         let mut by_key: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for text in texts {
+        for text in texts.iter().filter(|text| !text.is_empty()) {
             let Some((key, value)) = text.split_once('=') else {
-                return Err(diag::Error::invalid(
-                    "invalid argument: bad format of filter (expected name=value)",
-                ));
+                return Err(diag::Error::invalid(format!(
+                    "invalid argument {text:?} for \"--filter\" flag: bad format of filter (expected name=value)"
+                )));
             };
             let values = by_key.entry(key.trim().to_lowercase()).or_default();
             if !values.iter().any(|known| known == value.trim()) {
@@ -87,6 +87,7 @@ mod tests {
         assert_eq!(filter.filters, ["id~=abc,type==exec.cachemount"]);
         assert_eq!(filter.unused_for, Duration::from_secs(86400));
         assert_eq!(parse(&[]).unwrap().filters, [""]);
+        assert_eq!(parse(&[""]).unwrap().filters, [""]);
         assert_eq!(
             parse(&["description~=x"]).unwrap().filters,
             ["description~=x"]
@@ -98,6 +99,10 @@ mod tests {
         assert_eq!(
             parse(&["until=1h", "unused-for=2h"]).unwrap_err(),
             "conflicting filters \"until\" and \"unused-for\""
+        );
+        assert_eq!(
+            parse(&["foo"]).unwrap_err(),
+            "invalid argument \"foo\" for \"--filter\" flag: bad format of filter (expected name=value)"
         );
         assert_eq!(
             parse(&["id=a", "id=b"]).unwrap_err(),

@@ -45,5 +45,9 @@ pub(crate) fn run(app: &App, args: &UseArgs) -> Result<(), diag::Error> {
             "run `docker context use {name}` to switch to context {name}"
         )));
     }
-    Err(find(BuilderError::NoBuilder(name.to_owned())))
+    let record = docker.store().record_path(name);
+    Err(diag::Error::not_found(format!(
+        "failed to find instance {name:?}: open {}: no such file or directory",
+        record.display()
+    )))
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use diag::{Context, Error};
+use driver::parse_size;
+use llb::ULIMIT_NAMES;
 use oci::{Platform, Reference, ReferenceError};
 
 use crate::csv;
@@ -30,24 +32,6 @@ const RESOURCES: [(&str, &str); 7] = [
     ("cpu-quota", "cpuquota"),
     ("cpuset-cpus", "cpusetcpus"),
     ("cpuset-mems", "cpusetmems"),
-];
-
-const ULIMITS: [&str; 15] = [
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-    "stack",
 ];
 
 /// `KEY=VALUE` pairs. Without `=` the value is the environment's if `from_env` (and the pair is left
@@ -203,33 +187,6 @@ pub fn parse_ulimits(values: &[String]) -> Result<Vec<String>, Error> {
     Ok(limits.into_values().collect())
 }
 
-/// A size in bytes: a decimal number and an optional unit (`b`, `k`, `m`, `g`, `t`, `p`, also as
-/// `kb` and `kib`), all of 1024.
-pub fn parse_size(text: &str) -> Result<i64, String> {
-    let invalid = || format!("invalid size: '{text}'");
-    let last = text
-        .rfind(|c: char| c.is_ascii_digit() || c == '.' || c == ' ')
-        .ok_or_else(invalid)?;
-    let number = text[..=last].strip_suffix(' ').unwrap_or(&text[..=last]);
-    let value: f64 = number
-        .parse()
-        .map_err(|_| format!("strconv.ParseFloat: parsing {number:?}: invalid syntax"))?;
-    if value < 0.0 {
-        return Err(invalid());
-    }
-    let suffix = text[last + 1..].to_ascii_lowercase();
-    let power = match (suffix.get(..1), suffix.get(1..)) {
-        (None | Some(""), _) => 0,
-        (Some("b"), Some("")) => 0,
-        (Some(unit), Some("" | "b" | "ib")) => {
-            let place = "kmgtp".find(unit);
-            1 + place.ok_or_else(|| format!("invalid suffix: '{suffix}'"))? as i32
-        }
-        _ => return Err(format!("invalid suffix: '{suffix}'")),
-    };
-    Ok((value * 1024f64.powi(power)) as i64)
-}
-
 /// `KEY=VALUE` resource limits as attributes of the frontend; those that limit nothing are left out.
 pub fn parse_resources(values: &[String]) -> Result<Attributes, Error> {
     let mut attributes = Attributes::new();
@@ -297,7 +254,7 @@ fn parse_ulimit(text: &str) -> Result<(&str, i64, i64), String> {
     let (name, limits) = text
         .split_once('=')
         .ok_or_else(|| format!("invalid ulimit argument: {text}"))?;
-    if !ULIMITS.contains(&name) {
+    if !ULIMIT_NAMES.contains(&name) {
         return Err(format!("invalid ulimit type: {name}"));
     }
     let parts: Vec<&str> = limits.split(':').collect();
@@ -389,21 +346,6 @@ mod tests {
             let error = parse_ulimits(&list(&[value])).unwrap_err().to_string();
             assert!(error.ends_with(words), "{error}");
         }
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        for (text, size) in [
-            ("1", 1),
-            ("2k", 2048),
-            ("1.5 MiB", 3 << 19),
-            ("1gb", 1 << 30),
-            ("7b", 7),
-        ] {
-            assert_eq!(parse_size(text), Ok(size), "{text}");
-        }
-        assert_eq!(parse_size("abc"), Err("invalid size: 'abc'".into()));
-        assert_eq!(parse_size("1x"), Err("invalid suffix: 'x'".into()));
     }
 
     #[test]

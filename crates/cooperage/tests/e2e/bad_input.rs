@@ -309,3 +309,36 @@ fn fault_21_a_server_killed_during_a_build_is_explained_and_nothing_is_lost() {
         .stderr;
     assert!(again.contains("CACHED"), "{again}");
 }
+
+#[test]
+fn a_record_that_is_no_record_of_its_name_is_removed_by_force_alone() {
+    let shop = Workshop::open();
+    shop.cooperage.ok(&["create", "--name", "a", "--bootstrap"]);
+    let records = shop
+        .lab
+        .subdirectory("home")
+        .join(".docker/buildx/instances");
+    std::fs::copy(records.join("a"), records.join("b")).unwrap();
+    std::fs::create_dir_all(records.join("c/within")).unwrap();
+    let listed = shop.cooperage.ok(&["ls"]).stdout;
+    for name in ["a", "b", "c"] {
+        assert!(
+            listed.lines().any(|line| line.starts_with(name)),
+            "{listed}"
+        );
+    }
+    for (name, reason) in [("b", "that of builder \"a\""), ("c", "a directory")] {
+        let refused = shop.cooperage.fails(&["rm", name]).stderr;
+        assert!(refused.contains(reason), "{refused}");
+        assert!(refused.contains(&format!("rm --force {name}")), "{refused}");
+        shop.cooperage.ok(&["rm", "--force", name]);
+        assert!(!records.join(name).exists());
+    }
+    // What `b` named belongs to `a`, and stays.
+    assert!(
+        shop.cooperage
+            .ok(&["inspect", "a"])
+            .stdout
+            .contains("running")
+    );
+}

@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use testkit::{Engine, Release};
+use testkit::{Engine, EngineOptions, Release};
 
 use crate::workshop::{Workshop, text};
 
@@ -91,6 +91,36 @@ fn fault_02_a_removal_that_fails_keeps_the_record() {
     shop.engine.docker(&["rm", "-f", "holder"]);
     shop.cooperage.ok(&["rm", "c"]);
     assert_eq!(volumes(&shop), "");
+}
+
+#[test]
+fn a_removal_during_the_first_boot_leaves_nothing_behind() {
+    let shop = Workshop::open();
+    let containers = || shop.engine.docker(&["ps", "-aq"]);
+    // From the moment on when the record, and when something of the builder, is there.
+    let record = shop
+        .lab
+        .subdirectory("home")
+        .join(".docker/buildx/instances/c");
+    let has_record = || record.exists();
+    let has_volume = || !volumes(&shop).is_empty();
+    for there in [&has_record as &dyn Fn() -> bool, &has_volume] {
+        let mut boot = shop
+            .cooperage
+            .command(&["create", "--name", "c", "--bootstrap"])
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        while !there() {
+            assert!(boot.try_wait().unwrap().is_none(), "it booted unseen");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        shop.cooperage.ok(&["rm", "--force", "c"]);
+        boot.wait().unwrap();
+        assert_eq!((containers(), volumes(&shop)), Default::default());
+        shop.engine.docker(&["image", "prune", "-af"]);
+    }
 }
 
 #[test]
@@ -402,6 +432,77 @@ fn fault_14_and_15_names_of_the_builders_network_and_its_gateway_resolve_in_step
 }
 
 #[test]
+fn fault_16_a_builder_makes_no_subnet_that_could_collide() {
+    let shop = Workshop::open();
+    let registry = shop.registry();
+    shop.cooperage
+        .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    // What users have: networks where others put their fixed subnets.
+    let ip = |args: &[&str]| {
+        let output = shop.lab.command("ip").args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for subnet in ["10.10.0.0/16", "172.16.0.0/12", "192.168.0.0/16"] {
+        ip(&["route", "add", subnet, "dev", "lo"]);
+    }
+    let addresses = || (ip(&["-o", "route"]), ip(&["-o", "-4", "addr"]));
+    let image = format!("{}/busybox", registry.address());
+    let seen_by_builder = || {
+        let command = "cat /proc/net/route; ls /sys/class/net";
+        let network = "--network=container:buildx_buildkit_c0";
+        shop.engine
+            .docker(&["run", "--rm", network, &image, "sh", "-c", command])
+    };
+    let before = (addresses(), seen_by_builder());
+    let dockerfile =
+        format!("FROM {image}\nRUN (cat /proc/net/route; ls /sys/class/net) > /seen\n");
+    let context = shop.context("routes", &[("Dockerfile", &dockerfile)]);
+    shop.cooperage
+        .ok(&["build", "--load", "-t", "routes", &context]);
+    let step = shop
+        .engine
+        .docker(&["run", "--rm", "routes", "cat", "/seen"]);
+    assert_eq!(
+        step, before.1,
+        "a step has a network other than its builder"
+    );
+    assert_eq!((addresses(), seen_by_builder()), before);
+}
+
+#[test]
+fn fault_17_a_cgroup_parent_reaches_an_engine_with_systemd() {
+    let shop = Workshop::with_engine(&EngineOptions {
+        arguments: &["--exec-opt", "native.cgroupdriver=systemd"],
+        ..EngineOptions::default()
+    });
+    let driver = shop.engine.docker(&["info", "-f", "{{.CgroupDriver}}"]);
+    assert_eq!(driver, "systemd");
+    // Where systemd does not run, the container is made, which is when the Engine checks the slice,
+    // and cannot be started.
+    let systemd_runs = std::path::Path::new("/run/systemd/system").exists();
+    let create = ["create", "--name", "c", "--bootstrap"];
+    let option = ["--driver-opt", "cgroup-parent=/build/ci"];
+    let run = shop.cooperage.run(&[create.as_slice(), &option].concat());
+    assert_eq!(run.code == 0, systemd_runs, "{}", run.stderr);
+    let parent = shop.engine.docker(&[
+        "inspect",
+        "--format={{.HostConfig.CgroupParent}}",
+        "buildx_buildkit_c0",
+    ]);
+    assert_eq!(parent, "build-ci.slice");
+
+    let option = ["--driver-opt", "cgroup-parent=/not/a slice"];
+    let create = ["create", "--name", "d", "--bootstrap"];
+    let refused = shop.cooperage.fails(&[create.as_slice(), &option].concat());
+    assert!(
+        refused.stderr.contains("cannot be honoured") && refused.stderr.contains("systemd"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[test]
 fn fault_18_a_step_that_eats_the_memory_is_named_and_the_server_lives() {
     let shop = Workshop::open();
     let dockerfile = "FROM scratch\nCOPY busybox /bin/sh\n\
@@ -511,6 +612,35 @@ fn fault_22_a_node_that_does_not_answer_holds_up_no_other() {
         "{listed}"
     );
     assert!(listed.contains("deaf0"), "{listed}");
+}
+
+#[test]
+fn fault_23_tls_from_the_environment_is_kept_with_the_builder() {
+    let shop = Workshop::with_engine(&EngineOptions {
+        tls_port: Some(2376),
+        ..EngineOptions::default()
+    });
+    let certificates = text(&Engine::certificates(&shop.lab));
+    let address = "tcp://127.0.0.1:2376";
+    let with_tls = shop
+        .cooperage
+        .clone()
+        .env("DOCKER_HOST", address)
+        .env("DOCKER_TLS_VERIFY", "1")
+        .env("DOCKER_CERT_PATH", &certificates);
+    with_tls.ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    // The Engine is named by the record alone, with what opens it.
+    let without = shop.cooperage.clone().env("DOCKER_HOST", "unix:///nowhere");
+    let context = shop.context_with_busybox("tls", &[("Dockerfile", "FROM scratch\nCOPY . /\n")]);
+    without.ok(&["build", "--builder", "c", &context]);
+    let inspected = without.ok(&["inspect", "c"]).stdout;
+    assert!(inspected.contains(address), "{inspected}");
+    assert!(inspected.contains("running"), "{inspected}");
+    // Without a certificate the Engine turns clients away, so the one of the record was used.
+    let bare = shop.cooperage.clone().env("DOCKER_HOST", address);
+    bare.fails(&["create", "--name", "d", "--bootstrap"]);
+    without.ok(&["rm", "c"]);
+    assert_eq!(volumes(&shop), "");
 }
 
 #[test]

@@ -4,15 +4,20 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod counted;
 mod disk;
 mod docker_driver;
 mod driver_page;
 mod embedded;
+mod engine_images;
 mod faults;
 mod flow;
 mod matrix;
+mod layouts;
+mod gateway;
 mod mistakes;
 mod options;
+mod sources;
 mod state;
 mod stock;
 mod workshop;

@@ -1,4 +1,4 @@
-//! Mistakes in a `build` command are refused with stock's words and exit codes. Ours may add hints.
+//! Mistakes in commands are refused with stock's words and exit codes. Ours may add hints.
 
 use testkit::{Output, Tool};
 
@@ -83,6 +83,44 @@ CONTEXT/Dockerfile
 -f - -
 ";
 
+/// Whole commands, as [`CASES`].
+const COMMANDS: &str = "
+use nosuch
+use --default nosuch
+use a/b
+create --platform bogus
+create --platform a/b/c/d
+create --platform linux/
+create --platform ,
+create --platform linux/amd64,bogus
+create --name a/b
+create --name default
+create --driver bogus
+create --append
+create --append --name nosuch
+create --leave
+create --leave --name nosuch --node n
+create --buildkitd-config /nowhere
+create --buildkitd-flags \"
+create --name x --driver-opt bogus=1
+create --name x --driver-opt memory=1x
+create --name x --driver-opt memory=1Xyz
+create --name x --driver-opt memory=1XYZW
+inspect nosuch
+inspect a/b
+stop nosuch
+rm nosuch
+rm --all-inactive nosuch
+du --builder nosuch
+du --builder nosuch --filter foo
+du --filter foo
+du --filter until=x
+du --verbose --format json
+prune --filter foo
+prune --force --filter until=x
+dial-stdio --builder nosuch
+";
+
 /// The end of what was said, from the first line that is no progress; and the code.
 fn complaint(output: &Output) -> (i32, String) {
     let is_progress = |line: &&str| {
@@ -127,17 +165,20 @@ fn mistakes_are_refused_as_stock_refuses_them() {
             ),
         ],
     );
+    let builds = CASES.trim_start_matches('\n').lines();
+    let commands = COMMANDS.trim_start_matches('\n').lines();
+    let cases = builds.map(|case| format!("build {case}"));
     let mut differences = String::new();
-    for case in CASES.trim_start_matches('\n').lines() {
-        let words: Vec<String> = std::iter::once("build")
-            .chain(case.split_whitespace())
+    for case in cases.chain(commands.map(str::to_owned)) {
+        let words: Vec<String> = case
+            .split_whitespace()
             .map(|word| word.replace(CONTEXT, &context))
             .collect();
         let run = |tool: &Tool| complaint(&tool.run(&words));
         let (theirs, ours) = (run(&stock), run(&ours));
         if theirs != ours {
             differences += &format!(
-                "== build {case}\nstock {}: {}\nours  {}: {}\n",
+                "== {case}\nstock {}: {}\nours  {}: {}\n",
                 theirs.0, theirs.1, ours.0, ours.1
             );
         }

@@ -9,13 +9,18 @@ use testkit::Tool;
 use crate::workshop::{Workshop, executable, text};
 
 /// Our server on this machine, outside any container, ended when dropped.
-struct Server {
+pub struct Server {
     process: Child,
     socket: String,
 }
 
 impl Server {
-    fn start(shop: &Workshop) -> Server {
+    pub fn start(shop: &Workshop) -> Server {
+        Self::start_with(shop, &[])
+    }
+
+    /// With more arguments.
+    pub fn start_with(shop: &Workshop, more: &[&str]) -> Server {
         let root = shop.lab.subdirectory("server");
         let socket = text(&root.join("buildkitd.sock"));
         let log = std::fs::File::create(root.join("log")).unwrap();
@@ -27,6 +32,7 @@ impl Server {
                 "--addr",
                 &format!("unix://{socket}"),
             ])
+            .args(more)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
@@ -43,7 +49,7 @@ impl Server {
         Server { process, socket }
     }
 
-    fn address(&self) -> String {
+    pub fn address(&self) -> String {
         format!("unix://{}", self.socket)
     }
 }

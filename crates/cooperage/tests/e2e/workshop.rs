@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use testkit::{BaseImage, Engine, Lab, Peers, Registry, RegistryAccess, Release, Tool, base_image};
+use testkit::{
+    BaseImage, Engine, EngineOptions, Lab, Peers, Registry, RegistryAccess, Release, Tool,
+    base_image,
+};
 
 /// The executable under test: `$COOPERAGE_BIN`, else the one Cargo built for the tests.
 pub fn executable() -> PathBuf {
@@ -36,9 +39,14 @@ impl Workshop {
 
     /// With Debian's Engine as it comes: it trusts no registry, so builders inherit nothing.
     pub fn untrusting() -> Workshop {
+        Self::with_engine(&EngineOptions::default())
+    }
+
+    /// With Debian's Engine started in another way.
+    pub fn with_engine(options: &EngineOptions) -> Workshop {
         let lab = Lab::start();
         lab.enter_network();
-        let engine = Engine::start_trusting(&lab, Release::Debian, &[]);
+        let engine = Engine::start_with(&lab, Release::Debian, options);
         Self::furnish(lab, engine)
     }
 

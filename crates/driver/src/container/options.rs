@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use engine_api::{DeviceRequest, RestartPolicy};
 
-use crate::DriverError;
 use crate::go_number::{parse_bool, parse_int, parse_size};
+use crate::{DriverError, IMAGE_ORDER_OPTION, ImageOrder};
 
 /// Options by their exact name; `env.<key>` stands beside them.
 const NAMES: &[&str] = &[
@@ -17,6 +17,7 @@ const NAMES: &[&str] = &[
     "cpuset-cpus",
     "cpuset-mems",
     "default-load",
+    IMAGE_ORDER_OPTION,
     "gpus",
     "image",
     "memory",
@@ -103,6 +104,10 @@ impl ContainerOptions {
             "gpus" => self.gpus = Some(gpus(value)?),
             "state" => self.state = Some(volume_name(value)?),
             "proxy" => self.inherit_proxies = proxy(value)?,
+            // Builds look at it, the container does not.
+            IMAGE_ORDER_OPTION => {
+                value.parse::<ImageOrder>()?;
+            }
             // Both choose details of stock's own image and provenance that have no part here.
             "provenance-add-gha" | "allow-untrusted-image" => {
                 parse_bool(value)?;

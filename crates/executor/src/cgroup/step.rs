@@ -11,11 +11,15 @@ use super::{StepDir, StepPlan, device, memory};
 /// How long a cgroup is waited for whose processes are gone already.
 const REMOVAL_MAX: Duration = Duration::from_secs(5);
 
-/// The directories of one step that could be made; removed when dropped.
+/// The directories of one step that could be made; removed when dropped, unless they are borrowed.
 #[derive(Debug, Default)]
 pub(crate) struct StepCgroup {
     dirs: Vec<StepDir>,
     devices_guarded: bool,
+    /// Whether it is another's, who removes it.
+    borrowed: bool,
+    /// Processes that had been killed for want of memory before.
+    oom_kills_before: u64,
 }
 
 /// What a step used.
@@ -57,6 +61,18 @@ impl StepCgroup {
         step
     }
 
+    /// The cgroup of a container that is there; it stays when this is dropped.
+    pub(crate) fn of_container(plan: &StepPlan) -> StepCgroup {
+        let dirs = plan.dirs.iter().filter(|dir| dir.dir.is_dir()).cloned();
+        let mut step = StepCgroup {
+            dirs: dirs.collect(),
+            borrowed: true,
+            ..StepCgroup::default()
+        };
+        step.oom_kills_before = step.usage().oom_kills;
+        step
+    }
+
     /// Whether the kernel keeps processes of this cgroup from opening other devices.
     pub(crate) fn devices_guarded(&self) -> bool {
         self.devices_guarded
@@ -92,12 +108,16 @@ impl StepCgroup {
                 usage.memory_reserved = one.memory_reserved;
             }
         }
+        usage.oom_kills = usage.oom_kills.saturating_sub(self.oom_kills_before);
         usage
     }
 }
 
 impl Drop for StepCgroup {
     fn drop(&mut self) {
+        if self.borrowed {
+            return;
+        }
         for dir in &self.dirs {
             kill_all(&dir.dir);
             let _ = remove_when_empty(&dir.dir);

@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
-use rustix::thread::UnshareFlags;
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces};
 
 use super::command::{Program, environment};
 use super::mounts::Root;
@@ -24,9 +24,14 @@ use crate::spec::WindowSize;
 const STATUS_FD: i32 = 3;
 
 /// Waits to be told what to become and becomes it, or tells the supervisor why not and ends.
-pub(super) fn become_step(plan: &StepPlan, cgroup: &StepCgroup, status: OwnedFd) -> ! {
+pub(super) fn become_step(
+    plan: &StepPlan,
+    cgroup: &StepCgroup,
+    container: Option<&OwnedFd>,
+    status: OwnedFd,
+) -> ! {
     let mut status = Some(status);
-    let failure = match prepare(plan, cgroup, &mut status) {
+    let failure = match prepare(plan, cgroup, container, &mut status) {
         Ok(program) => program.execute(),
         Err(failure) => failure,
     };
@@ -41,6 +46,7 @@ pub(super) fn become_step(plan: &StepPlan, cgroup: &StepCgroup, status: OwnedFd)
 fn prepare(
     plan: &StepPlan,
     cgroup: &StepCgroup,
+    container: Option<&OwnedFd>,
     status: &mut Option<OwnedFd>,
 ) -> Result<Program, Failure> {
     die_with_supervisor(status).doing(|| "setting PDEATHSIG")?;
@@ -56,23 +62,23 @@ fn prepare(
         // The new cgroup namespace starts where the process is.
         hear(status, GO).doing(|| "waiting for the cgroup")?;
     }
-    make_namespaces(&launch, own_cgroup, &streams).doing(|| "making namespaces")?;
-    rustix::system::sethostname(launch.hostname.as_bytes()).doing(|| "setting the host name")?;
-    if launch.private_network {
-        loopback_up().doing(|| "setting up the loopback")?;
-    }
-    let root = Root::open(&launch, &files, plan, cgroup)?;
-    make_working_directory(&root, &launch)?;
-    root.furnish()?;
-    let streams = match (launch.terminal, status.as_ref()) {
-        (Some(size), Some(status)) => {
-            let terminal = make_terminal(&root, size, status).doing(|| "making a terminal")?;
-            drop(streams);
-            terminal
+    let streams = match container {
+        Some(container) => enter_container(container, &launch, streams, status)?,
+        None => {
+            make_namespaces(&launch, own_cgroup, &streams).doing(|| "making namespaces")?;
+            let name = launch.hostname.as_bytes();
+            rustix::system::sethostname(name).doing(|| "setting the host name")?;
+            if launch.private_network {
+                loopback_up().doing(|| "setting up the loopback")?;
+            }
+            let root = Root::open(&launch, &files, plan, cgroup)?;
+            make_working_directory(&root, &launch)?;
+            root.furnish()?;
+            let streams = terminal_or(streams, &root.fd, &launch, status)?;
+            root.enter()?;
+            streams
         }
-        _ => streams,
     };
-    root.enter()?;
     take_streams(streams, &launch).doing(|| "setting standard streams")?;
     let env = environment(&launch);
     if !own_cgroup {
@@ -194,10 +200,48 @@ fn change_directory(cwd: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Opens a terminal in the step's own devpts; its master goes to the supervisor.
-fn make_terminal(root: &Root<'_>, size: WindowSize, status: &OwnedFd) -> io::Result<Streams> {
+/// Goes where the container's first process is.
+fn enter_container(
+    container: &OwnedFd,
+    launch: &Launch,
+    streams: Streams,
+    status: &Option<OwnedFd>,
+) -> Result<Streams, Failure> {
+    let all = ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::NETWORK
+        | ThreadNameSpaceType::CONTROL_GROUP;
+    move_into_thread_name_spaces(container.as_fd(), all).doing(|| "entering the container")?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open("/", flags, Mode::empty()).doing(|| "opening the root")?;
+    terminal_or(streams, &root, launch, status)
+}
+
+/// The streams as they are, or a terminal instead when one is asked for.
+fn terminal_or(
+    streams: Streams,
+    root: &OwnedFd,
+    launch: &Launch,
+    status: &Option<OwnedFd>,
+) -> Result<Streams, Failure> {
+    let (Some(size), Some(status)) = (launch.terminal, status) else {
+        return Ok(streams);
+    };
+    drop(streams);
+    make_terminal(root, size, !launch.joins, status).doing(|| "making a terminal")
+}
+
+/// Opens a terminal in the step's own devpts; its master goes to the supervisor. The terminal of the
+/// first process of a container is its console.
+fn make_terminal(
+    root: &OwnedFd,
+    size: WindowSize,
+    console: bool,
+    status: &OwnedFd,
+) -> io::Result<Streams> {
     let flags = OFlags::RDWR | OFlags::NOCTTY;
-    let master = rootpath::open_in_root(&root.fd, "/dev/pts/ptmx", flags)?;
+    let master = rootpath::open_in_root(root, "/dev/pts/ptmx", flags)?;
     let unlock: libc::c_int = 0;
     // SAFETY: the ioctl reads a number through the pointer.
     let rc = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK as _, &unlock) };
@@ -209,7 +253,9 @@ fn make_terminal(root: &Root<'_>, size: WindowSize, status: &OwnedFd) -> io::Res
     // SAFETY: the ioctl has just made this descriptor for us.
     let terminal = unsafe { OwnedFd::from_raw_fd(terminal as i32) };
     rustix::termios::tcsetwinsize(&master, winsize(size))?;
-    devices::console(&root.fd, &terminal)?;
+    if console {
+        devices::console(root, &terminal)?;
+    }
     // SAFETY: numbers only. This process leads a session without terminal.
     let rc = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY as _, 0) };
     crate::sys::check(rc.into())?;

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::stubs::Stubs;
 use super::terminal::Pump;
@@ -48,17 +49,48 @@ impl<'a> Prepared<'a> {
             return Ok(None);
         };
         let (prepare, _): (Prepare, _) = read_message(fd)?;
-        drop(fds);
-        let cgroup = StepCgroup::create(&prepare.cgroup, prepare.guard_devices);
+        let container = fds.get(1).filter(|_| prepare.joins);
+        let prepared = Self::fork_child(control, &prepare, container);
+        match prepared {
+            Err(error) if prepare.joins => {
+                let failure: Result<(), Failure> = Err(error).doing(|| "entering the container");
+                if let Err(failure) = failure {
+                    send_report(control, &Report::Failed(failure))?;
+                }
+                Ok(None)
+            }
+            other => other.map(Some),
+        }
+    }
+
+    /// Makes the cgroup and a child in it, the first process of a new namespace, or one more in
+    /// that of `container`.
+    fn fork_child(
+        control: &'a OwnedFd,
+        prepare: &Prepare,
+        container: Option<&OwnedFd>,
+    ) -> io::Result<Self> {
+        let cgroup = match container {
+            Some(_) => StepCgroup::of_container(&prepare.cgroup),
+            None => StepCgroup::create(&prepare.cgroup, prepare.guard_devices),
+        };
         let (status, child_status) = control::pair()?;
-        // SAFETY: this process has one thread; the namespace is for its children only.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?;
+        match container {
+            Some(container) => {
+                move_into_thread_name_spaces(container.as_fd(), ThreadNameSpaceType::PROCESS_ID)?;
+            }
+            None => {
+                let flags = rustix::thread::UnshareFlags::NEWPID;
+                // SAFETY: this process has one thread; the namespace is for its children only.
+                unsafe { rustix::thread::unshare_unsafe(flags) }?;
+            }
+        }
         let (pid, born_in_v2) = fork(&cgroup)?;
         let Some(child) = pid else {
             drop(status);
-            child::become_step(&prepare.cgroup, &cgroup, child_status);
+            child::become_step(&prepare.cgroup, &cgroup, container, child_status);
         };
-        Ok(Some(Prepared {
+        Ok(Prepared {
             control,
             cgroup,
             child,
@@ -66,7 +98,7 @@ impl<'a> Prepared<'a> {
             moved: Cell::new(false),
             born_in_v2,
             ended: false,
-        }))
+        })
     }
 
     /// Waits for a step; the descriptors of its launch, or `None` when none came.
@@ -94,7 +126,10 @@ impl<'a> Prepared<'a> {
         let again = again.doing(|| "reading the launch")?;
         let (launch, _, streams) = open_launch(fds).doing(|| "reading the launch")?;
         // Before the child hears of it and makes what is missing.
-        let stubs = Stubs::survey(&launch)?;
+        let stubs = match launch.joins {
+            true => None,
+            false => Some(Stubs::survey(&launch)?),
+        };
         let borrowed: Vec<BorrowedFd<'_>> = again.iter().map(AsFd::as_fd).collect();
         control::send_fds(&self.status, LAUNCH, &borrowed).doing(|| "telling the child")?;
         drop(again);
@@ -109,7 +144,9 @@ impl<'a> Prepared<'a> {
         let outcome = watched.doing(|| "watching the process").and_then(|o| o);
         let usage = self.cgroup.usage();
         drop(self);
-        stubs.clean();
+        if let Some(stubs) = stubs {
+            stubs.clean();
+        }
         outcome.map(|mut exited| {
             exited.oom_kills = usage.oom_kills;
             exited.memory_peak = usage.memory_peak;

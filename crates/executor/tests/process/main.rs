@@ -9,6 +9,7 @@ mod basics;
 mod files;
 mod harness;
 mod isolation;
+mod joining;
 mod lifetime;
 mod streams;
 
@@ -23,6 +24,7 @@ fn main() {
     tests.extend(basics::TESTS);
     tests.extend(files::TESTS);
     tests.extend(isolation::TESTS);
+    tests.extend(joining::TESTS);
     tests.extend(lifetime::TESTS);
     tests.extend(streams::TESTS);
     harness::main(&tests);

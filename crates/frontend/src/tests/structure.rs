@@ -611,11 +611,6 @@ async fn wrong_builds_are_told_as_stock_tells_them() {
             None,
         ),
         (
-            "# syntax=example.com/other:1\nFROM scratch\n",
-            "frontend image example.com/other:1 is not supported",
-            Some(1),
-        ),
-        (
             "FROM busybox AS a\nCOPY --from=b x y\nFROM busybox AS b\n",
             "cannot copy from stage \"b\", it needs to be defined before current stage \"a\"",
             Some(2),
@@ -721,4 +716,41 @@ async fn an_image_whose_triggers_copy_from_itself_is_built_once() {
             .contains("ONBUILD COPY --from=self /a /b"),
         "{names:?}"
     );
+}
+
+#[tokio::test]
+async fn another_frontend_is_asked_for_by_the_file_or_by_an_option() {
+    let forward = async |text: &str, attrs: &[(&str, &str)]| {
+        let host = MemoryHost::with_dockerfile(text);
+        build(&host, options(attrs)).await.unwrap().forward
+    };
+    let text = "# syntax=example.com/other:1 -x\nthis is not a Dockerfile\n";
+    let by_file = forward(text, &[]).await.unwrap();
+    assert_eq!(by_file.image, "example.com/other:1");
+    assert_eq!(by_file.cmdline, "example.com/other:1 -x");
+    let blamed = by_file.blame(diag::Error::internal("boom"));
+    assert_eq!(blamed.to_string(), "boom");
+    assert_eq!(blamed.locations()[0].ranges[0].start.line, 1);
+    let option = [("build-arg:BUILDKIT_SYNTAX", "a/b:2 y")];
+    let by_option = forward(text, &option).await.unwrap();
+    assert_eq!(
+        (by_option.image.as_str(), by_option.location.is_none()),
+        ("a/b:2", true)
+    );
+    let blamed = by_option.blame(diag::Error::internal("boom"));
+    assert_eq!(
+        blamed.to_string(),
+        "failed with build-arg:BUILDKIT_SYNTAX = a/b:2 y: boom"
+    );
+    for own in [
+        "docker/dockerfile:1",
+        "docker/dockerfile-upstream:master",
+        "docker/dockerfile:1-labs",
+    ] {
+        let text = format!("# syntax={own}\nFROM scratch\n");
+        assert!(forward(&text, &[]).await.is_none(), "{own}");
+    }
+    // The other frontend may hand the request back.
+    let text = "# syntax=example.com/other:1\nFROM scratch\n";
+    assert!(forward(text, &[("cmdline", "x")]).await.is_none());
 }

@@ -6,8 +6,11 @@ use async_trait::async_trait;
 use diag::Result;
 use oci::Digest;
 use progress::{VertexLog, VertexStatus, VertexWarning};
+use proto::pb;
 use solver::{Outcome, RunContext};
 use status::{Status, StatusSink};
+
+use super::output::Output;
 
 /// Something that happened in a vertex. The vertex named in it does not count: each build that
 /// watches fills in its own.
@@ -19,6 +22,15 @@ pub enum Event {
     Log(VertexLog),
     /// A warning.
     Warning(VertexWarning),
+}
+
+/// The files of a process that failed, by the number of the mount; `None` for mounts that have none.
+#[derive(Clone, Debug, Default)]
+pub struct FailedStep {
+    /// What it started from.
+    pub before: Vec<Option<Output>>,
+    /// What it left behind.
+    pub after: Vec<Option<Output>>,
 }
 
 /// The outside of a build: whom to tell, and the client that is asked for files and secrets.
@@ -36,6 +48,12 @@ pub trait Outside: Send + Sync + 'static {
     async fn session_of(&self, id: &str) -> Result<session::Session>;
     /// Registries, with the client's credentials.
     fn registry(&self) -> registry::Client;
+    /// Solves a definition that was found in a file, as a part of the build.
+    async fn solve_definition(&self, definition: pb::Definition) -> Result<Output>;
+    /// Whether somebody may want to look into steps that failed.
+    fn wants_failures(&self) -> bool;
+    /// A process failed; told only if it is wanted.
+    fn failed(&self, vertex: &Digest, step: &FailedStep);
 }
 
 /// A build as the solver passes it around.
@@ -46,6 +64,11 @@ impl BuildContext {
     /// The context of a build with that outside.
     pub fn new(outside: Arc<dyn Outside>) -> Self {
         BuildContext(outside)
+    }
+
+    /// Whether both are of the same build.
+    pub fn is(&self, other: &BuildContext) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 

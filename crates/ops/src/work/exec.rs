@@ -14,7 +14,7 @@ use progress::VertexLog;
 use solver::RunContext;
 
 use super::cache_mounts::CacheMount;
-use super::context::{BuildContext, Event};
+use super::context::{BuildContext, Event, FailedStep};
 use super::logs::{self, LogChunk};
 use super::output::Output;
 use super::parts::{Parts, ReadOnly, blocking};
@@ -22,7 +22,8 @@ use super::ssh::SshSocket;
 use crate::clean;
 
 /// The search path of steps whose image does not set one.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const DEFAULT_PATH: &str =
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs a process op on its inputs.
 pub async fn run_exec_op(
@@ -35,8 +36,22 @@ pub async fn run_exec_op(
     let mut mounts = Mounts::prepare(parts, op, &inputs, context).await?;
     let spec = specification(op, &mut mounts, context).await?;
     let ended = run_process(parts, vertex, op, spec, context).await;
-    // Commit even a cancelled step's mounts never: they go away with `mounts`.
-    ended?;
+    // A cancelled step's mounts are never committed: they go away with `mounts`.
+    if let Err(error) = ended {
+        let watching = context.contexts();
+        if !error.is_canceled() && watching.iter().any(|build| build.wants_failures()) {
+            match mounts.keep_failed(parts, op, &inputs, vertex.name()).await {
+                Ok(failed) => {
+                    for build in watching {
+                        build.failed(&vertex.digest, &failed);
+                    }
+                }
+                // A full disk, often: why the step failed is what matters.
+                Err(error) => tracing::warn!("keeping the files of a failed step: {error}"),
+            }
+        }
+        return Err(error);
+    }
     mounts.commit(vertex.name()).await
 }
 
@@ -63,7 +78,7 @@ impl Prepared {
 }
 
 /// What a process sees of files and secrets; dropping it takes everything away again.
-struct Mounts {
+pub(super) struct Mounts {
     /// By the number of the mount in the op.
     files: HashMap<usize, Prepared>,
     others: Vec<(usize, ProcessMount)>,
@@ -71,7 +86,8 @@ struct Mounts {
 }
 
 impl Mounts {
-    async fn prepare(
+    /// Prepares all mounts of an op. A cancelled or failed preparation leaves nothing behind.
+    pub(super) async fn prepare(
         parts: &Arc<Parts>,
         op: &ExecOp,
         inputs: &[Output],
@@ -156,8 +172,13 @@ impl Mounts {
         Ok(())
     }
 
+    /// Where the files of the mount of that number are; `None` for one without files of its own.
+    pub(super) fn path(&self, number: usize) -> Option<PathBuf> {
+        self.files.get(&number).map(Prepared::path)
+    }
+
     /// The mounts over the root file system, in the order of the op.
-    fn process_mounts(&mut self, op: &ExecOp) -> Vec<ProcessMount> {
+    pub(super) fn process_mounts(&mut self, op: &ExecOp) -> Vec<ProcessMount> {
         let mut mounts = std::mem::take(&mut self.others);
         for (number, prepared) in &self.files {
             let mount = &op.mounts[*number];
@@ -173,6 +194,33 @@ impl Mounts {
         }
         mounts.sort_by_key(|(number, _)| *number);
         mounts.into_iter().map(|(_, mount)| mount).collect()
+    }
+
+    /// What a failed step started from and left behind, for those who want to look into it.
+    async fn keep_failed(
+        self,
+        parts: &Arc<Parts>,
+        op: &ExecOp,
+        inputs: &[Output],
+        name: String,
+    ) -> Result<FailedStep> {
+        let before: Vec<Option<Output>> = op
+            .mounts
+            .iter()
+            .map(|mount| inputs.get(mount.input?).cloned())
+            .collect();
+        let (Mounts { files, .. }, layers) = (self, parts.layers.clone());
+        blocking(move || {
+            let mut after = before.clone();
+            for (number, prepared) in files {
+                if let Prepared::Writable(stack, _) = prepared {
+                    let (stack, hold) = stack.commit_held(LayerNote::new(&name))?;
+                    after[number] = Some(Output::temporary(&layers, stack, hold));
+                }
+            }
+            Ok(FailedStep { before, after })
+        })
+        .await
     }
 
     /// Makes layers of what was written.
@@ -349,7 +397,11 @@ fn check_hosts(op: &ExecOp) -> Result<()> {
     Ok(())
 }
 
-async fn environment(op: &ExecOp, context: &RunContext<BuildContext>) -> Result<Vec<String>> {
+/// The environment of a process with the client's secrets in it.
+pub(super) async fn environment(
+    op: &ExecOp,
+    context: &RunContext<BuildContext>,
+) -> Result<Vec<String>> {
     let mut env = op.env.clone();
     if let Some(proxy) = &op.proxy_env {
         for (name, value) in [
@@ -454,7 +506,7 @@ fn did_not_complete(op: &ExecOp, failure: Error) -> Error {
 }
 
 /// A name for a running step that no other has.
-fn step_id() -> String {
+pub(super) fn step_id() -> String {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -142,7 +142,7 @@ fn host_name(url: &str) -> Option<&str> {
 }
 
 /// A number as Go writes it: decimal, or with the prefix of another base.
-fn number(name: &str, text: &str) -> Result<u32> {
+pub(super) fn number(name: &str, text: &str) -> Result<u32> {
     let lower = text.to_ascii_lowercase();
     let parsed = if let Some(digits) = lower.strip_prefix("0x") {
         u32::from_str_radix(digits, 16)

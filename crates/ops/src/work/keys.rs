@@ -5,13 +5,14 @@
 //! | exec | arguments, environment, directory, user, host names (not their addresses), network, sandbox, limits, mounts (not the names of cache mounts and secrets' contents), platform; not proxies | inputs of mounts that are read-only, have no output or show the whole input; never of the root |
 //! | file | actions with their parameters, of copied paths the last component only (in the definition key also the selected paths) | inputs only copied from or looked into for names of owners: the selected paths |
 //! | merge, diff | the kind and the order of inputs | nothing |
+//! | build | builder, inputs by name, attributes | nothing |
 //! | source | what it is pinned to | no inputs |
 
 use std::collections::BTreeMap;
 
 use llb::{
-    ChownOpt, ContentCache, CopyAction, ExecOp, FileActionKind, FileOp, Mount, MountKind, Op,
-    UserOpt, Vertex,
+    BuildOp, ChownOpt, ContentCache, CopyAction, ExecOp, FileActionKind, FileOp, Mount, MountKind,
+    Op, UserOpt, Vertex,
 };
 use oci::Platform;
 use solver::{Identity, KeyPart};
@@ -53,7 +54,8 @@ pub fn identity(vertex: &Vertex) -> Identity {
             KeyPart::new("lower", format!("{:?}", diff.lower)),
             KeyPart::new("upper", format!("{:?}", diff.upper)),
         ],
-        Op::Source(_) | Op::Build(_) => vec![KeyPart::new("digest", vertex.digest.to_string())],
+        Op::Build(build) => build_parts(build),
+        Op::Source(_) => vec![KeyPart::new("digest", vertex.digest.to_string())],
     };
     if matches!(vertex.op, Op::Exec(_)) {
         let platform = vertex.platform.clone().unwrap_or_else(Platform::host);
@@ -107,6 +109,18 @@ fn exec_parts(exec: &ExecOp) -> Vec<KeyPart> {
     }
     for mount in &exec.mounts {
         add(format!("mount {}", mount.dest), mount_value(mount));
+    }
+    parts
+}
+
+fn build_parts(build: &BuildOp) -> Vec<KeyPart> {
+    let mut parts = vec![
+        KeyPart::new("op", "build"),
+        KeyPart::new("builder", build.builder.to_string()),
+        KeyPart::new("inputs", format!("{:?}", build.inputs)),
+    ];
+    for (name, value) in &build.attrs {
+        parts.push(KeyPart::new(format!("attr {name}"), value.clone()));
     }
     parts
 }

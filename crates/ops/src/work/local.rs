@@ -9,8 +9,9 @@ use diag::{Context, Error, Result};
 use jiff::Timestamp;
 use llb::{SourceOp, Vertex};
 use parking_lot::Mutex;
+use pathmatch::PatternMatcher;
 use progress::VertexStatus;
-use session::diffcopy::{Change, ChangeKind};
+use session::diffcopy::{Change, ChangeKind, Wanted};
 use session::{Session, SyncRequest};
 use solver::RunContext;
 use source::local::{DirChanges, DirSync, LocalRequest, LocalSnapshot, PathChange};
@@ -28,26 +29,25 @@ pub async fn pin_local(
     source: &SourceOp,
     context: &RunContext<BuildContext>,
 ) -> Result<LocalSnapshot> {
-    let name = source
-        .identifier
-        .split_once("://")
-        .map_or("", |(_, name)| name);
+    let (session_id, name) = folder(source);
     let attr = |name: &str| source.attrs.get(name).map_or("", String::as_str);
-    if attr("local.metadatatransfer") == "true" {
-        return Err(Error::unimplemented(
-            "transfers of metadata alone are not supported by this server",
-        ));
-    }
+    let metadata_only = metadata_only(source)?;
     let build = context.first()?;
-    let session = match attr("local.session") {
+    let session = match session_id {
         "" => build.session().await?,
-        id => build.session_of(id).await?,
+        // A client that is gone is as good as any other that wants the same.
+        id => match build.session_of(id).await {
+            Ok(session) => session,
+            Err(_) => build.session().await?,
+        },
     };
     let sync = ClientFolder {
-        name: name.to_owned(),
+        name: name.clone(),
         include: list(source, "local.includepattern")?,
         exclude: list(source, "local.excludepatterns")?,
         follow: list(source, "local.followpaths")?,
+        fetch_all: attr("local.differ") == "none",
+        metadata_only,
         reporter: Arc::new(Reporter {
             context: context.clone(),
             vertex: vertex.digest,
@@ -58,14 +58,50 @@ pub async fn pin_local(
         session,
     };
     let request = LocalRequest {
-        name: name.to_owned(),
+        name: name.clone(),
         shared_key: format!(
-            "{name}:{}:{}",
+            "{name}:{}:{}{}",
             attr("local.sharedkeyhint"),
-            sync.session.shared_key()
+            sync.session.shared_key(),
+            if sync.metadata_only.is_some() {
+                ":metadata"
+            } else {
+                ""
+            }
         ),
     };
     parts.locals.snapshot(&request, &sync).await
+}
+
+/// Session (empty for any) and name of the folder that a source means.
+fn folder(source: &SourceOp) -> (&str, String) {
+    let name = source.identifier.split_once("://");
+    let name = name.map_or("", |(_, name)| name);
+    let session = source.attrs.get("local.session");
+    let session = session.map_or("", String::as_str);
+    match session.split_once(':') {
+        Some((prefix, session)) => (session, format!("{prefix}-{name}")),
+        None => (session, name.to_owned()),
+    }
+}
+
+/// Of which paths more than metadata is wanted; `None` if everything is.
+fn metadata_only(source: &SourceOp) -> Result<Option<Wanted>> {
+    let name = "local.metadatatransfer";
+    let value = source.attrs.get(name).map_or("false", String::as_str);
+    match value {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => {}
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => return Ok(None),
+        other => {
+            return Err(Error::invalid(format!(
+                "invalid value for {name} {other:?}: invalid syntax"
+            )));
+        }
+    }
+    let exceptions = list(source, "local.metadatatransferexclude")?;
+    let matcher =
+        PatternMatcher::new(&exceptions).map_err(|error| Error::invalid(error.to_string()))?;
+    Ok(Some(Arc::new(move |path: &[u8]| matcher.matches(path))))
 }
 
 /// A list that the wire has as JSON.
@@ -86,6 +122,8 @@ struct ClientFolder {
     include: Vec<String>,
     exclude: Vec<String>,
     follow: Vec<String>,
+    fetch_all: bool,
+    metadata_only: Option<Wanted>,
     reporter: Arc<Reporter>,
 }
 
@@ -100,6 +138,8 @@ impl DirSync for ClientFolder {
         request.include.clone_from(&self.include);
         request.exclude.clone_from(&self.exclude);
         request.follow_paths.clone_from(&self.follow);
+        request.fetch_all = self.fetch_all;
+        request.metadata_only.clone_from(&self.metadata_only);
         request.on_change = Some(Arc::new(move |change: Change<'_>| {
             noted.lock().push(PathChange {
                 path: change.path.to_vec(),
@@ -154,5 +194,46 @@ impl Reporter {
             started: Some(self.started),
             completed: end.then_some(now),
         }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(attrs: &[(&str, &str)]) -> SourceOp {
+        SourceOp {
+            identifier: "local://context".into(),
+            attrs: attrs
+                .iter()
+                .map(|(name, value)| ((*name).into(), (*value).into()))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_session_may_have_a_prefix_for_the_folder() {
+        let of = |session: &str| {
+            let source = source(&[("local.session", session)]);
+            let (session, name) = folder(&source);
+            (session.to_owned(), name)
+        };
+        assert_eq!(of(""), (String::new(), "context".into()));
+        assert_eq!(of("abc"), ("abc".into(), "context".into()));
+        assert_eq!(of("x:abc"), ("abc".into(), "x-context".into()));
+    }
+
+    #[test]
+    fn what_comes_besides_metadata_is_said_by_patterns() {
+        assert!(metadata_only(&source(&[])).unwrap().is_none());
+        let attrs = [
+            ("local.metadatatransfer", "true"),
+            ("local.metadatatransferexclude", r#"["**/*.go","keep"]"#),
+        ];
+        let wanted = metadata_only(&source(&attrs)).unwrap().unwrap();
+        for (path, fits) in [("a/b.go", true), ("keep/x", true), ("a/b", false)] {
+            assert_eq!(wanted(path.as_bytes()), fits, "{path}");
+        }
+        assert!(metadata_only(&source(&[("local.metadatatransfer", "maybe")])).is_err());
     }
 }

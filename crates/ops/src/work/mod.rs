@@ -4,7 +4,10 @@
 //! Everything that ops share is in [`Parts`]; everything that belongs to one build comes through its
 //! [`BuildContext`].
 
+mod blob;
+mod build;
 mod cache_mounts;
+mod container;
 mod context;
 mod exec;
 mod file;
@@ -16,6 +19,7 @@ mod logs;
 mod output;
 mod parts;
 mod provider;
+mod source_meta;
 mod source_op;
 mod ssh;
 
@@ -31,12 +35,14 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 pub use cache_mounts::{CacheMountInfo, CacheMounts};
-pub use context::{BuildContext, Event, Outside, RunSink, to_vertex_status};
+pub use container::{ContainerFiles, ContainerProcess};
+pub use context::{BuildContext, Event, FailedStep, Outside, RunSink, to_vertex_status};
 pub use keys::InputSelection;
-pub use logs::LogLimits;
+pub use logs::{LogChunk, LogLimits, forward as forward_logs};
 pub use output::Output;
 pub use parts::{Parts, ReadOnly, blocking};
 pub use provider::{layout_provider, registry_provider};
+pub use source_meta::{SourceMeta, source_meta};
 pub use source_op::{image_reference, oci_layout_store};
 
 /// One vertex of a build.
@@ -130,9 +136,10 @@ impl Work for OpWork {
             }
             Op::Merge(merge) => self.merge(merge, &inputs),
             Op::Diff(diff) => self.diff(diff, &inputs, context.cancel.clone()).await,
-            Op::Build(_) => Err(Error::unimplemented(
-                "builds inside a definition (BuildOp) are not supported by this server",
-            )),
+            Op::Build(build) => {
+                let output = build::run_build_op(&self.parts, build, &inputs, context).await?;
+                Ok(vec![output])
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! What an op gives: a stack of layers, protected from removal while anybody has it.
 
+use std::sync::Arc;
+
 use layers::{LayerHold, LayerStack, LayerStore};
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +14,34 @@ pub struct Output {
     #[serde(skip)]
     #[expect(dead_code, reason = "it is there to be dropped")]
     hold: Option<LayerHold>,
+    /// Removes its topmost layer; only for what no key leads to.
+    #[serde(skip)]
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    temporary: Option<Arc<Temporary>>,
+}
+
+/// A layer that goes when nobody has it any more.
+struct Temporary {
+    layers: LayerStore,
+    stack: LayerStack,
+    hold: Option<LayerHold>,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        drop(self.hold.take());
+        let (layers, top) = (self.layers.clone(), self.stack.top());
+        let remove = move || {
+            // Held by somebody else it stays, as any layer, until it is pruned.
+            if let Some(Err(error)) = top.map(|top| layers.remove(top)) {
+                tracing::debug!("a failed step's layer stays: {error}");
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
+    }
 }
 
 impl Output {
@@ -20,6 +50,22 @@ impl Output {
         Output {
             stack,
             hold: Some(hold),
+            temporary: None,
+        }
+    }
+
+    /// An output whose topmost layer, which nothing else leads to, is removed when nobody has the
+    /// output any more.
+    pub fn temporary(layers: &LayerStore, stack: LayerStack, hold: LayerHold) -> Self {
+        let temporary = Temporary {
+            layers: layers.clone(),
+            stack: stack.clone(),
+            hold: Some(hold),
+        };
+        Output {
+            stack,
+            hold: None,
+            temporary: Some(Arc::new(temporary)),
         }
     }
 

@@ -7,11 +7,13 @@ use layers::RecordType;
 use llb::{Op, SourceOp, Vertex};
 use oci::{Platform, Reference};
 use solver::{Identity, KeyPart, RunContext};
+use source::blob::{BlobRequest, fetch_blob};
 use source::git::{GitPin, GitRequest};
 use source::http::{HttpPin, HttpRequest};
 use source::image::{ContentProvider, ImageRequest, ResolvedImage};
 use source::local::LocalSnapshot;
 
+use super::blob::{blob_parts, blob_request};
 use super::context::{BuildContext, RunSink};
 use super::git::{Access, git_parts, git_request};
 use super::http::{ClientSecrets, http_parts, http_request};
@@ -34,6 +36,15 @@ pub enum Pinned {
     Http(Box<(HttpRequest, HttpPin)>),
     /// A commit of a repository.
     Git(Box<(GitRequest, GitPin)>),
+    /// A single blob.
+    Blob {
+        /// Which, and what is made of it.
+        request: Box<BlobRequest>,
+        /// What is made of it, by name.
+        key: Vec<KeyPart>,
+        /// Who has it.
+        provider: Arc<dyn ContentProvider>,
+    },
 }
 
 /// Finds out what a source stands for now.
@@ -53,14 +64,15 @@ pub async fn pin(
             pin_image(parts, vertex, source, provider, context).await
         }
         "oci-layout" => {
-            let (session, store) = oci_layout_store(source);
-            let build = context.first()?;
-            let session = match session {
-                "" => build.session().await?,
-                id => build.session_of(id).await?,
-            };
-            let provider = layout_provider(&session, store)?;
+            let provider = layout_of_client(source, context).await?;
             pin_image(parts, vertex, source, provider, context).await
+        }
+        "docker-image+blob" => pin_blob(source, registry_provider(context.first()?.registry())),
+        "oci-layout+blob" => {
+            if oci_layout_store(source).1.is_empty() {
+                return Err(Error::invalid("oci-layout blob source requires store id"));
+            }
+            pin_blob(source, layout_of_client(source, context).await?)
         }
         "local" => super::local::pin_local(parts, vertex, source, context)
             .await
@@ -103,6 +115,7 @@ impl Pinned {
             ]),
             Pinned::Http(file) => Identity::of(http_parts(&file.0, &file.1)),
             Pinned::Git(commit) => Identity::of(git_parts(&commit.0, &commit.1)),
+            Pinned::Blob { key, .. } => Identity::of(key.clone()),
         }
     }
 
@@ -140,6 +153,13 @@ impl Pinned {
                 let (stack, hold) = cancellable(context, fetch).await?;
                 Ok(Output::held(stack, hold))
             }
+            Pinned::Blob {
+                request, provider, ..
+            } => {
+                let fetch = fetch_blob(&**provider, &parts.layers, request);
+                let (stack, hold) = cancellable(context, fetch).await?;
+                Ok(Output::held(stack, hold))
+            }
             Pinned::Http(file) => {
                 let (request, pin) = &**file;
                 let secrets = ClientSecrets::new(request, context);
@@ -160,6 +180,30 @@ async fn cancellable<T>(
         done = work => done,
         () = context.cancel.cancelled() => Err(Error::canceled()),
     }
+}
+
+/// The OCI layout of a client that a source means.
+async fn layout_of_client(
+    source: &SourceOp,
+    context: &RunContext<BuildContext>,
+) -> Result<Arc<dyn ContentProvider>> {
+    let (session, store) = oci_layout_store(source);
+    let build = context.first()?;
+    let session = match session {
+        "" => build.session().await?,
+        id => build.session_of(id).await?,
+    };
+    layout_provider(&session, store)
+}
+
+/// A blob is known by its digest: nobody is asked before its content is needed.
+fn pin_blob(source: &SourceOp, provider: Arc<dyn ContentProvider>) -> Result<Pinned> {
+    let request = blob_request(source)?;
+    Ok(Pinned::Blob {
+        key: blob_parts(&request)?,
+        request: Box::new(request),
+        provider,
+    })
 }
 
 async fn pin_image(
@@ -185,6 +229,10 @@ async fn pin_image(
                     Error::invalid(format!("invalid image checksum {value}: {error}"))
                 })?;
                 request.checksum = Some(digest);
+            }
+            // Images are kept nowhere by name, so each of the modes asks the registry.
+            "image.resolvemode" if !matches!(value.as_str(), "" | "default" | "pull" | "local") => {
+                return Err(Error::invalid(format!("invalid resolvemode: {value}")));
             }
             "image.recordtype" => {
                 request.record_type = RecordType::from_name(value)

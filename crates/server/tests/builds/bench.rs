@@ -9,6 +9,8 @@ use futures::StreamExt;
 use progress::{SolveStatus, Vertex};
 use proto::control::control_client::ControlClient;
 use proto::control::{Exporter, SolveRequest, SolveResponse, StatusRequest};
+use proto::gateway::llb_bridge_client::LlbBridgeClient;
+use proto::pb;
 use server::config::Config;
 use server::listen::Listener;
 use server::{Server, ServerOptions};
@@ -44,6 +46,8 @@ pub struct Build {
     pub secrets: Vec<(String, String)>,
     pub entitlements: Vec<String>,
     pub shared_key: String,
+    /// Graphs given along.
+    pub inputs: HashMap<String, pb::Definition>,
 }
 
 impl Build {
@@ -228,17 +232,24 @@ impl Bench {
             frontend_attrs: build.attrs.iter().cloned().collect(),
             exporters,
             entitlements: build.entitlements.clone(),
+            frontend_inputs: build.inputs.clone(),
             ..SolveRequest::default()
         }
     }
 
     /// Does a build to its end.
     pub async fn build(&self, build: &Build) -> Outcome {
+        self.build_with(build, |_| {}).await
+    }
+
+    /// The same with a request that was changed.
+    async fn build_with(&self, build: &Build, change: impl FnOnce(&mut SolveRequest)) -> Outcome {
         let number = rand::random::<u64>();
         let context = self.dir.path().join(format!("context-{number}"));
         let out = self.dir.path().join(format!("out-{number}"));
         let (id, _session) = self.session(build, &context, &out).await;
-        let request = self.request(build, &id);
+        let mut request = self.request(build, &id);
+        change(&mut request);
         let status = StatusRequest {
             r#ref: request.r#ref.clone(),
         };
@@ -272,5 +283,69 @@ impl Bench {
             logs,
             out,
         }
+    }
+}
+
+/// A build that the test drives through the gateway.
+pub struct Driven {
+    pub gateway: Gateway,
+    pub solve: tokio::task::JoinHandle<Result<tonic::Response<SolveResponse>, tonic::Status>>,
+    _session: session::SessionHandle,
+}
+
+/// The gateway of one build.
+pub type Gateway =
+    LlbBridgeClient<tonic::service::interceptor::InterceptedService<Channel, BuildId>>;
+
+/// Says which build calls belong to.
+#[derive(Clone)]
+pub struct BuildId(tonic::metadata::AsciiMetadataValue);
+
+impl tonic::service::Interceptor for BuildId {
+    fn call(
+        &mut self,
+        mut request: tonic::Request<()>,
+    ) -> Result<tonic::Request<()>, tonic::Status> {
+        let id = self.0.clone();
+        request
+            .metadata_mut()
+            .insert("buildkit-controlapi-buildid", id);
+        Ok(request)
+    }
+}
+
+impl Bench {
+    /// Begins a build that waits for what the test returns.
+    pub async fn drive(&self, build: &Build) -> Driven {
+        let number = rand::random::<u64>();
+        let context = self.dir.path().join(format!("context-{number}"));
+        let out = self.dir.path().join(format!("out-{number}"));
+        let (id, session) = self.session(build, &context, &out).await;
+        let request = SolveRequest {
+            frontend: String::new(),
+            ..self.request(build, &id)
+        };
+        let id = BuildId(request.r#ref.parse().expect("an id"));
+        let mut control = self.control().await;
+        Driven {
+            solve: tokio::spawn(async move { control.solve(request).await }),
+            gateway: LlbBridgeClient::with_interceptor(self.channel().await, id),
+            _session: session,
+        }
+    }
+
+    /// Does a build by another frontend to its end.
+    pub async fn build_by(&self, build: &Build, frontend: &str) -> Outcome {
+        self.build_with(build, |request| frontend.clone_into(&mut request.frontend))
+            .await
+    }
+
+    /// Builds a definition to its end.
+    pub async fn definition(&self, build: &Build, definition: pb::Definition) -> Outcome {
+        self.build_with(build, |request| {
+            request.frontend.clear();
+            request.definition = Some(definition);
+        })
+        .await
     }
 }

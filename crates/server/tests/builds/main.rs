@@ -7,6 +7,9 @@
 
 mod bench;
 mod cases;
+mod sources;
+mod containers;
+mod frontends;
 mod state;
 
 use std::pin::Pin;
@@ -35,6 +38,11 @@ const CASES: &[Case] = cases![
     entitlements_must_be_granted_by_both,
     a_root_has_one_server,
     finished_builds_are_remembered;
+    sources:
+    only_changed_files_of_a_folder_travel,
+    a_folder_is_taken_in_part,
+    what_files_are_travels_without_what_is_in_them,
+    a_blob_of_a_clients_layout_is_a_file;
     state:
     disk_usage_adds_up_to_what_du_says,
     a_cap_holds_while_a_build_runs_and_spares_what_it_uses,
@@ -43,6 +51,22 @@ const CASES: &[Case] = cases![
     sixty_four_builds_run_what_they_share_once,
     at_most_so_many_steps_run_at_once,
     differences_and_merges_of_unrelated_states_are_made;
+    frontends:
+    a_frontend_image_sees_its_request,
+    a_frontend_that_crashes_is_reported_with_its_log,
+    a_frontend_that_writes_garbage_is_ended,
+    a_frontend_that_returns_nothing_is_an_error,
+    a_frontend_that_hangs_is_killed_when_the_build_is_cancelled,
+    frontends_that_are_not_allowed_are_not_run,
+    a_definition_in_a_file_is_a_part_of_the_build,
+    what_a_source_stands_for_can_be_asked;
+    containers:
+    processes_of_a_container_share_it,
+    a_terminal_is_typed_into_resized_and_signalled,
+    mounts_of_a_container_are_those_asked_for,
+    what_cannot_run_is_said_and_the_container_goes_on,
+    the_files_of_a_failed_step_can_be_looked_into,
+    a_cancelled_build_takes_its_containers_along;
 ];
 
 fn main() {

@@ -40,6 +40,10 @@ pub struct SyncRequest {
     pub exclude: Vec<String>,
     /// Paths whose symbolic links are followed and whose targets are included.
     pub follow_paths: Vec<String>,
+    /// Whether the content of every file is asked for, also of those that look the same.
+    pub fetch_all: bool,
+    /// Whether only what the entries are is noted down, and which of them come themselves.
+    pub metadata_only: Option<diffcopy::Wanted>,
     /// The directory that becomes what the client has.
     pub dest: PathBuf,
     /// Whose the files are to be; root's unless there is a reason.
@@ -56,6 +60,8 @@ impl SyncRequest {
             include: Vec::new(),
             exclude: Vec::new(),
             follow_paths: Vec::new(),
+            fetch_all: false,
+            metadata_only: None,
             dest: dest.into(),
             owner: Owner::Fixed(0, 0),
             on_change: None,
@@ -85,7 +91,9 @@ impl Session {
         progress: Option<Progress>,
     ) -> Result<SyncStats, SessionError> {
         self.require(SYNC, "no local sources enabled")?;
-        if let Some(dir) = self.dir_in_place(&request.dir_name) {
+        // Notes of what files are hold all that a client says of them.
+        let in_place = self.dir_in_place(&request.dir_name);
+        if let Some(dir) = in_place.filter(|_| request.metadata_only.is_none()) {
             return in_place::sync(dir.clone(), request, progress).await;
         }
         let mut metadata = MetadataMap::new();
@@ -97,6 +105,8 @@ impl Session {
             owner: request.owner,
             progress,
             on_change: request.on_change,
+            fetch_all: request.fetch_all,
+            metadata_only: request.metadata_only,
             ..ReceiveOptions::default()
         };
         let (requests, outbound) = mpsc::unbounded_channel();
@@ -188,7 +198,13 @@ impl FileSink {
         };
         let result = ready!(finish.as_mut().poll(cx));
         self.state = SinkState::Done;
-        Poll::Ready(result.map_err(|status| io::Error::other(status.message().to_owned())))
+        Poll::Ready(result.map_err(|status| {
+            let kind = match status.code() {
+                tonic::Code::AlreadyExists => io::ErrorKind::AlreadyExists,
+                _ => io::ErrorKind::Other,
+            };
+            io::Error::new(kind, status.message().to_owned())
+        }))
     }
 }
 

@@ -8,6 +8,5 @@ mod ssh;
 mod upload;
 
 pub use auth::{RegistryCredentials, Token, TokenRequest};
-pub use content::RemoteContent;
+pub use content::{EXPORT_STORE, RemoteContent};
 pub use files::{FileSink, SendDirRequest, SyncRequest};
-pub use upload::UPLOAD_HOST;

@@ -1,5 +1,6 @@
 //! What the client reads from its stdin, behind an URL of the session.
 
+use llb::SESSION_HOST;
 use tokio::io::AsyncRead;
 use tonic::metadata::MetadataMap;
 
@@ -11,9 +12,6 @@ use crate::manager::Session;
 
 const PULL: &str = "/moby.upload.v1.Upload/Pull";
 
-/// The host of URLs that mean the session.
-pub const UPLOAD_HOST: &str = "buildkit-session";
-
 impl Session {
     /// The content behind `http://buildkit-session/<path>`; it can be read once.
     pub async fn upload(
@@ -23,7 +21,7 @@ impl Session {
         self.require(PULL, &format!("method {PULL} not supported by the client"))?;
         let mut metadata = MetadataMap::new();
         append(&mut metadata, "urlpath", path)?;
-        append(&mut metadata, "urlhost", UPLOAD_HOST)?;
+        append(&mut metadata, "urlhost", SESSION_HOST)?;
         let connection = self.connection();
         Ok(ByteStream::open(|outbound| {
             open_stream(connection, PULL, metadata, outbound)

@@ -8,14 +8,16 @@ use docker_config::DockerConfig;
 
 use super::ClientSession;
 use super::auth::{AuthOptions, AuthService};
-use super::content::ContentService;
+use super::content::{ContentService, FillStore, Store};
 use super::file_send::{ExportTarget, FileSendService};
 use super::file_sync::{FileSyncService, LocalDir};
 use super::health::HealthService;
+use super::raw_service::RawService;
 use super::router::Router;
 use super::secrets::{SecretSource, SecretsService};
 use super::ssh::{SshAgent, SshService};
 use super::upload::{UploadService, Uploads};
+use crate::caller::EXPORT_STORE;
 use crate::headers::SessionHeaders;
 use crate::in_place::SharedDir;
 
@@ -31,7 +33,7 @@ pub struct ClientSessionBuilder {
     ssh: Vec<SshAgent>,
     exports: BTreeMap<usize, ExportTarget>,
     uploads: Option<Uploads>,
-    oci_layouts: BTreeMap<String, PathBuf>,
+    stores: BTreeMap<String, Store>,
 }
 
 impl ClientSessionBuilder {
@@ -112,7 +114,25 @@ impl ClientSessionBuilder {
     /// OCI layout directories, by the id that the server asks with.
     #[must_use]
     pub fn oci_layouts(mut self, layouts: BTreeMap<String, PathBuf>) -> Self {
-        self.oci_layouts.extend(layouts);
+        let stores = layouts.into_iter();
+        self.stores
+            .extend(stores.map(|(id, directory)| (id, Store::to_read(directory))));
+        self
+    }
+
+    /// An OCI layout directory, by the id that the server asks with, in which not all blobs need be
+    /// there: the first that is missed has `fill` called.
+    #[must_use]
+    pub fn oci_layout_to_fill(mut self, id: String, directory: PathBuf, fill: FillStore) -> Self {
+        self.stores.insert(id, Store::to_fill(directory, fill));
+        self
+    }
+
+    /// The directory whose content store takes what is exported with `tar=false`.
+    #[must_use]
+    pub fn export_layout(mut self, directory: PathBuf) -> Self {
+        self.stores
+            .insert(EXPORT_STORE.to_owned(), Store::to_write(directory));
         self
     }
 
@@ -132,11 +152,11 @@ impl ClientSessionBuilder {
             "/grpc.health.v1.Health/Watch",
         ]);
         if !self.local_dirs.is_empty() {
-            router.add(FileSyncService::new(self.local_dirs));
+            router.add(RawService(FileSyncService::new(self.local_dirs)));
             offer(&FileSyncService::METHODS);
         }
         if !self.exports.is_empty() {
-            router.add(FileSendService::new(self.exports));
+            router.add(RawService(FileSendService::new(self.exports)));
             offer(&FileSendService::METHODS);
         }
         if let Some(auth) = self.auth {
@@ -152,11 +172,11 @@ impl ClientSessionBuilder {
             offer(&SshService::METHODS);
         }
         if let Some(uploads) = self.uploads {
-            router.add(UploadService::new(uploads));
+            router.add(RawService(UploadService::new(uploads)));
             offer(&UploadService::METHODS);
         }
-        if !self.oci_layouts.is_empty() {
-            router.add(ContentService::server(self.oci_layouts));
+        if !self.stores.is_empty() {
+            router.add(ContentService::server(self.stores));
             offer(&ContentService::METHODS);
         }
         ClientSession {

@@ -1,24 +1,81 @@
-//! OCI layout directories the server may read blobs of.
+//! OCI layout directories the server may read blobs of, or write blobs into.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use oci::Digest;
 use proto::content::content_server::{Answers, Content, ContentServer};
-use proto::content::{Info, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse};
+use proto::content::{
+    Info, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse, WriteContentRequest,
+    WriteContentResponse,
+};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::sync::OnceCell;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use super::ingest;
 use crate::headers::first;
 
 /// Bytes of a blob that travel in one message.
 const CHUNK_BYTES: usize = 512 << 10;
 
+/// Brings the blobs of a store that are not there yet; called at most once.
+pub type FillStore = Arc<dyn Fn() -> BoxFuture<'static, std::io::Result<()>> + Send + Sync>;
+
+/// A directory of blobs.
+#[derive(Clone)]
+pub struct Store {
+    directory: PathBuf,
+    writable: bool,
+    fill: Option<(FillStore, Arc<OnceCell<()>>)>,
+}
+
+impl Store {
+    /// One that is only read.
+    pub fn to_read(directory: PathBuf) -> Self {
+        Store {
+            directory,
+            writable: false,
+            fill: None,
+        }
+    }
+
+    /// The same; when a blob is missed, more of them are brought.
+    pub fn to_fill(directory: PathBuf, fill: FillStore) -> Self {
+        Store {
+            fill: Some((fill, Arc::default())),
+            ..Self::to_read(directory)
+        }
+    }
+
+    /// The open blob. A missing one may come by filling the store.
+    async fn open(&self, digest: &Digest) -> std::io::Result<tokio::fs::File> {
+        let path = blob_path(&self.directory, digest);
+        match (tokio::fs::File::open(&path).await, &self.fill) {
+            (Err(error), Some((fill, filled))) if error.kind() == ErrorKind::NotFound => {
+                filled.get_or_try_init(|| fill()).await?;
+                tokio::fs::File::open(&path).await
+            }
+            (opened, _) => opened,
+        }
+    }
+
+    /// One that also takes blobs.
+    pub fn to_write(directory: PathBuf) -> Self {
+        Store {
+            writable: true,
+            ..Self::to_read(directory)
+        }
+    }
+}
+
 pub struct ContentService {
-    layouts: BTreeMap<String, PathBuf>,
+    stores: BTreeMap<String, Store>,
 }
 
 impl ContentService {
@@ -34,8 +91,20 @@ impl ContentService {
         "/containerd.services.content.v1.Content/Write",
     ];
 
-    pub fn server(layouts: BTreeMap<String, PathBuf>) -> ContentServer<Self> {
-        ContentServer::new(ContentService { layouts })
+    pub fn server(stores: BTreeMap<String, Store>) -> ContentServer<Self> {
+        ContentServer::new(ContentService { stores })
+    }
+
+    /// The store that a call names.
+    fn store(&self, metadata: &MetadataMap) -> Result<&Store, Status> {
+        let id = first(metadata, "buildkit-attachable-store-id");
+        if id.is_empty() {
+            return Err(Status::invalid_argument(
+                "request lacks metadata \"buildkit-attachable-store-id\"",
+            ));
+        }
+        let store = self.stores.get(&id);
+        store.ok_or_else(|| Status::not_found(format!("unknown store {id}")))
     }
 
     /// The open blob and its size.
@@ -44,25 +113,15 @@ impl ContentService {
         metadata: &MetadataMap,
         digest: &str,
     ) -> Result<(tokio::fs::File, std::fs::Metadata), Status> {
-        let id = first(metadata, "buildkit-attachable-store-id");
-        if id.is_empty() {
-            return Err(Status::invalid_argument(
-                "request lacks metadata \"buildkit-attachable-store-id\"",
-            ));
-        }
-        let layout = self
-            .layouts
-            .get(&id)
-            .ok_or_else(|| Status::not_found(format!("unknown store {id}")))?;
+        let store = self.store(metadata)?;
         let parsed: Digest = digest
             .parse()
             .map_err(|error| Status::invalid_argument(format!("{digest:?}: {error}")))?;
-        let path = layout.join("blobs/sha256").join(parsed.hex());
         let missing = |error: std::io::Error| match error.kind() {
             ErrorKind::NotFound => Status::not_found(format!("content {digest}: not found")),
             _ => Status::from(error),
         };
-        let file = tokio::fs::File::open(path).await.map_err(missing)?;
+        let file = store.open(&parsed).await.map_err(missing)?;
         let found = file.metadata().await.map_err(missing)?;
         Ok((file, found))
     }
@@ -114,4 +173,22 @@ impl Content for ContentService {
         });
         Ok(Response::new(answers.boxed()))
     }
+
+    async fn write(
+        &self,
+        request: Request<Streaming<WriteContentRequest>>,
+    ) -> Result<Response<Answers<WriteContentResponse>>, Status> {
+        let (metadata, _, messages) = request.into_parts();
+        let store = self.store(&metadata)?;
+        if !store.writable {
+            return Err(Status::failed_precondition("the store is only for reading"));
+        }
+        let answers = ingest::take(store.directory.clone(), messages).await?;
+        Ok(Response::new(answers))
+    }
+}
+
+/// Where a blob is.
+pub(super) fn blob_path(directory: &Path, digest: &Digest) -> PathBuf {
+    directory.join("blobs/sha256").join(digest.hex())
 }

@@ -1,7 +1,6 @@
 //! Where results go.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -11,17 +10,13 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use http::{Request as HttpRequest, Response as HttpResponse};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::body::Body;
 use tonic::metadata::{KeyAndValueRef, MetadataMap};
-use tonic::server::{NamedService, StreamingService};
-use tonic::{Request, Response, Status, Streaming};
-use tower::Service;
+use tonic::{Request, Status, Streaming};
 
-use super::file_sync::{Answers, raw_grpc, with_result};
+use super::raw_service::{Answers, StreamMethod, with_result};
 use crate::codec::{decode_bytes_message, flat};
 use crate::diffcopy::{self, Owner, Progress, ReceiveOptions};
 use crate::error::{SessionError, io_text};
@@ -160,8 +155,13 @@ impl FileSendService {
             targets: Arc::new(targets),
         }
     }
+}
 
-    async fn diff_copy(self, request: Request<Streaming<Bytes>>) -> Result<Answers, Status> {
+impl StreamMethod for FileSendService {
+    const SERVICE: &'static str = "moby.filesync.v1.FileSend";
+    const METHOD: &'static str = "DiffCopy";
+
+    async fn answer(self, request: Request<Streaming<Bytes>>) -> Result<Answers, Status> {
         let (metadata, _, inbound) = request.into_parts();
         // Servers from before there could be several exporters name none.
         let id = first(&metadata, "buildkit-attachable-exporter-id")
@@ -254,41 +254,4 @@ fn exporter_metadata(metadata: &MetadataMap) -> BTreeMap<String, String> {
         joined.push_str(&value);
     }
     found
-}
-
-struct DiffCopy(FileSendService);
-
-impl StreamingService<Bytes> for DiffCopy {
-    type Response = Bytes;
-    type ResponseStream = Answers;
-    type Future = BoxFuture<'static, Result<Response<Answers>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let service = self.0.clone();
-        Box::pin(async move { service.diff_copy(request).await.map(Response::new) })
-    }
-}
-
-impl NamedService for FileSendService {
-    const NAME: &'static str = "moby.filesync.v1.FileSend";
-}
-
-impl Service<HttpRequest<Body>> for FileSendService {
-    type Response = HttpResponse<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<HttpResponse<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: HttpRequest<Body>) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move {
-            if !request.uri().path().ends_with("/DiffCopy") {
-                return Ok(Status::unimplemented("only DiffCopy is offered").into_http());
-            }
-            Ok(raw_grpc().streaming(DiffCopy(service), request).await)
-        })
-    }
 }

@@ -1,28 +1,21 @@
 //! Directories the server may read.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
-use http::{Request as HttpRequest, Response as HttpResponse};
 use pathmatch::{LinkTree, PathFilter};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::body::Body;
 use tonic::metadata::MetadataMap;
-use tonic::server::{Grpc, NamedService, StreamingService};
-use tonic::{Request, Response, Status, Streaming};
-use tower::Service;
+use tonic::{Request, Status, Streaming};
 
-use crate::codec::{MESSAGE_BYTES_MAX, RawCodec, flat};
+use super::raw_service::{Answers, StreamMethod, with_result};
+use crate::codec::flat;
 use crate::diffcopy::{self, OUTBOUND_BATCHES, Progress, SendOptions};
 use crate::error::SessionError;
 use crate::filter::transfer_filter;
@@ -56,8 +49,6 @@ pub struct FileSyncService {
     dirs: Arc<BTreeMap<String, LocalDir>>,
 }
 
-pub type Answers = BoxStream<'static, Result<Bytes, Status>>;
-
 impl FileSyncService {
     pub const METHODS: [&'static str; 1] = ["/moby.filesync.v1.FileSync/DiffCopy"];
 
@@ -66,8 +57,13 @@ impl FileSyncService {
             dirs: Arc::new(dirs),
         }
     }
+}
 
-    async fn diff_copy(self, request: Request<Streaming<Bytes>>) -> Result<Answers, Status> {
+impl StreamMethod for FileSyncService {
+    const SERVICE: &'static str = "moby.filesync.v1.FileSync";
+    const METHOD: &'static str = "DiffCopy";
+
+    async fn answer(self, request: Request<Streaming<Bytes>>) -> Result<Answers, Status> {
         let (metadata, _, inbound) = request.into_parts();
         let name = first(&metadata, "dir-name");
         let dir = self
@@ -88,24 +84,6 @@ impl FileSyncService {
         let sending = diffcopy::send(dir.path, options, inbound.boxed(), packets);
         Ok(with_result(flat(ReceiverStream::new(outbound)), sending))
     }
-}
-
-/// The messages of a stream, and when they are over how the work behind them ended. The work runs
-/// while the stream exists.
-pub fn with_result<T: Send + 'static>(
-    messages: impl futures::Stream<Item = Bytes> + Send + 'static,
-    work: impl Future<Output = Result<T, SessionError>> + Send + 'static,
-) -> Answers {
-    let work = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(work));
-    let end = async move {
-        match work.await {
-            Ok(Ok(_)) => None,
-            Ok(Err(error)) => Some(Err(Status::from(error))),
-            Err(_) => Some(Err(Status::cancelled("session dropped"))),
-        }
-    };
-    let end = futures::stream::once(end).filter_map(std::future::ready);
-    messages.map(Ok).chain(end).boxed()
 }
 
 /// What of a directory a request asks for.
@@ -147,46 +125,4 @@ impl LinkTree for ContextTree<'_> {
         }
         Ok(Some(names))
     }
-}
-
-struct DiffCopy(FileSyncService);
-
-impl StreamingService<Bytes> for DiffCopy {
-    type Response = Bytes;
-    type ResponseStream = Answers;
-    type Future = BoxFuture<'static, Result<Response<Answers>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let service = self.0.clone();
-        Box::pin(async move { service.diff_copy(request).await.map(Response::new) })
-    }
-}
-
-impl NamedService for FileSyncService {
-    const NAME: &'static str = "moby.filesync.v1.FileSync";
-}
-
-impl Service<HttpRequest<Body>> for FileSyncService {
-    type Response = HttpResponse<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<HttpResponse<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: HttpRequest<Body>) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move {
-            if !request.uri().path().ends_with("/DiffCopy") {
-                return Ok(Status::unimplemented("only DiffCopy is offered").into_http());
-            }
-            Ok(raw_grpc().streaming(DiffCopy(service), request).await)
-        })
-    }
-}
-
-/// A server of encoded messages.
-pub fn raw_grpc() -> Grpc<RawCodec> {
-    Grpc::new(RawCodec).apply_max_message_size_config(Some(MESSAGE_BYTES_MAX), None)
 }

@@ -6,6 +6,8 @@ mod content;
 mod file_send;
 mod file_sync;
 mod health;
+mod ingest;
+mod raw_service;
 mod router;
 mod secrets;
 mod ssh;
@@ -29,6 +31,7 @@ use crate::pipe::{MessageIo, SpooledIo};
 
 pub use auth::{AuthNotice, AuthOptions};
 pub use builder::ClientSessionBuilder;
+pub use content::FillStore;
 pub use file_send::{ExportTarget, ExportWriter};
 pub use file_sync::LocalDir;
 pub use secrets::SecretSource;

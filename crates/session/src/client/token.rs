@@ -253,7 +253,7 @@ pub fn http_client(tls: &RegistryTls) -> Result<reqwest::Client, TokenError> {
         roots.add_parsable_certificates(certificates.flatten());
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
+    let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| broken(error.to_string()))?
         .with_root_certificates(roots);
@@ -279,7 +279,7 @@ pub fn http_client(tls: &RegistryTls) -> Result<reqwest::Client, TokenError> {
     if tls.insecure {
         config
             .dangerous()
-            .set_certificate_verifier(Arc::new(insecure::AnyServer::new()));
+            .set_certificate_verifier(Arc::new(::tls::AnyServer::new(&provider)));
     }
     reqwest::Client::builder()
         .tls_backend_preconfigured(config)
@@ -295,58 +295,3 @@ const SYSTEM_BUNDLES: [&str; 4] = [
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
-
-mod insecure {
-    //! Takes any certificate, for registries that a user has declared insecure.
-
-    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-    use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-    use rustls::{DigitallySignedStruct, Error, SignatureScheme};
-    use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-
-    #[derive(Debug)]
-    pub struct AnyServer(CryptoProvider);
-
-    impl AnyServer {
-        pub fn new() -> Self {
-            AnyServer(rustls::crypto::ring::default_provider())
-        }
-    }
-
-    impl ServerCertVerifier for AnyServer {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signed: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            let algorithms = &self.0.signature_verification_algorithms;
-            verify_tls12_signature(message, certificate, signed, algorithms)
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signed: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            let algorithms = &self.0.signature_verification_algorithms;
-            verify_tls13_signature(message, certificate, signed, algorithms)
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.0.signature_verification_algorithms.supported_schemes()
-        }
-    }
-}

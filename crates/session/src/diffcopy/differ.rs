@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::dest::Dest;
+use super::metadata::METADATA_FILE;
 use super::order::{self, OpenDir, OrderCheck};
 use super::receive::{Change, ChangeKind, Owner, ReceiveOptions, SyncStats};
 use super::writer::ToWriter;
@@ -70,14 +71,17 @@ pub struct Present {
     walker: Walker,
     links: HardLinks,
     next: Option<Entry>,
+    /// Whether the notes of transfers of metadata are passed over.
+    keeps_notes: bool,
 }
 
 impl Present {
-    fn start(root: &Path) -> Result<Self, SessionError> {
+    fn start(root: &Path, keeps_notes: bool) -> Result<Self, SessionError> {
         let mut present = Present {
             walker: Walker::new(root, WalkOptions::default())?,
             links: HardLinks::default(),
             next: None,
+            keeps_notes,
         };
         present.advance()?;
         Ok(present)
@@ -85,6 +89,11 @@ impl Present {
 
     fn advance(&mut self) -> Result<(), SessionError> {
         self.next = self.walker.next_entry()?;
+        let is_notes =
+            |entry: &Entry| entry.stat.path == METADATA_FILE && mode::is_regular(entry.stat.mode);
+        if self.keeps_notes && self.next.as_ref().is_some_and(is_notes) {
+            self.next = self.walker.next_entry()?;
+        }
         if let Some(entry) = &mut self.next {
             self.links.mark(entry);
         }
@@ -137,7 +146,10 @@ impl Differ {
     pub fn present(&self) -> Result<Option<Present>, SessionError> {
         match self.options.merge {
             true => Ok(None),
-            false => Present::start(&self.root).map(Some),
+            false => {
+                let keeps_notes = self.options.metadata_only.is_some();
+                Present::start(&self.root, keeps_notes).map(Some)
+            }
         }
     }
 

@@ -24,6 +24,7 @@
 
 mod dest;
 mod differ;
+mod metadata;
 mod mirror;
 mod order;
 mod receive;
@@ -32,6 +33,7 @@ mod writer;
 
 use std::sync::Arc;
 
+pub use metadata::{METADATA_FILE, Wanted};
 pub use mirror::{Tree, mirror};
 pub use receive::{Change, ChangeKind, Owner, ReceiveOptions, SyncStats, receive};
 pub use send::{OUTBOUND_BATCHES, SendOptions, SendStats, send};

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::Progress;
 use super::differ::{Contents, Differ, Pendings};
+use super::metadata::{METADATA_FILE, Metadata, Wanted};
 use super::writer::{ToWriter, Writer};
 use crate::codec::{Batch, Inbound};
 use crate::error::SessionError;
@@ -30,6 +31,8 @@ pub struct ReceiveOptions {
     pub merge: bool,
     /// Whether the content of every file is asked for, also of those that look the same.
     pub fetch_all: bool,
+    /// Whether only what the entries are is noted down, and which of them come themselves.
+    pub metadata_only: Option<Wanted>,
     /// Whose the files are to be.
     pub owner: Owner,
     /// Entries past which a transfer is refused.
@@ -45,6 +48,7 @@ impl Default for ReceiveOptions {
         ReceiveOptions {
             merge: false,
             fetch_all: false,
+            metadata_only: None,
             owner: Owner::Keep,
             entries_max: 20_000_000,
             progress: None,
@@ -60,7 +64,7 @@ pub struct Change<'a> {
     pub kind: ChangeKind,
     /// The path, relative.
     pub path: &'a [u8],
-    /// What it becomes, unless it is removed.
+    /// What it becomes, if a sender announced that.
     pub stat: Option<&'a FileStat>,
 }
 
@@ -159,6 +163,7 @@ async fn transfer(
     let mut distribute = Distribute {
         entries: Some(entries),
         content,
+        metadata: options.metadata_only.clone().map(Metadata::new),
         next_id: 0,
         bytes: 0,
         options,
@@ -175,10 +180,10 @@ async fn transfer(
         }
         match (&differed, &written) {
             (Some(Ok(())), Some(Ok(stats))) if fin => {
-                return Ok(SyncStats {
-                    bytes: distribute.bytes,
-                    ..*stats
-                });
+                let mut stats = *stats;
+                stats.bytes = distribute.bytes;
+                let metadata = distribute.metadata.take();
+                return note_metadata(dest, options, metadata, stats).await;
             }
             (Some(Err(_)), _) | (_, Some(Err(_))) => break SessionError::Canceled,
             _ => {}
@@ -202,6 +207,31 @@ async fn transfer(
     Err(reasons.next().unwrap_or(SessionError::Canceled))
 }
 
+/// Writes down what the entries are, if that is what is wanted.
+async fn note_metadata(
+    dest: &Path,
+    options: &ReceiveOptions,
+    metadata: Option<Metadata>,
+    mut stats: SyncStats,
+) -> Result<SyncStats, SessionError> {
+    let Some(metadata) = metadata else {
+        return Ok(stats);
+    };
+    let dest = dest.to_owned();
+    let write = tokio::task::spawn_blocking(move || metadata.write(&dest));
+    if joined(write.await)? {
+        stats.changed += 1;
+        if let Some(on_change) = &options.on_change {
+            on_change(Change {
+                kind: ChangeKind::Modified,
+                path: METADATA_FILE,
+                stat: None,
+            });
+        }
+    }
+    Ok(stats)
+}
+
 fn joined<T>(
     result: Result<Result<T, SessionError>, tokio::task::JoinError>,
 ) -> Result<T, SessionError> {
@@ -212,6 +242,7 @@ fn joined<T>(
 struct Distribute<'a> {
     entries: Option<mpsc::Sender<Vec<(u32, FileStat)>>>,
     content: mpsc::Sender<Vec<ToWriter>>,
+    metadata: Option<Metadata>,
     next_id: u32,
     bytes: u64,
     options: &'a ReceiveOptions,
@@ -238,7 +269,10 @@ impl Distribute<'_> {
                             self.options.entries_max
                         )));
                     }
-                    entries.push((self.next_id, stat));
+                    match &mut self.metadata {
+                        Some(metadata) => metadata.take(self.next_id, stat, &mut entries)?,
+                        None => entries.push((self.next_id, stat)),
+                    }
                     self.next_id += 1;
                 }
                 Packet::StatEnd => ended = true,

@@ -260,3 +260,67 @@ async fn too_many_entries_are_refused() {
     let error = copy(from.path(), to.path(), SendOptions::default(), options).await;
     assert!(matches!(error, Err(SessionError::Limit(_))));
 }
+
+#[tokio::test]
+async fn only_metadata_travels_but_for_what_is_wanted() {
+    let from = sample();
+    write(from.path(), "a/deep/x/wanted", "w");
+    write(from.path(), ".fsutil-metadata", "of the sender");
+    let to = tempfile::tempdir().unwrap();
+    let changes: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+    let noted = changes.clone();
+    let options = ReceiveOptions {
+        metadata_only: Some(Arc::new(|path: &[u8]| path.ends_with(b"/wanted"))),
+        on_change: Some(Arc::new(move |change: Change<'_>| {
+            noted.lock().push(change.path.to_vec());
+        })),
+        ..ReceiveOptions::default()
+    };
+    let transfer = || {
+        copy(
+            from.path(),
+            to.path(),
+            SendOptions::default(),
+            options.clone(),
+        )
+    };
+    let stats = transfer().await.unwrap().1;
+    assert_eq!((stats.files, stats.content_bytes), (1, 1));
+    let names = |dir: &str| -> Vec<String> {
+        let all = fs::read_dir(to.path().join(dir)).unwrap();
+        let mut all: Vec<String> = all
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        all.sort();
+        all
+    };
+    assert_eq!(names(""), [".fsutil-metadata", "a"]);
+    assert_eq!(
+        (names("a"), names("a/deep/x")),
+        (vec!["deep".to_owned()], vec!["wanted".to_owned()])
+    );
+    assert_eq!(noted_paths(to.path()).len(), 12);
+    assert!(changes.lock().contains(&b".fsutil-metadata".to_vec()));
+    changes.lock().clear();
+    let again = transfer().await.unwrap().1;
+    assert_eq!((again.changed, again.removed, again.files), (0, 0, 0));
+    assert!(changes.lock().is_empty());
+    write(from.path(), "a/one", "11");
+    let changed = transfer().await.unwrap().1;
+    assert_eq!((changed.changed, changed.files), (1, 0));
+}
+
+/// Paths of the entries in the notes of a transfer, read as BuildKit's own clients write them.
+fn noted_paths(root: &Path) -> Vec<String> {
+    use prost::Message;
+    let notes = fs::read(root.join(".fsutil-metadata")).unwrap();
+    let (mut rest, mut paths) = (notes.as_slice(), Vec::new());
+    while !rest.is_empty() {
+        let (length, after) = rest.split_at(4);
+        let length = u32::from_le_bytes(length.try_into().unwrap()) as usize;
+        let stat = proto::fsutil::Stat::decode(&after[..length]).unwrap();
+        paths.push(stat.path);
+        rest = &after[length..];
+    }
+    paths
+}

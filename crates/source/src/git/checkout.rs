@@ -156,7 +156,7 @@ impl Checkout<'_> {
 }
 
 /// Moves what a directory of the tree holds into the target, and removes the tree.
-fn take_subdirectory(tree: &Path, subdir: &str, target: &Path) -> Result<()> {
+pub(super) fn take_subdirectory(tree: &Path, subdir: &str, target: &Path) -> Result<()> {
     let invalid = || format!("invalid subdir {subdir}");
     let mut from = tree.to_owned();
     for part in subdir.split('/').filter(|part| !matches!(*part, "" | ".")) {
@@ -198,7 +198,7 @@ fn remove_git_links(dir: &Path) -> Result<()> {
 }
 
 /// Gives everything that time (seconds since 1970), directories after what is in them.
-fn set_times(path: &Path, seconds: i64) -> Result<()> {
+pub(super) fn set_times(path: &Path, seconds: i64) -> Result<()> {
     if path.symlink_metadata()?.is_dir() {
         let children: Vec<PathBuf> = names(path)?
             .iter()

@@ -2,6 +2,7 @@
 //! helpers when nobody waits any more.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -67,7 +68,48 @@ pub(super) struct Git<'a> {
     /// `http.<scope>.extraheader` and its value.
     header: Option<(String, Secret<String>)>,
     /// A file with the keys of known hosts; without one every host is trusted, as for stock.
-    known_hosts: Option<tempfile::NamedTempFile>,
+    known_hosts: Option<KnownHosts>,
+}
+
+/// A file with the keys of known hosts.
+pub(super) struct KnownHosts(tempfile::NamedTempFile);
+
+impl KnownHosts {
+    /// Writes the file, unless there is nothing to write.
+    pub(super) fn write(text: &str) -> Result<Option<KnownHosts>> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let mut file = tempfile::NamedTempFile::new()?;
+        std::io::Write::write_all(&mut file, text.as_bytes())?;
+        Ok(Some(KnownHosts(file)))
+    }
+}
+
+/// Options of `ssh`: nobody's configuration, no questions; without known hosts every host is trusted.
+pub(super) fn ssh_options(known_hosts: Option<&KnownHosts>) -> Vec<OsString> {
+    let mut options: Vec<OsString> = [
+        "-F",
+        "/dev/null",
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "ConnectTimeout=30",
+        "-o",
+        "ServerAliveInterval=60",
+        "-o",
+    ]
+    .map(OsString::from)
+    .into();
+    options.push(match known_hosts {
+        Some(file) => {
+            let mut option = OsString::from("UserKnownHostsFile=");
+            option.push(file.0.path());
+            option
+        }
+        None => "StrictHostKeyChecking=no".into(),
+    });
+    options
 }
 
 impl<'a> Git<'a> {
@@ -82,14 +124,7 @@ impl<'a> Git<'a> {
             let key = format!("http.{}.extraheader", token_scope(remote));
             (key, Secret::new(value))
         });
-        let known_hosts = match known_hosts {
-            "" => None,
-            text => {
-                let mut file = tempfile::NamedTempFile::new()?;
-                std::io::Write::write_all(&mut file, text.as_bytes())?;
-                Some(file)
-            }
-        };
+        let known_hosts = KnownHosts::write(known_hosts)?;
         Ok(Git {
             program: program.to_owned(),
             access,
@@ -107,6 +142,16 @@ impl<'a> Git<'a> {
         place: &Place<'_>,
         args: &[S],
     ) -> Result<String> {
+        let output = self.run_raw(place, args).await?;
+        Ok(String::from_utf8_lossy(&output).into_owned())
+    }
+
+    /// Like [`Git::run`], giving the bytes as they are.
+    pub(super) async fn run_raw<S: AsRef<OsStr>>(
+        &self,
+        place: &Place<'_>,
+        args: &[S],
+    ) -> Result<Vec<u8>> {
         let mut running = Running(Some(self.start(place, args)?));
         let Some(child) = running.0.as_mut() else {
             return Err(Error::internal("git was not started"));
@@ -120,7 +165,7 @@ impl<'a> Git<'a> {
         // It has ended and was waited for: there is nobody to end.
         running.0 = None;
         if status?.success() {
-            return Ok(String::from_utf8_lossy(&stdout).into_owned());
+            return Ok(stdout);
         }
         let said = String::from_utf8_lossy(&stderr);
         let status = if said.trim().is_empty() {
@@ -189,15 +234,10 @@ impl<'a> Git<'a> {
                 all.push((name.to_owned(), value));
             }
         }
-        let mut ssh = OsString::from(
-            "ssh -F /dev/null -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=60",
-        );
-        match &self.known_hosts {
-            Some(file) => {
-                ssh.push(" -o UserKnownHostsFile=");
-                ssh.push(file.path());
-            }
-            None => ssh.push(" -o StrictHostKeyChecking=no"),
+        let mut ssh = OsString::from("ssh");
+        for option in ssh_options(self.known_hosts.as_ref()) {
+            ssh.push(" ");
+            ssh.push(option);
         }
         all.push(("GIT_SSH_COMMAND".into(), ssh));
         if let Some(socket) = &self.access.ssh_auth_sock {
@@ -270,9 +310,23 @@ async fn collect(
     kept
 }
 
+/// Whether there is such a program, by its path or on the search path.
+pub(super) fn is_installed(program: &OsStr) -> bool {
+    let is_program = |path: &Path| {
+        path.metadata()
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    if program.as_encoded_bytes().contains(&b'/') {
+        return is_program(Path::new(program));
+    }
+    let path = std::env::var_os("PATH").filter(|path| !path.is_empty());
+    let path = path.unwrap_or_else(|| DEFAULT_PATH.into());
+    std::env::split_paths(&path).any(|dir| is_program(&dir.join(program)))
+}
+
 /// For which addresses a token counts: the remote, and all of GitHub if it is there, because
 /// submodules mostly are too.
-fn token_scope(remote: &str) -> &str {
+pub(super) fn token_scope(remote: &str) -> &str {
     ["https://github.com/", "https://www.github.com/"]
         .into_iter()
         .find(|prefix| remote.starts_with(prefix))

@@ -1,12 +1,12 @@
 //! The repositories that are kept of remotes, for disk usage and pruning.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
 use diag::Result;
 use oci::Digest;
 
-use super::{GitSource, READY};
+use super::{ADDRESS, GitSource, READY};
 
 /// What was fetched from a remote, as it is listed.
 #[derive(Clone, Debug)]
@@ -64,6 +64,13 @@ impl GitSource {
             let Some(_alone) = self.flights.try_enter(key) else {
                 return Ok(false);
             };
+            // Without its mark it is half made, whatever happens while it is removed.
+            match std::fs::remove_file(path.join(READY)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
             std::fs::remove_dir_all(path)?;
             return Ok(true);
         }
@@ -73,16 +80,12 @@ impl GitSource {
 
 /// A short name for a repository, and the key it is locked by.
 fn identity(path: &Path) -> Option<(String, Digest)> {
-    let name = path.file_name()?.to_str()?.strip_suffix(".git")?;
+    let name = path.file_name()?.to_str()?;
+    let name = name.strip_suffix(".git").or(name.strip_suffix(".packs"))?;
     let key = format!("sha256:{name}").parse().ok()?;
     Some((format!("git-{}", &name[..21]), key))
 }
 
 fn remote_of(repository: &Path) -> String {
-    let config: PathBuf = repository.join("config");
-    let text = std::fs::read_to_string(config).unwrap_or_default();
-    let url = text
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("url = "));
-    url.map(diag::redact_url).unwrap_or_default()
+    std::fs::read_to_string(repository.join(ADDRESS)).unwrap_or_default()
 }

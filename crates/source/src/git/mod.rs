@@ -1,18 +1,20 @@
 //! A commit of a git repository as a layer.
 //!
-//! Repositories are spoken to by the `git` program. Of each remote a bare repository is kept, so that
-//! only new objects travel; each commit that was fetched has a reference of its own there, which keeps
-//! it whatever the remote does with its branches and tags.
+//! Repositories are spoken to by the `git` program, or, where there is none, by [`builtin`]. Of each
+//! remote a bare repository is kept, so that only new objects travel; each commit that was fetched has
+//! a reference of its own there, which keeps it whatever the remote does with its branches and tags.
 //!
 //! ```text
 //! <dir>/superblock
-//! <dir>/<sha256 of remote and object format>.git/   what was fetched from a remote
-//! <dir>/<...>.tmp/                                  repositories of a single checkout
+//! <dir>/<sha256 of remote and object format>.git/     what the program fetched from a remote
+//! <dir>/<sha256 of remote and object format>.packs/   what was fetched without it
+//! <dir>/<...>.tmp/                                    repositories of a single checkout
 //! ```
 //!
 //! **Invariants**: a repository is used by one build at a time; the program asks nobody anything and
 //! ends when nobody waits for it. What is fetched is the commit that was pinned, or an error.
 
+mod builtin;
 mod checkout;
 mod command;
 mod kept;
@@ -28,8 +30,9 @@ use oci::Digest;
 
 use crate::flights::Flights;
 use crate::resolve::blocking;
+use builtin::Builtin;
 use checkout::Checkout;
-use command::{Git, Place};
+use command::{Git, Place, is_installed};
 
 pub use command::{GitAccess, GitLog};
 pub use kept::KeptRepository;
@@ -42,6 +45,9 @@ const UNUSED_MAX: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// Marks a repository that is set up.
 const READY: &str = "cooperage-ready";
+
+/// Says in a repository where it comes from, without secrets.
+const ADDRESS: &str = "cooperage-remote";
 
 /// Which commit, and what is made of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,12 +83,24 @@ pub struct GitPin {
     pub commit: Option<String>,
 }
 
+/// The objects of git by which a request was pinned, as they are in the repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GitObjects {
+    /// Name of the commit.
+    pub commit_id: String,
+    /// Content of the commit object.
+    pub commit: Vec<u8>,
+    /// Content of the tag object, for an annotated tag.
+    pub tag: Option<Vec<u8>>,
+}
+
 /// Takes commits of repositories; clones share what is under way.
 #[derive(Clone)]
 pub struct GitSource {
     dir: PathBuf,
     layers: LayerStore,
     program: OsString,
+    client: reqwest::Client,
     flights: Arc<Flights<Digest>>,
 }
 
@@ -103,11 +121,12 @@ impl GitSource {
             dir,
             layers,
             program: "git".into(),
+            client: registry::web_client()?,
             flights: Arc::default(),
         })
     }
 
-    /// The same with another program for git.
+    /// The same with another program for git; if there is no such program, git is done without one.
     #[must_use]
     pub fn with_program(mut self, program: impl Into<OsString>) -> Self {
         self.program = program.into();
@@ -121,6 +140,11 @@ impl GitSource {
     pub async fn pin(&self, request: &GitRequest, access: &GitAccess) -> Result<GitPin> {
         request.check()?;
         if let Some(pin) = request.pinned()? {
+            return Ok(pin);
+        }
+        if let Some(builtin) = self.builtin(request, access) {
+            let pin = builtin.pin().await?;
+            request.check_pin(&pin)?;
             return Ok(pin);
         }
         let git = self.git(request, access)?;
@@ -162,21 +186,12 @@ impl GitSource {
         pin: &GitPin,
         access: &GitAccess,
     ) -> Result<(LayerStack, LayerHold)> {
-        let git = self.git(request, access)?;
-        let key = request.repository_key(pin);
-        let _alone = self.flights.enter(key).await;
-        let repository = self.dir.join(format!("{}.git", key.hex()));
-        self.bring(&git, request, pin, &repository).await?;
         let layers = self.layers.clone();
         let layer = blocking(move || Ok(layers.new_layer()?)).await?;
-        let checkout = Checkout {
-            git: &git,
-            request,
-            pin,
-            repository: &repository,
-            target: layer.path(),
-        };
-        checkout.run().await?;
+        match self.builtin(request, access) {
+            Some(builtin) => builtin.fetch(pin, layer.path()).await?,
+            None => self.check_out(request, pin, access, layer.path()).await?,
+        }
         let note = format!(
             "git snapshot for {}#{}",
             diag::redact_url(&request.remote),
@@ -188,6 +203,83 @@ impl GitSource {
             Ok((id.into(), hold))
         })
         .await
+    }
+
+    /// The commit and tag objects of what was pinned, which a client may verify itself.
+    ///
+    /// # Errors
+    /// As for [`GitSource::fetch`].
+    pub async fn objects(
+        &self,
+        request: &GitRequest,
+        pin: &GitPin,
+        access: &GitAccess,
+    ) -> Result<GitObjects> {
+        if let Some(builtin) = self.builtin(request, access) {
+            return builtin.objects(pin).await;
+        }
+        let git = self.git(request, access)?;
+        let key = request.repository_key(pin);
+        let _alone = self.flights.enter(key).await;
+        let repository = self.dir.join(format!("{}.git", key.hex()));
+        self.bring(&git, request, pin, &repository).await?;
+        let place = Place {
+            git_dir: Some(&repository),
+            work_tree: None,
+        };
+        let kind = git.run(&place, &["cat-file", "-t", &pin.object]).await?;
+        let tag = match kind.trim() {
+            "tag" => Some(
+                git.run_raw(&place, &["cat-file", "tag", &pin.object])
+                    .await?,
+            ),
+            _ => None,
+        };
+        let name = format!("{}^{{commit}}", pin.object);
+        let commit_id = git.run(&place, &["rev-parse", &name]).await?;
+        Ok(GitObjects {
+            commit: git.run_raw(&place, &["cat-file", "commit", &name]).await?,
+            commit_id: commit_id.trim().to_owned(),
+            tag,
+        })
+    }
+
+    /// Git without the program, if that is not there.
+    fn builtin<'a>(
+        &'a self,
+        request: &'a GitRequest,
+        access: &'a GitAccess,
+    ) -> Option<Builtin<'a>> {
+        (!is_installed(&self.program)).then_some(Builtin {
+            dir: &self.dir,
+            flights: &self.flights,
+            client: &self.client,
+            request,
+            access,
+        })
+    }
+
+    /// Fetches and checks out by the program.
+    async fn check_out(
+        &self,
+        request: &GitRequest,
+        pin: &GitPin,
+        access: &GitAccess,
+        target: &Path,
+    ) -> Result<()> {
+        let git = self.git(request, access)?;
+        let key = request.repository_key(pin);
+        let _alone = self.flights.enter(key).await;
+        let repository = self.dir.join(format!("{}.git", key.hex()));
+        self.bring(&git, request, pin, &repository).await?;
+        let checkout = Checkout {
+            git: &git,
+            request,
+            pin,
+            repository: &repository,
+            target,
+        };
+        checkout.run().await
     }
 
     fn git<'a>(&self, request: &GitRequest, access: &'a GitAccess) -> Result<Git<'a>> {
@@ -268,6 +360,7 @@ impl GitSource {
         // Checkouts with a `.git` of their own fetch a commit by its name.
         let any = ["config", "uploadpack.allowAnySHA1InWant", "true"];
         git.run(&place, &any).await?;
+        write_address(repository, &request.remote)?;
         std::fs::write(&ready, "")?;
         Ok(())
     }
@@ -477,6 +570,15 @@ fn choose(reference: &str, said: &str) -> Result<GitPin> {
     Err(Error::not_found(format!(
         "repository does not contain ref {reference}, output: {said:?}"
     )))
+}
+
+/// Notes down for people where a repository comes from.
+fn write_address(repository: &Path, remote: &str) -> Result<()> {
+    let path = repository.join(ADDRESS);
+    if !path.exists() {
+        std::fs::write(path, diag::redact_url(remote))?;
+    }
+    Ok(())
 }
 
 /// Whether a directory is a repository that somebody fetched from lately.

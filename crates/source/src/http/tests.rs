@@ -13,6 +13,7 @@ struct Web {
     body: Mutex<String>,
     headers: Mutex<Vec<(&'static str, String)>>,
     status: Mutex<Option<u16>>,
+    without_etag: Mutex<bool>,
     asked: Mutex<Vec<String>>,
     authorization: Mutex<Vec<String>>,
 }
@@ -31,7 +32,14 @@ impl Web {
             Some(line.split_once(": ")?.1.to_owned())
         };
         self.authorization.lock().extend(field("authorization"));
-        let current = field("if-none-match").as_ref() == Some(&self.etag());
+        let dated = self
+            .headers
+            .lock()
+            .iter()
+            .find(|(name, _)| *name == "Last-Modified")
+            .cloned();
+        let current = field("if-none-match").as_ref() == Some(&self.etag())
+            || (dated.is_some() && field("if-modified-since") == dated.map(|(_, time)| time));
         self.asked.lock().push(method.clone());
         let status = match *self.status.lock() {
             Some(status) => status,
@@ -43,10 +51,12 @@ impl Web {
             _ => String::new(),
         };
         let mut head = format!(
-            "HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\nETag: W/{}\r\n",
-            body.len(),
-            self.etag()
+            "HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n",
+            body.len()
         );
+        if !*self.without_etag.lock() {
+            head.push_str(&format!("ETag: W/{}\r\n", self.etag()));
+        }
         for (name, value) in &*self.headers.lock() {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -203,6 +213,66 @@ async fn a_server_is_told_who_asks() {
     let site = site("one").await;
     site.source.pin(&site.request, &Known).await.unwrap();
     assert_eq!(*site.web.authorization.lock(), ["Bearer abc"]);
+}
+
+#[tokio::test]
+async fn a_time_of_change_is_as_good_as_a_validator_once_it_is_old() {
+    let site = site("one").await;
+    *site.web.without_etag.lock() = true;
+    let time = |web: &Web, modified: &str, now: &str| {
+        *web.headers.lock() = vec![("Last-Modified", modified.into()), ("Date", now.into())];
+    };
+    let (early, late) = (
+        "Fri, 15 Apr 2022 05:20:00 GMT",
+        "Fri, 15 Apr 2022 05:21:00 GMT",
+    );
+    time(&site.web, early, early);
+    let (_, first) = get(&site).await.unwrap();
+    // The file may have changed within that second.
+    let (_, second) = get(&site).await.unwrap();
+    assert_ne!(first, second);
+    time(&site.web, early, late);
+    let (_, third) = get(&site).await.unwrap();
+    let (_, fourth) = get(&site).await.unwrap();
+    assert_eq!(third, fourth);
+    time(&site.web, late, late);
+    *site.web.body.lock() = "two".into();
+    let (pin, _) = get(&site).await.unwrap();
+    assert_eq!(pin.digest, Digest::of("two"));
+    assert_eq!(*site.web.asked.lock(), ["GET"; 5]);
+}
+
+#[tokio::test]
+async fn a_secret_for_one_server_does_not_follow_to_another() {
+    let (site, other) = (site("one").await, site("two").await);
+    // The same machine by another name is another server.
+    let elsewhere = other.request.url.replace("127.0.0.1", "localhost");
+    *site.web.status.lock() = Some(302);
+    site.web.headers.lock().push(("Location", elsewhere));
+    let pin = site.source.pin(&site.request, &Known).await.unwrap();
+    assert_eq!(pin.digest, Digest::of("two"));
+    assert_eq!(*site.web.authorization.lock(), ["Bearer abc"]);
+    assert!(other.web.authorization.lock().is_empty());
+}
+
+#[tokio::test]
+async fn a_file_has_other_checksums_also_with_a_suffix() {
+    let site = site("one").await;
+    let pin = site.source.pin(&site.request, &Nobody).await.unwrap();
+    let sum = async |algorithm, suffix: &[u8]| {
+        let sum = site
+            .source
+            .checksum(&site.request, &pin, &Nobody, algorithm, suffix.into());
+        sum.await.map_err(|error| error.to_string())
+    };
+    let sha256 = sum(ChecksumAlgorithm::Sha256, b"s").await.unwrap();
+    assert_eq!(sha256, Digest::of("ones").to_string());
+    let sha512 = sum(ChecksumAlgorithm::Sha512, b"").await.unwrap();
+    assert!(
+        sha512.starts_with("sha512:") && sha512.len() == 7 + 128,
+        "{sha512}"
+    );
+    assert!(sum(ChecksumAlgorithm::Sha384, &[0; 5000]).await.is_err());
 }
 
 #[test]

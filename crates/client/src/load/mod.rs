@@ -1,6 +1,20 @@
 //! Loading an image into a Docker Engine while the server exports it.
+//!
+//! An exporter announces its image before it sends it. What is announced is read from the server's
+//! content store (manifests and configurations, a few kilobytes) and compared with what the Engine
+//! has: the very image only gets its names; of another the layers that the Engine lacks are read and
+//! loaded, and the exporter is told that nothing more is needed. Wherever that does not work out (a
+//! server that does not let its content be read, an Engine that has lost a layer meanwhile) the
+//! exporter's own archive is loaded, whole.
+
+mod archive;
+mod known;
+mod wanted;
+mod writer;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,18 +22,118 @@ use diag::Error;
 use driver::engine::{Engine, JsonMessage};
 use futures::Stream;
 use jiff::Timestamp;
+use oci::Reference;
 use progress::VertexStatus;
 use progress_ui::Progress;
+use session::ExportWriter;
 use tokio::sync::mpsc;
 
 use crate::steps::Step;
 
+pub(crate) use known::Store;
+use wanted::WantedImage;
+pub(crate) use wanted::{ServerContent, announced_descriptor, announced_names};
+use writer::EngineWriter;
+
+/// What a load is shown as.
+const STEP: &str = "importing to docker";
+
 /// How often the progress of a layer is shown at most.
 const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 
+/// Where an exporter's image goes: an Engine, and how it keeps images.
+#[derive(Clone)]
+pub(crate) struct EngineTarget {
+    /// The Engine.
+    pub(crate) engine: Engine,
+    /// Its image store.
+    pub(crate) store: Store,
+    /// The server that exports.
+    pub(crate) server: ServerContent,
+    /// Where the load is shown.
+    pub(crate) progress: Progress,
+}
+
+impl EngineTarget {
+    /// Takes what an exporter announces; a writer for its archive, or nothing when the image is in
+    /// the Engine afterwards without it.
+    pub(crate) async fn open(
+        self,
+        announced: BTreeMap<String, String>,
+    ) -> io::Result<Option<ExportWriter>> {
+        match self.load_missing(&announced).await {
+            Ok(true) => return Ok(None),
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "the whole image is loaded"),
+        }
+        let EngineTarget {
+            engine, progress, ..
+        } = self;
+        Ok(Some(Box::pin(EngineWriter::start(engine, progress))))
+    }
+
+    /// Loads what the Engine lacks of an image; false when that was of no use.
+    async fn load_missing(&self, announced: &BTreeMap<String, String>) -> Result<bool, Error> {
+        let image = Arc::new(WantedImage::read(&self.server, announced).await?);
+        if let Some(id) = known::same_image(&self.engine, self.store, &image).await? {
+            let naming = |step| self.name_image(id, image.names.clone(), step);
+            Step::run(&self.progress, STEP, naming).await?;
+            return Ok(true);
+        }
+        let omitted = known::known_layers(&self.engine, self.store, &image).await?;
+        if omitted.is_empty() {
+            return Ok(false);
+        }
+        for digest in image.layers().keys() {
+            // A server may still have to fetch a layer, which only its exporter can make it do.
+            let readable =
+                omitted.contains(digest)
+                    || self.server.has(digest).await.map_err(|status| {
+                        Error::internal(format!("{digest}: {}", status.message()))
+                    })?;
+            if !readable {
+                return Ok(false);
+            }
+        }
+        tracing::debug!(
+            layers = image.layers().len(),
+            omitted = omitted.len(),
+            "the Engine has some layers"
+        );
+        let (messages, told) = mpsc::unbounded_channel();
+        let pieces = archive::archive_without(image.clone(), omitted, self.server.clone());
+        let loading = async {
+            let tell = move |message: &JsonMessage| {
+                let _ = messages.send(message.clone());
+            };
+            if let Err(error) = self.engine.load_images(pieces, tell).await {
+                tracing::debug!(%error, "the Engine did not take the image without some layers");
+                return Ok(false);
+            }
+            match self.store {
+                Store::Classic => Ok(true),
+                Store::Containerd => Ok(known::is_complete(&self.engine, &image).await?),
+            }
+        };
+        show(loading, told, self.progress.clone()).await
+    }
+
+    /// Gives an image that is there its names.
+    async fn name_image(&self, id: String, names: Vec<Reference>, step: Step) -> Result<(), Error> {
+        for name in names {
+            let mut status = step.begin(format!("naming to {name}"));
+            let tag = name.tag().unwrap_or("latest");
+            self.engine.tag_image(&id, &name.name(), tag).await?;
+            status.completed = Some(Timestamp::now());
+            step.status(status);
+        }
+        Ok(())
+    }
+}
+
 /// Loads an archive as it arrives. From when the Engine answers, it is shown as the vertex
 /// `importing to docker`.
-pub async fn load_image<S>(engine: Engine, archive: S, progress: Progress) -> Result<(), Error>
+async fn load_image<S>(engine: Engine, archive: S, progress: Progress) -> Result<(), Error>
 where
     S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
 {
@@ -34,18 +148,18 @@ where
 }
 
 /// Shows what an Engine tells while it loads.
-async fn show(
-    loading: impl Future<Output = Result<(), Error>>,
+async fn show<T>(
+    loading: impl Future<Output = Result<T, Error>>,
     mut told: mpsc::UnboundedReceiver<JsonMessage>,
     progress: Progress,
-) -> Result<(), Error> {
+) -> Result<T, Error> {
     tokio::pin!(loading);
     let (first, ended) = tokio::select! {
         biased;
         first = told.recv() => (first, None),
         result = &mut loading => (None, Some(result)),
     };
-    Step::run(&progress, "importing to docker", |step| async move {
+    Step::run(&progress, STEP, |step| async move {
         let mut layers = Layers::default();
         let mut note = |message: &JsonMessage| {
             if let Some(status) = layers.note(message, &step, Instant::now()) {
@@ -155,7 +269,7 @@ mod tests {
         let (tell, told) = mpsc::unbounded_channel();
         let loading = async move {
             tell.send(message("abc", 4)).unwrap();
-            Err(Error::invalid("no space"))
+            Err::<(), _>(Error::invalid("no space"))
         };
         let error = show(loading, told, progress).await.unwrap_err();
         assert_eq!(error.to_string(), "no space");

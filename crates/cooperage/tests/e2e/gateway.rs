@@ -1,0 +1,231 @@
+//! Frontend images: `# syntax=…` with a frontend of the test kit, by our client and by stock's.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use testkit::{Registry, Tool, program};
+
+use crate::stock::Server;
+use crate::workshop::{Workshop, text};
+
+/// A server, and a registry with a base image and the frontend.
+struct Shop {
+    shop: Workshop,
+    registry: Registry,
+    _server: Server,
+}
+
+impl Shop {
+    fn open() -> Shop {
+        let shop = Workshop::open();
+        let registry = shop.registry();
+        let config = text(&shop.plain_http(&registry));
+        let server = Server::start_with(&shop, &["--config", &config]);
+        shop.cooperage.ok(&[
+            "create",
+            "--name",
+            "far",
+            "--driver",
+            "remote",
+            &server.address(),
+        ]);
+        let dockerfile =
+            "FROM scratch\nCOPY gateway-frontend /frontend\nENTRYPOINT [\"/frontend\"]\n";
+        let context = shop.context("frontend", &[("Dockerfile", dockerfile)]);
+        let copy = Path::new(&context).join("gateway-frontend");
+        std::fs::copy(program("gateway-frontend"), copy).unwrap();
+        let name = format!("{}/frontend:1", registry.address());
+        shop.cooperage
+            .ok(&["build", "--builder", "far", "--push", "-t", &name, &context]);
+        Shop {
+            shop,
+            registry,
+            _server: server,
+        }
+    }
+
+    /// A context whose file is in the frontend's language.
+    fn context(&self, name: &str, lines: &str) -> String {
+        let at = self.registry.address();
+        let file = format!("# syntax={at}/frontend:1\nimage {at}/busybox:latest\n{lines}");
+        let hello = format!("FROM {at}/busybox\nARG WHO\nRUN echo hello $WHO > /hello\n");
+        self.shop
+            .context(name, &[("Dockerfile", &file), ("Other", &hello)])
+    }
+
+    /// Both clients, by name.
+    fn clients(&self) -> [(&'static str, Tool); 2] {
+        [
+            ("ours", self.shop.cooperage.clone()),
+            ("stock", self.shop.stock()),
+        ]
+    }
+
+    fn out(&self, name: &str) -> String {
+        text(&self.shop.lab.subdirectory(&format!("out-{name}")))
+    }
+}
+
+const BUILD: &[&str] = &["build", "--builder", "far", "--progress", "plain"];
+
+#[test]
+fn a_frontend_image_builds_for_either_client() {
+    let shop = Shop::open();
+    for (name, client) in shop.clients() {
+        let lines = format!(
+            "ask echo asked by {name}; hostname\nask echo again > /x; cat /x\nrun echo ran {name} | tee /ran\n"
+        );
+        let (context, out) = (shop.context(name, &lines), shop.out(name));
+        let output = format!("type=local,dest={out}");
+        let build = client.ok(&[BUILD, &["--output", &output, &context]].concat());
+        let read = |file: &str| std::fs::read_to_string(Path::new(&out).join(file)).unwrap();
+        assert_eq!(
+            read("answer"),
+            format!("asked by {name}\nbuildkitsandbox\nagain\n")
+        );
+        assert_eq!(read("ran"), format!("ran {name}\n"));
+        for expected in [
+            "[front] read the file",
+            "[front] look at",
+            "this language is for tests only",
+        ] {
+            assert!(
+                build.stderr.contains(expected),
+                "{expected}: {}",
+                build.stderr
+            );
+        }
+    }
+}
+
+#[test]
+fn a_frontend_image_hands_on_to_the_dockerfile_frontend_with_its_options() {
+    let shop = Shop::open();
+    for (name, client) in shop.clients() {
+        let context = shop.context(name, "dockerfile Other\n");
+        let out = shop.out(name);
+        let (output, who) = (format!("type=local,dest={out}"), format!("WHO={name}"));
+        client.ok(&[BUILD, &["--build-arg", &who, "--output", &output, &context]].concat());
+        let hello = std::fs::read_to_string(Path::new(&out).join("hello")).unwrap();
+        assert_eq!(hello, format!("hello {name}\n"));
+    }
+}
+
+#[test]
+fn what_goes_wrong_in_a_frontend_image_is_shown_with_the_line_that_asked_for_it() {
+    let shop = Shop::open();
+    for (name, client) in shop.clients() {
+        for (lines, expected) in [
+            ("fail so it was told\n", "so it was told"),
+            ("crash\n", "exit code: 42"),
+            ("ask exit 7\n", "exit 7: exit code: 7"),
+            (
+                "run exit 8\n",
+                "did not complete successfully: exit code: 8",
+            ),
+        ] {
+            let context = shop.context(name, lines);
+            let build = client.fails(&[BUILD, &[&context]].concat());
+            let first = ">>> # syntax=";
+            for part in [expected, "Dockerfile:1", first] {
+                assert!(
+                    build.stderr.contains(part),
+                    "{name}, {lines}: {part}\n{}",
+                    build.stderr
+                );
+            }
+            if lines.starts_with("crash") {
+                assert!(
+                    build.stderr.contains("crashing as I was told"),
+                    "{}",
+                    build.stderr
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_frontend_image_that_hangs_or_babbles_is_ended() {
+    let shop = Shop::open();
+    for (name, client) in shop.clients() {
+        let context = shop.context(name, "garbage\n");
+        let build = client.fails(&[BUILD, &[&context]].concat());
+        let expected = "frontend grpc server closed unexpectedly";
+        assert!(build.stderr.contains(expected), "{}", build.stderr);
+        let context = shop.context(name, "hang\n");
+        let tag = format!("TAG={}-{name}", shop.shop.lab.name());
+        let log = shop.shop.lab.directory().join(format!("hangs-{name}"));
+        let mut build = client
+            .command(&[BUILD, &["--build-arg", &tag, &context]].concat())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        wait_until(|| {
+            std::fs::read_to_string(&log)
+                .unwrap()
+                .contains("hanging as I was told")
+        });
+        assert!(is_running(&tag));
+        let interrupt = Command::new("kill")
+            .args(["-INT", &build.id().to_string()])
+            .status();
+        assert!(interrupt.unwrap().success());
+        assert!(!build.wait().unwrap().success());
+        wait_until(|| !is_running(&tag));
+    }
+}
+
+/// Whether a frontend runs that was given this build argument.
+fn is_running(argument: &str) -> bool {
+    let environments = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut environments =
+        environments.filter_map(|process| std::fs::read(process.path().join("environ")).ok());
+    environments.any(|environment| {
+        let text = String::from_utf8_lossy(&environment);
+        text.contains("BUILDKIT_FRONTEND_OPT_0=") && text.contains(argument)
+    })
+}
+
+fn wait_until(done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "it did not happen"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn an_option_asks_for_a_frontend_too_and_the_official_one_is_built_in() {
+    let shop = Shop::open();
+    let at = shop.registry.address().to_owned();
+    let context = shop.shop.context(
+        "plain",
+        &[(
+            "Dockerfile",
+            &format!("image {at}/busybox:latest\nrun echo x > /x\n"),
+        )],
+    );
+    for (name, client) in shop.clients() {
+        let out = shop.out(name);
+        let output = format!("type=local,dest={out}");
+        let syntax = format!("BUILDKIT_SYNTAX={at}/frontend:1");
+        client.ok(&[
+            BUILD,
+            &["--build-arg", &syntax, "--output", &output, &context],
+        ]
+        .concat());
+        assert!(Path::new(&out).join("x").exists());
+        // The official one is the server's own, whatever registry can be reached.
+        let dockerfile = format!("FROM {at}/busybox\nRUN true\n");
+        let official = shop
+            .shop
+            .context(&format!("official-{name}"), &[("Dockerfile", &dockerfile)]);
+        let syntax = "BUILDKIT_SYNTAX=docker/dockerfile:1";
+        client.ok(&[BUILD, &["--build-arg", syntax, &official]].concat());
+    }
+}
