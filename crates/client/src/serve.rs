@@ -113,6 +113,7 @@ fn auth(services: &Services) -> AuthOptions {
     }))
 }
 
+/// The secrets of a plan, found to be there.
 fn secrets(plan: &SolvePlan, env: &Environment) -> Result<BTreeMap<String, SecretSource>, Error> {
     let mut secrets = BTreeMap::new();
     for secret in &plan.secrets {
@@ -144,6 +145,7 @@ fn variable(env: &Environment, name: &str) -> SecretSource {
     SecretSource::Value(diag::Secret::new(value.as_bytes().to_vec()))
 }
 
+/// The agents of a plan.
 fn agents(plan: &SolvePlan, env: &Environment) -> Result<Vec<SshAgent>, Error> {
     let mut agents = Vec::new();
     let mut ids = std::collections::BTreeSet::new();

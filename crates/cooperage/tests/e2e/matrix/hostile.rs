@@ -466,7 +466,11 @@ fn image(directory: &Path, layers: &[Vec<u8>]) -> String {
         .iter()
         .map(|layer| store(oci::media_type::OCI_LAYER, layer))
         .collect();
-    let ids: Vec<_> = layers.iter().map(|layer| oci::Digest::of(layer)).collect();
+    let ids: Vec<_> = layers
+        .iter()
+        .map(Vec::as_slice)
+        .map(oci::Digest::of)
+        .collect();
     let config = serde_json::json!({
         "architecture": "amd64", "os": "linux", "config": {},
         "rootfs": {"type": "layers", "diff_ids": ids},

@@ -14,7 +14,17 @@ const FAR: &str = "unshare --net sh -c 'echo $$ >\"$1/pid\"; until ip link show 
     ip link add far0 type veth peer name far1 netns \"$(cat \"$1/pid\")\"; \
     ip addr add 198.51.100.1/24 dev far0; ip link set far0 up; wait";
 
-fn start_far(matrix: &Matrix) {
+/// That machine; it ends with its shell.
+struct Far(std::process::Child);
+
+impl Drop for Far {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start_far(matrix: &Matrix) -> Far {
     let directory = matrix.shop.lab.subdirectory("far");
     let busybox = testkit::Peers::find().busybox("amd64");
     let mut command = matrix.shop.lab.command("sh");
@@ -22,7 +32,7 @@ fn start_far(matrix: &Matrix) {
         .args(["-c", FAR, "far"])
         .arg(&directory)
         .arg(busybox);
-    let _ends_with_the_lab = command.spawn().unwrap();
+    let far = Far(command.spawn().unwrap());
     let start = std::time::Instant::now();
     while !directory.join("ready").exists() {
         assert!(
@@ -31,6 +41,7 @@ fn start_far(matrix: &Matrix) {
         );
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
+    far
 }
 
 fn case(matrix: &Matrix, name: &str, script: &str, network: NetMode) -> Case {
@@ -54,7 +65,7 @@ fn matrix_steps_on_a_bridge_have_a_network_of_their_own_and_reach_others_masquer
             "--allow-insecure-entitlement=network.host",
         ],
     );
-    start_far(&matrix);
+    let _far = start_far(&matrix);
     let script = "ls /sys/class/net >/out/links; ip -4 addr show eth0 | grep -o 'inet [^ ]*' >/out/address; \
                   ip route >/out/routes; grep gate /etc/hosts >/out/gate; \
                   wget -q -O /out/seen http://198.51.100.2/cgi-bin/who; \
