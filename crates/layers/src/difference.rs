@@ -291,7 +291,7 @@ mod tests {
                 2 => drop(fs::create_dir(&path)),
                 3 => drop(symlink("x", &path)),
                 4 => drop(fs::hard_link(root.join("a"), &path)),
-                _ => drop(fs::write(&path, [random.random_range(b'0'..b'9')])),
+                _ => drop(fs::write(&path, [random.random_range(b'0'..=b'9')])),
             }
         }
     }

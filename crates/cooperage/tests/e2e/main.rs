@@ -18,8 +18,6 @@ mod history;
 mod layouts;
 mod matrix;
 mod mistakes;
-mod mistakes;
-mod options;
 mod options;
 mod server_flags;
 mod sources;

@@ -285,7 +285,7 @@ pub async fn prune_removes_what_its_filters_mean() {
     let by_parent = format!("parents=={}", top.parents[0]);
     assert_eq!(
         prune(&bench, filtered(&by_parent)).await,
-        [top.description.clone()]
+        std::slice::from_ref(&top.description)
     );
     // Just so much that the limit is kept; what was used longest ago went first.
     let keep = total(&usage(&bench).await) - 1;
