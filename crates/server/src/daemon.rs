@@ -84,9 +84,7 @@ async fn serve(config: Config, idle_timeout: Option<Duration>) -> Result<()> {
     // Listening comes first: a client that connects while state is opened waits and is not refused.
     let mut listeners = listeners(&config.grpc)?;
     let stop = CancellationToken::new();
-    if let Some(timeout) = idle_timeout {
-        tokio::spawn(end_when_idle(&mut listeners, timeout, stop.clone()));
-    }
+    let idle = idle_timeout.map(|timeout| end_when_idle(&mut listeners, timeout, stop.clone()));
     stop_on_signals(stop.clone())?;
     let debug = match config.grpc.debug_address.as_str() {
         "" => None,
@@ -103,9 +101,11 @@ async fn serve(config: Config, idle_timeout: Option<Duration>) -> Result<()> {
     tracing::info!("found worker {:?}, labels={:?}", worker.id, worker.labels);
     let debug = debug.map(|debug| tokio::spawn(debug.serve(server.parts().clone())));
     notify(&stop);
+    // Opening the state may take longer than the timeout: time counts from here.
+    let idle = idle.map(tokio::spawn);
     let served = server.serve(listeners, stop).await;
-    if let Some(debug) = debug {
-        debug.abort();
+    for task in debug.into_iter().chain(idle) {
+        task.abort();
     }
     served?;
     tracing::info!("stopped");
