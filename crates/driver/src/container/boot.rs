@@ -270,7 +270,7 @@ impl ContainerDriver {
         }
     }
 
-    async fn ask_health(&self) -> Result<(), String> {
+    pub(super) async fn ask_health(&self) -> Result<(), String> {
         let ask = async {
             let io: BoxedIo = crate::Driver::dial(self).await.map_err(|e| e.to_string())?;
             let connection = connect_once(io).await.map_err(|e| e.to_string())?;
