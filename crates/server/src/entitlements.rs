@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use diag::{Code, Error, Result};
-use llb::{Graph, NetMode, Op, SecurityMode};
+use llb::{ExecOp, Graph, NetMode, Op, SecurityMode};
 
 /// Every entitlement there is.
 const KNOWN: &[&str] = &["network.host", "security.insecure", "device"];
@@ -60,28 +60,25 @@ impl Entitlements {
         Ok(())
     }
 
-    /// Fails for a graph that does what was not granted.
+    /// Fails for a graph that does what was not granted, or needs a device.
     pub fn check(&self, graph: &Graph) -> Result<()> {
         for vertex in graph.order.iter().filter_map(|digest| graph.vertex(digest)) {
             let Op::Exec(exec) = &vertex.op else { continue };
-            let needed = [
-                (exec.network == NetMode::Host, "network.host"),
-                (exec.security == SecurityMode::Insecure, "security.insecure"),
-            ];
-            for (needs, name) in needed {
-                if needs && !self.allows(name) {
-                    return Err(not_allowed(name)
-                        .context("failed to load LLB")
-                        .vertex(vertex.digest.to_string()));
-                }
-            }
-            if let Some((name, _)) = exec.cdi_devices.iter().find(|(_, optional)| !optional) {
-                return Err(unknown_device(name)
+            self.check_step(exec).map_err(|error| {
+                error
                     .context("failed to load LLB")
-                    .vertex(vertex.digest.to_string()));
-            }
+                    .vertex(vertex.digest.to_string())
+            })?;
         }
         Ok(())
+    }
+
+    fn check_step(&self, exec: &ExecOp) -> Result<()> {
+        self.check_process(exec.network, exec.security == SecurityMode::Insecure)?;
+        match exec.cdi_devices.iter().find(|(_, optional)| !optional) {
+            Some((name, _)) => Err(unknown_device(name)),
+            None => Ok(()),
+        }
     }
 
     fn allows(&self, name: &str) -> bool {
@@ -97,8 +94,9 @@ fn not_allowed(name: &str) -> Error {
 /// This server knows no devices: optional ones are never there, required ones always missing.
 fn unknown_device(name: &str) -> Error {
     let text = format!("required device \"{name}\" is not registered");
-    Error::new(Code::NotFound, text)
-        .hint("devices of steps (CDI) are not supported by this server; `required=false` builds without")
+    Error::new(Code::NotFound, text).hint(
+        "devices of steps (CDI) are not supported by this server; `required=false` builds without",
+    )
 }
 
 /// An entitlement without its parameters.
@@ -122,5 +120,19 @@ mod tests {
         );
         assert!(server.grant(&["x".into()]).is_err());
         assert!(Entitlements::configured(&["x".into()]).is_err());
+    }
+
+    #[test]
+    fn a_step_goes_without_optional_devices_and_not_without_required_ones() {
+        let granted = Entitlements::default();
+        let step = |optional| ExecOp {
+            cdi_devices: vec![("vendor.example/device=one".into(), optional)],
+            ..ExecOp::default()
+        };
+        granted.check_step(&step(true)).unwrap();
+        assert_eq!(
+            granted.check_step(&step(false)).unwrap_err().to_string(),
+            "required device \"vendor.example/device=one\" is not registered"
+        );
     }
 }

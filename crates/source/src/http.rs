@@ -475,9 +475,8 @@ impl<'a> Exchange<'a> {
 
 async fn download(request: &HttpRequest, mut response: Response, path: &Path) -> Result<Digest> {
     let shown = diag::redact_url(&request.url);
-    let failed = |cause: &str| {
-        Error::new(Code::Unknown, format!("failed to read {shown}: {cause}"))
-    };
+    let failed =
+        |cause: &str| Error::new(Code::Unknown, format!("failed to read {shown}: {cause}"));
     let opened = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)

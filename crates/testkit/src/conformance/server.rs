@@ -50,7 +50,7 @@ impl Server {
             .spawn()
             .expect("start the server");
         let what = format!("the server ({})", log.display());
-        wait_for(&what, Duration::from_secs(20), || {
+        wait_for(&what, Duration::from_secs(60), || {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
         Server {
