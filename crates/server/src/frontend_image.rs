@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use diag::{Code, Context, Error, Result, Secret};
+use diag::{Code, Context, Error, Result, Secret, Unsupported};
 use executor::{ExecError, ExitStatus, MountFlags, MountSource, ProcessMount, ProcessSpec, Stdio};
 use frontend::BuildOptions;
 use layers::WritableStack;
@@ -132,9 +132,10 @@ fn check_capabilities(config: &ImageConfig, request: &FrontendRequest) -> Result
     }
     match needs.iter().find(|needed| !has.contains(needed)) {
         None => Ok(()),
-        Some(missing) => Err(Error::unimplemented(format!(
-            "unsupported frontend capability {missing}"
-        ))),
+        Some(missing) => {
+            let missing = Unsupported::FrontendCapability(missing.clone());
+            Err(Error::unsupported(missing))
+        }
     }
 }
 
