@@ -182,9 +182,14 @@ impl Error {
         Self::new(Code::Unimplemented, message)
     }
 
-    /// Asked for by name, and not known.
+    /// Asked for by name, and not known. As in stock a question that is not known has no code of its
+    /// own: clients would print it.
     pub fn unsupported(what: Unsupported) -> Self {
-        Self::unimplemented(what.to_string()).lacking(what)
+        let code = match what {
+            Unsupported::FrontendCapability(_) => Code::Unimplemented,
+            Unsupported::Subrequest(_) => Code::Unknown,
+        };
+        Self::new(code, what.to_string()).lacking(what)
     }
 
     /// The work was cancelled; the text is the one Go programs print and scripts match.

@@ -238,7 +238,7 @@ mod tests {
         ] {
             let error = Error::unsupported(what.clone());
             let status = to_rpc_status(&error);
-            assert_eq!(status.code, Code::Unimplemented as i32);
+            assert_eq!(status.code, error.code() as i32);
             assert_eq!(
                 status.details[0].type_url,
                 format!("github.com/moby/buildkit/errdefs.{kind}+json")
