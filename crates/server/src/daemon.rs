@@ -25,6 +25,9 @@ use crate::version::version_line;
 /// How long the runtime has for what is left when the server has stopped.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The stack of each thread, in bytes: vertices are resolved on top of one another.
+const STACK: usize = 8 << 20;
+
 /// Runs the server; `args` begins with the program's name. Must be called before the process has
 /// threads: it enters a mount namespace of its own, so that nothing stays mounted however it ends.
 pub fn main(args: Vec<OsString>) -> ExitCode {
@@ -73,6 +76,7 @@ fn run(flags: &Flags) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("buildkitd")
+        .thread_stack_size(STACK)
         .build()
         .context("runtime")?;
     let outcome = runtime.block_on(serve(config, flags.idle_timeout.map(|span| span.0)));
