@@ -91,9 +91,15 @@ impl Outcome {
     }
 }
 
-/// Writes a file whole or not at all, readable by everybody.
+/// Writes a file whole or not at all, readable by everybody. What is not a plain file, such as
+/// `/dev/null` or a pipe, is written to and stays what it is; a link is followed.
 pub fn write_file(path: &Path, text: &str) -> Result<(), Error> {
     use std::os::unix::fs::PermissionsExt as _;
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return std::fs::write(path, text).with_context(|| format!("writing {}", path.display()));
+    }
+    let followed = std::fs::canonicalize(path);
+    let path = followed.as_deref().unwrap_or(path);
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -188,6 +194,24 @@ fn renamed(text: &str, old: &str, new: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_replaced_and_links_and_pipes_stay_what_they_are() {
+        use std::os::unix::fs::FileTypeExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        write_file(&at("plain"), "one").unwrap();
+        std::os::unix::fs::symlink("plain", at("link")).unwrap();
+        write_file(&at("link"), "two").unwrap();
+        assert!(at("link").is_symlink());
+        assert_eq!(std::fs::read_to_string(at("plain")).unwrap(), "two");
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), 0o600.into()).unwrap();
+        let pipe = at("pipe");
+        let reader = std::thread::spawn(move || std::fs::read_to_string(pipe).unwrap());
+        write_file(&at("pipe"), "three").unwrap();
+        assert_eq!(reader.join().unwrap(), "three");
+        assert!(std::fs::metadata(at("pipe")).unwrap().file_type().is_fifo());
+    }
 
     #[test]
     fn excerpts_name_the_file_as_the_user_does() {
