@@ -78,7 +78,8 @@ pub fn run(executable: &Path, rounds: usize) {
     tool.ok(&["rm", "far", "here", "session"]);
 }
 
-fn fill(context: &Path) {
+/// Makes the context: many small files, a busybox and a Dockerfile.
+pub(crate) fn fill(context: &Path) {
     std::fs::write(context.join("Dockerfile"), DOCKERFILE).expect("write");
     std::fs::copy("/bin/busybox", context.join("busybox")).expect("busybox-static is installed");
     for number in 0..FILES {

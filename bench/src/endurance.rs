@@ -6,14 +6,26 @@ use std::time::{Duration, Instant};
 
 use testkit::BuildServer;
 
+/// How often memory is looked at, in builds.
+const REPORT_EVERY: usize = 50;
+/// What comes before this many builds is the filling of caches, and no growth.
+const WARM_UP: usize = 100;
+
 /// Memory and databases over so many builds: half of each are known, half are new; every tenth exports
 /// an image.
 pub fn memory(executable: &Path, builds: usize) {
     let scene = Scene::new();
     let server = BuildServer::start(executable, scene.directory());
     println!(
-        "{:>8} {:>14} {:>14} {:>12} {:>12} {:>12}",
-        "builds", "resident MiB", "most MiB", "keys KiB", "history KiB", "layers KiB"
+        "{:>8} {:>12} {:>12} {:>12} {:>8} {:>10} {:>12} {:>12}",
+        "builds",
+        "own MiB",
+        "with code",
+        "most MiB",
+        "threads",
+        "keys KiB",
+        "history KiB",
+        "layers KiB"
     );
     let report = |done: usize| {
         let size = |name: &str| {
@@ -23,30 +35,59 @@ pub fn memory(executable: &Path, builds: usize) {
             };
             (of("") + of("-wal")) >> 10
         };
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let own = mib(server.anonymous_bytes());
         println!(
-            "{done:>8} {:>14.1} {:>14.1} {:>12} {:>12} {:>12}",
+            "{done:>8} {own:>12.1} {:>12.1} {:>12.1} {:>8} {:>10} {:>12} {:>12}",
             mib(server.resident_bytes()),
             mib(server.resident_bytes_most()),
+            server.threads(),
             size("keys.db"),
             size("history.db"),
             size("layers/layers.db"),
         );
+        own
     };
-    report(0);
+    let mut seen = vec![(0, report(0))];
     for number in 0..builds {
         let file = scene.dockerfile("one", number / 2, 12);
         let export = number % 10 == 0;
         scene.wait(scene.start(&server, &file, number, export));
-        if (number + 1) % (builds / 10).max(1) == 0 {
-            report(number + 1);
+        if (number + 1) % REPORT_EVERY == 0 {
+            seen.push((number + 1, report(number + 1)));
         }
     }
     // What ended builds said is kept for clients that come late.
     std::thread::sleep(Duration::from_secs(12));
     print!("idle: ");
     report(builds);
+    let warm: Vec<_> = seen.into_iter().filter(|(at, _)| *at >= WARM_UP).collect();
+    if let Some(slope) = slope(&warm) {
+        println!(
+            "growth after build {WARM_UP}: {:+.2} MiB a hundred builds",
+            slope * 100.0
+        );
+    }
     server.stop();
+}
+
+/// The slope of the line that fits the points best; `None` of fewer than two.
+fn slope(points: &[(usize, f64)]) -> Option<f64> {
+    let count = points.len() as f64;
+    let mean = |of: &dyn Fn(&(usize, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
+    let (x, y) = (mean(&|point| point.0 as f64), mean(&|point| point.1));
+    let spread = points
+        .iter()
+        .map(|point| (point.0 as f64 - x).powi(2))
+        .sum::<f64>();
+    let together = points
+        .iter()
+        .map(|point| (point.0 as f64 - x) * (point.1 - y))
+        .sum::<f64>();
+    (points.len() > 1).then(|| together / spread)
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 /// So many builds at once that share most of their graph, beside one of them alone.
@@ -57,7 +98,6 @@ pub fn many(executable: &Path, builds: usize) {
     let start = Instant::now();
     scene.wait(scene.start(&server, &alone, 0, false));
     println!("one build alone: {:.2} s", start.elapsed().as_secs_f64());
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     println!("resident after it: {:.1} MiB", mib(server.resident_bytes()));
     let files: Vec<PathBuf> = (0..builds)
         .map(|number| scene.dockerfile(&format!("many{number}"), number, 12))

@@ -1,12 +1,14 @@
 //! Speed beside stock: the same work by both in turn, medians and ratios.
 //!
 //! usage: `bench EXECUTABLE [ROUNDS]`, `bench EXECUTABLE memory [BUILDS]`, `bench EXECUTABLE many [BUILDS]`,
+//! `bench EXECUTABLE --peer-server BUILDKITD [ROUNDS]` for our server beside that one,
 //! and `bench EXECUTABLE contexts [ROUNDS]` for contexts read in place beside contexts sent through
 //! the session, which needs no stock programs
 #![expect(clippy::print_stdout, reason = "a program that reports")]
 
 mod contexts;
 mod endurance;
+mod servers;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,16 +26,25 @@ struct Bench {
 fn main() {
     let mut args = std::env::args().skip(1);
     let executable = args.next().unwrap_or_else(|| {
-        println!("usage: bench EXECUTABLE [contexts] [ROUNDS]");
+        println!("usage: bench EXECUTABLE [contexts|memory|many|--peer-server BUILDKITD] [COUNT]");
         std::process::exit(1)
     });
     let executable = std::fs::canonicalize(executable).expect("the executable");
     let second = args.next();
+    let peer = match second.as_deref() {
+        Some("--peer-server") => args.next(),
+        _ => None,
+    };
     let count = args.next().and_then(|count| count.parse().ok());
     match second.as_deref() {
         Some("memory") => return endurance::memory(&executable, count.unwrap_or(500)),
         Some("many") => return endurance::many(&executable, count.unwrap_or(64)),
         Some("contexts") => return contexts::run(&executable, count.unwrap_or(7)),
+        Some("--peer-server") => {
+            let peer = peer.expect("the path of a buildkitd after --peer-server");
+            let peer = std::fs::canonicalize(peer).expect("the peer");
+            return servers::run(&executable, &peer, count.unwrap_or(5));
+        }
         _ => {}
     }
     let rounds = second.and_then(|rounds| rounds.parse().ok()).unwrap_or(7);
@@ -158,13 +169,25 @@ impl Bench {
     }
 
     fn pair(&self, name: &str, mut stock: impl FnMut(), mut ours: impl FnMut()) {
-        let (mut stocks, mut our) = (Vec::new(), Vec::new());
-        for _ in 0..self.rounds {
-            stocks.push(timed(&mut stock));
-            our.push(timed(&mut ours));
-        }
-        report(name, stocks, our);
+        pair(name, self.rounds, |who, _| match who {
+            0 => timed(&mut stock),
+            _ => timed(&mut ours),
+        });
     }
+}
+
+/// Lets both sides do something in turn, each the first one in every other round, and reports.
+/// `work` is told which side (0 for stock, 1 for ours) and which round, and says how long it took.
+fn pair(name: &str, rounds: usize, mut work: impl FnMut(usize, usize) -> Duration) {
+    let mut times = [Vec::new(), Vec::new()];
+    for round in 0..rounds {
+        for turn in 0..2 {
+            let who = (round + turn) % 2;
+            times[who].push(work(who, round));
+        }
+    }
+    let [stock, ours] = times;
+    report(name, stock, ours);
 }
 
 fn timed(work: impl FnOnce()) -> Duration {

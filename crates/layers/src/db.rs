@@ -22,6 +22,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::{LayerBlob, LayerId, LayerInfo, LayerNote, LayerStack, RecordType, Result};
 
+/// How much of the database is kept in memory, in KiB; the kernel caches the file as well.
+const CACHE_KIB: i64 = 512;
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS layers(
@@ -67,6 +69,7 @@ impl Database {
         let connection = Connection::open(path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
         connection.pragma_update(None, "foreign_keys", "ON")?;
         connection.execute_batch(SCHEMA)?;
         Ok(Database(Mutex::new(connection)))

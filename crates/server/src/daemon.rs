@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use crate::allocator;
 use crate::config::{Config, LogConfig};
 use crate::debug::DebugListener;
 use crate::flags::Flags;
@@ -72,6 +73,7 @@ fn run(flags: &Flags) -> Result<()> {
     }
     enter_mount_namespace()?;
     keep_out_of_core_dumps();
+    allocator::limit();
     raise_limits();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -7,6 +7,7 @@ use ops::work::blocking;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::allocator;
 use crate::gc_policy::Policy;
 use crate::metrics::Metrics;
 use crate::usage::Cache;
@@ -52,8 +53,8 @@ impl Collector {
                 self.idle.notified().await;
                 tokio::time::sleep(DELAY).await;
                 collect(&cache, &policies, &metrics).await;
-                // Nothing depends on when it is done, nor on that it is.
-                let _ = tokio::task::spawn_blocking(give_memory_back).await;
+                // The look at everything takes memory for a moment. Nothing depends on this.
+                let _ = tokio::task::spawn_blocking(allocator::give_back).await;
                 tokio::time::sleep(INTERVAL_MIN).await;
             }
         };
@@ -105,13 +106,4 @@ async fn collect(cache: &Arc<Cache>, policies: &[Policy], metrics: &Metrics) -> 
     }
     metrics.gc_ran(u64::try_from(total).unwrap_or(0));
     total
-}
-
-/// Builds and the look at everything above take memory for a moment; the allocator keeps it unless told.
-fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: the call has no preconditions and touches only the allocator's free memory.
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }

@@ -12,6 +12,7 @@
 //! request is checked once, at the edge. What every build shares is [`parts::ServerParts`]; what one
 //! build has is its [`job::Job`].
 
+mod allocator;
 pub mod bridge;
 pub mod capabilities;
 mod client_target;

@@ -13,6 +13,7 @@ use session::SessionManager;
 use solver::Solver;
 use tokio::sync::watch;
 
+use crate::allocator;
 use crate::config::Config;
 use crate::entitlements::Entitlements;
 use crate::gateway_build::GatewayBuild;
@@ -26,6 +27,8 @@ use crate::worker::Worker;
 /// How long, and how many, ended builds are kept for clients that ask for them late.
 const ENDED_AGE_MAX: Duration = Duration::from_secs(10);
 const ENDED_MAX: usize = 128;
+/// How many bytes those that are kept may have said, unless the last one alone said more.
+const ENDED_BYTES_MAX: usize = 8 << 20;
 
 /// What all builds of a server share.
 pub struct ServerParts {
@@ -183,7 +186,15 @@ impl Drop for Listed<'_> {
                 let ended = self.builds.ended.clone();
                 runtime.spawn(async move {
                     tokio::time::sleep(ENDED_AGE_MAX).await;
-                    forget_old(&mut ended.lock());
+                    let quiet = {
+                        let mut ended = ended.lock();
+                        forget_old(&mut ended);
+                        ended.is_empty()
+                    };
+                    if quiet {
+                        // Nothing depends on when it is done, nor on that it is.
+                        let _ = tokio::task::spawn_blocking(allocator::give_back).await;
+                    }
                 });
             }
         }
@@ -195,7 +206,10 @@ fn forget_old(ended: &mut Ended) {
         let first = ended.front();
         first.is_some_and(|(at, _)| at.elapsed() >= ENDED_AGE_MAX)
     };
-    while ended.len() > ENDED_MAX || old(ended) {
-        ended.pop_front();
+    let said = |(_, running): &(Instant, Arc<Running>)| running.progress().bytes();
+    let mut bytes: usize = ended.iter().map(said).sum();
+    while ended.len() > ENDED_MAX || old(ended) || (ended.len() > 1 && bytes > ENDED_BYTES_MAX) {
+        let forgotten = ended.pop_front();
+        bytes -= forgotten.as_ref().map_or(0, said);
     }
 }

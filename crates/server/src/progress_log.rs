@@ -1,6 +1,7 @@
 //! What a build tells about itself, kept so that whoever comes late gets it from the start.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::Stream;
 use parking_lot::Mutex;
@@ -16,6 +17,8 @@ pub struct ProgressLog(Arc<Inner>);
 
 struct Inner {
     events: Mutex<Vec<Arc<SolveStatus>>>,
+    /// Bytes of log lines among them.
+    bytes: AtomicUsize,
     /// How many events there are, and whether that is all.
     length: watch::Sender<(usize, bool)>,
 }
@@ -31,6 +34,7 @@ impl ProgressLog {
     pub fn new() -> Self {
         ProgressLog(Arc::new(Inner {
             events: Mutex::new(Vec::new()),
+            bytes: AtomicUsize::new(0),
             length: watch::Sender::new((0, false)),
         }))
     }
@@ -43,6 +47,8 @@ impl ProgressLog {
         let mut events = self.0.events.lock();
         self.0.length.send_if_modified(|(length, ended)| {
             if !*ended {
+                let bytes = event.logs.iter().map(|log| log.data.len()).sum();
+                self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
                 events.push(Arc::new(event));
                 *length = events.len();
             }
@@ -58,6 +64,11 @@ impl ProgressLog {
     /// Whether there will be no more.
     pub fn has_ended(&self) -> bool {
         self.0.length.borrow().1
+    }
+
+    /// How many bytes of log lines it holds: nearly all of what it takes of memory, if that is much.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes.load(Ordering::Relaxed)
     }
 
     /// All events so far.

@@ -26,6 +26,8 @@ use crate::store::{KeyStore, Record, RecordInfo, RecordNote, StoreError};
 
 /// The newest format this version reads and the one it writes.
 const FORMAT: i64 = 2;
+/// How much of the database is kept in memory, in KiB; the kernel caches the file as well.
+const CACHE_KIB: i64 = 512;
 /// How many keys may lead to one record.
 const KEYS_MAX: usize = 64;
 /// How many records of one description a miss is compared with.
@@ -54,6 +56,7 @@ impl<O> SqliteKeyStore<O> {
         let database = Connection::open(path)?;
         database.pragma_update(None, "journal_mode", "WAL")?;
         database.pragma_update(None, "synchronous", "NORMAL")?;
+        database.pragma_update(None, "cache_size", -CACHE_KIB)?;
         database.pragma_update(None, "foreign_keys", true)?;
         let found: i64 = database.pragma_query_value(None, "user_version", |row| row.get(0))?;
         if found > FORMAT {

@@ -105,6 +105,18 @@ impl BuildServer {
         self.status_bytes("VmRSS:")
     }
 
+    /// Bytes of memory it has resident that are its own: not files it has mapped, such as its code and
+    /// its databases, which the kernel may take back.
+    pub fn anonymous_bytes(&self) -> u64 {
+        self.status_bytes("RssAnon:")
+    }
+
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id()));
+        tasks.map_or(0, Iterator::count)
+    }
+
     /// The most bytes of memory it ever had resident.
     pub fn resident_bytes_most(&self) -> u64 {
         self.status_bytes("VmHWM:")

@@ -18,6 +18,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 /// The newest format that this version reads and writes. Format 1 framed what builds said in
 /// another way; its records are dropped.
 const FORMAT: i64 = 2;
+/// How much of the database is kept in memory, in KiB; the kernel caches the file as well.
+const CACHE_KIB: i64 = 512;
 
 /// The database.
 pub(super) struct Records(Mutex<Connection>);
@@ -29,6 +31,7 @@ impl Records {
         database
             .pragma_update(None, "journal_mode", "WAL")
             .and_then(|()| database.pragma_update(None, "synchronous", "NORMAL"))
+            .and_then(|()| database.pragma_update(None, "cache_size", -CACHE_KIB))
             .map_err(internal)?;
         let format: i64 = database
             .pragma_query_value(None, "user_version", |row| row.get(0))
