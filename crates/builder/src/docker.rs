@@ -52,6 +52,7 @@ pub struct Docker(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: DockerConfig,
+    warning: Option<String>,
     store: Store,
     current: String,
     default: DockerContext,
@@ -61,10 +62,10 @@ struct Inner {
 impl Docker {
     /// Reads configuration and environment.
     pub fn from_environment(options: &DockerOptions) -> Result<Self, diag::Error> {
-        let config = match &options.config {
-            Some(dir) => DockerConfig::load_from(dir)?,
-            None => DockerConfig::load()?,
-        };
+        let dir = options.config.clone();
+        let dir = dir.unwrap_or_else(DockerConfig::default_dir);
+        let (config, trouble) = DockerConfig::load_or_default(&dir)?;
+        let warning = trouble.map(|error| format!("Error loading config file: {error}"));
         let store = Store::new(ConfigDir::of_environment(config.dir()));
         let current = match (&options.context, &options.host) {
             (Some(context), _) if !context.is_empty() => context.clone(),
@@ -74,11 +75,17 @@ impl Docker {
         let default = default_context(options, config.dir())?;
         Ok(Docker(Arc::new(Inner {
             config,
+            warning,
             store,
             current,
             default,
             executable: server_executable(),
         })))
+    }
+
+    /// What the user should know of Docker's configuration: that it is not used, and why.
+    pub fn warning(&self) -> Option<&str> {
+        self.0.warning.as_deref()
     }
 
     /// Docker's configuration.

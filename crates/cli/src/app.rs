@@ -183,6 +183,9 @@ fn execute(root: &clap::Command, call: &Call, parsed: Root) -> i32 {
         .builder
         .or_else(|| std::env::var("BUILDX_BUILDER").ok());
     let result = Docker::from_environment(&call.docker).and_then(|docker| {
+        if let Some(warning) = docker.warning() {
+            printer::warn(warning);
+        }
         runtime::block_on(|cancel| async move {
             let app = App {
                 docker,

@@ -108,6 +108,8 @@ impl ServerVersion {
         let mut numbers = version.trim_start_matches('v').split(['.', '-', '+']);
         let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
         match (next(), next()) {
+            // Built without a version, as distributions' Engines are.
+            (Some(0), Some(0)) => ServerVersion::Other,
             (Some(major), Some(minor)) => ServerVersion::Stock(major, minor),
             // Not a release: built from some commit, and new enough to say so.
             _ => ServerVersion::Other,
@@ -134,6 +136,7 @@ mod tests {
             (STOCK_PACKAGE, "v0.12.0-rc1", true, false),
             (STOCK_PACKAGE, "v0.32.1", true, true),
             (STOCK_PACKAGE, "0f3c7d1.m", true, true),
+            (STOCK_PACKAGE, "v0.0.0+unknown", true, true),
             ("cooperage", "v0.1.0", true, true),
         ] {
             let known = ServerVersion::of(package, version);

@@ -104,6 +104,27 @@ impl Code {
     }
 }
 
+/// Something asked for by name that the one who was asked does not know; clients look for it to go
+/// on in another way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unsupported {
+    /// Something that a frontend would have to promise, such as `moby.buildkit.frontend.inputs`.
+    FrontendCapability(String),
+    /// A question to a frontend, such as `frontend.targets`.
+    Subrequest(String),
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unsupported::FrontendCapability(name) => {
+                write!(f, "unsupported frontend capability {name}")
+            }
+            Unsupported::Subrequest(name) => write!(f, "unsupported request {name}"),
+        }
+    }
+}
+
 /// An error on its way to a user.
 ///
 /// `Display` is the compatible text: contexts, outermost first, then the message, joined by `: `.
@@ -120,6 +141,7 @@ struct Inner {
     locations: Vec<SourceLocation>,
     vertex: Option<String>,
     exit_code: Option<i32>,
+    unsupported: Option<Unsupported>,
 }
 
 /// A result whose error is for users.
@@ -136,6 +158,7 @@ impl Error {
             locations: Vec::new(),
             vertex: None,
             exit_code: None,
+            unsupported: None,
         }))
     }
 
@@ -157,6 +180,16 @@ impl Error {
     /// Known but not offered.
     pub fn unimplemented(message: impl Into<String>) -> Self {
         Self::new(Code::Unimplemented, message)
+    }
+
+    /// Asked for by name, and not known. As in stock a question that is not known has no code of its
+    /// own: clients would print it.
+    pub fn unsupported(what: Unsupported) -> Self {
+        let code = match what {
+            Unsupported::FrontendCapability(_) => Code::Unimplemented,
+            Unsupported::Subrequest(_) => Code::Unknown,
+        };
+        Self::new(code, what.to_string()).lacking(what)
     }
 
     /// The work was cancelled; the text is the one Go programs print and scripts match.
@@ -196,6 +229,13 @@ impl Error {
     #[must_use]
     pub fn exit_code(mut self, code: i32) -> Self {
         self.0.exit_code = Some(code);
+        self
+    }
+
+    /// Records what is not known that was asked for by name.
+    #[must_use]
+    pub fn lacking(mut self, what: Unsupported) -> Self {
+        self.0.unsupported = Some(what);
         self
     }
 
@@ -239,6 +279,11 @@ impl Error {
     /// The exit code of the failed process, if it was one.
     pub fn process_exit_code(&self) -> Option<i32> {
         self.0.exit_code
+    }
+
+    /// What was asked for by name and is not known, if that is the error.
+    pub fn lacks(&self) -> Option<&Unsupported> {
+        self.0.unsupported.as_ref()
     }
 }
 

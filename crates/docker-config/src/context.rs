@@ -135,6 +135,23 @@ mod tests {
     }
 
     #[test]
+    fn a_broken_file_is_told_of_and_contexts_beside_it_are_still_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let meta = dir.path().join("contexts/meta/x");
+        std::fs::create_dir_all(&meta).unwrap();
+        std::fs::write(
+            meta.join("meta.json"),
+            r#"{"Name":"far","Endpoints":{"docker":{"Host":"tcp://h:1"}}}"#,
+        )
+        .unwrap();
+        std::fs::write(dir.path().join("config.json"), "{bad").unwrap();
+        let (config, trouble) = DockerConfig::load_or_default(dir.path()).unwrap();
+        let trouble = trouble.unwrap().to_string();
+        assert!(trouble.contains("config.json: invalid JSON"), "{trouble}");
+        assert_eq!(config.contexts().len(), 1);
+    }
+
+    #[test]
     fn proxies_of_the_host_win_over_the_default() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(

@@ -114,7 +114,20 @@ impl DockerConfig {
 
     /// Loads a directory; one without `config.json` is an empty configuration.
     pub fn load_from(dir: &Path) -> Result<Self, ConfigError> {
-        let mut file = ConfigFile::load(&dir.join("config.json"))?;
+        Self::with_file(dir, ConfigFile::load(&dir.join("config.json"))?)
+    }
+
+    /// Loads a directory as the Docker CLI does: when `config.json` cannot be used, goes on
+    /// without it and gives the reason, for a warning.
+    pub fn load_or_default(dir: &Path) -> Result<(Self, Option<ConfigError>), ConfigError> {
+        let (file, trouble) = match ConfigFile::load(&dir.join("config.json")) {
+            Ok(file) => (file, None),
+            Err(error) => (ConfigFile::default(), Some(error)),
+        };
+        Ok((Self::with_file(dir, file)?, trouble))
+    }
+
+    fn with_file(dir: &Path, mut file: ConfigFile) -> Result<Self, ConfigError> {
         if let Some(extra) = std::env::var_os("DOCKER_AUTH_CONFIG") {
             file.add_auths_of(extra.as_encoded_bytes())?;
         }

@@ -23,6 +23,8 @@ pub mod quote;
 #[cfg(test)]
 mod robust_tests;
 pub mod shell;
+#[cfg(test)]
+mod shell_table_tests;
 pub mod size;
 mod source;
 pub mod suggest;

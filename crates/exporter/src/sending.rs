@@ -9,6 +9,9 @@ use tokio_util::io::SyncIoBridge;
 /// Bytes gathered before they go to the client's stream.
 pub(crate) const BRIDGE_BUFFER: usize = 256 * 1024;
 
+/// What to do about a result that does not fit where the client writes it.
+const CLIENT_DISK_FULL: &str = "the disk that the result is written to is full, not the server's";
+
 /// A stream to the client.
 pub(crate) type ClientStream = Pin<Box<dyn AsyncWrite + Send>>;
 
@@ -40,6 +43,7 @@ where
     };
     match result {
         Err(error) if error.code() == Code::AlreadyExists => Ok(()),
+        Err(error) if error.code() == Code::ResourceExhausted => Err(error.hint(CLIENT_DISK_FULL)),
         other => other,
     }
 }

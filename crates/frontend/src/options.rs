@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use diag::{Error, Result};
+use diag::{Error, Result, Unsupported};
 use dockerfile::lint::LintConfig;
 use dockerfile::{csv, quote};
 use llb::{NetMode, ULIMIT_NAMES, Ulimit};
@@ -303,9 +303,8 @@ fn check_caps(caps: &str) -> Result<()> {
     for cap in caps.split(',').filter(|cap| !cap.is_empty()) {
         let name = cap.split('+').next().unwrap_or_default();
         if !CAPS.contains(&name) {
-            return Err(Error::unimplemented(format!(
-                "unsupported frontend capability {name}"
-            )));
+            let name = name.to_owned();
+            return Err(Error::unsupported(Unsupported::FrontendCapability(name)));
         }
     }
     Ok(())

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
-use diag::{Error, Result};
+use diag::{Error, Result, Unsupported};
 use dockerfile::Dockerfile;
 use dockerfile::lint::{LintConfig, LintWarning, Linter};
 use serde_json::{Value, json};
@@ -32,7 +32,9 @@ pub(crate) async fn answer(
         LINT => lint(client, entrypoint).await,
         OUTLINE => outline(client, entrypoint).await,
         TARGETS => targets(entrypoint),
-        other => Err(Error::unimplemented(format!("unsupported request {other}"))),
+        other => Err(Error::unsupported(Unsupported::Subrequest(
+            other.to_owned(),
+        ))),
     }
 }
 

@@ -22,4 +22,4 @@ pub use ops::{
     ProxyEnv, RmAction, SESSION_HOST, SecretEnv, SecurityMode, SourceOp, SymlinkAction,
     ULIMIT_NAMES, Ulimit, UserOpt,
 };
-pub use to_proto::{marshal_vertex, platform_to_proto, to_proto};
+pub use to_proto::{drop_empty_locations, marshal_vertex, platform_to_proto, to_proto};

@@ -73,6 +73,24 @@ pub fn to_proto(graph: &Graph) -> pb::Definition {
     definition
 }
 
+/// Takes away the lists of places that are empty, also in the graphs that source files came from.
+///
+/// An encoder may leave out an empty value of a map and write its key alone; Go programs then crash
+/// on the value that they have not got. A key that is missing they understand.
+pub fn drop_empty_locations(definition: &mut pb::Definition) {
+    let Some(source) = &mut definition.source else {
+        return;
+    };
+    source
+        .locations
+        .retain(|_, locations| !locations.locations.is_empty());
+    for info in &mut source.infos {
+        if let Some(definition) = &mut info.definition {
+            drop_empty_locations(definition);
+        }
+    }
+}
+
 /// A platform's wire form.
 pub fn platform_to_proto(platform: &Platform) -> pb::Platform {
     pb::Platform {
@@ -389,5 +407,45 @@ fn owner_to_proto(owner: &ChownOpt) -> pb::ChownOpt {
     pb::ChownOpt {
         user: owner.user.as_ref().map(user),
         group: owner.group.as_ref().map(user),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_travels_without_its_value() {
+        let with_empty = |infos| pb::Source {
+            infos,
+            locations: [
+                ("none".to_owned(), pb::Locations::default()),
+                (
+                    "one".to_owned(),
+                    pb::Locations {
+                        locations: vec![pb::Location::default()],
+                    },
+                ),
+            ]
+            .into(),
+        };
+        let inner = pb::Definition {
+            source: Some(with_empty(Vec::new())),
+            ..pb::Definition::default()
+        };
+        let info = pb::SourceInfo {
+            definition: Some(inner),
+            ..pb::SourceInfo::default()
+        };
+        let mut outer = pb::Definition {
+            source: Some(with_empty(vec![info])),
+            ..pb::Definition::default()
+        };
+        drop_empty_locations(&mut outer);
+        let outer = outer.source.unwrap();
+        let inner = outer.infos[0].definition.clone().unwrap().source.unwrap();
+        for source in [outer, inner] {
+            assert_eq!(source.locations.keys().collect::<Vec<_>>(), ["one"]);
+        }
     }
 }

@@ -90,8 +90,8 @@ const DISK_FULL: &str = "the disk of the build server is full: `docker-buildx pr
 /// Adds what to do about it to an error of the server's own that says that the disk is full, in
 /// the words of the kernel or of SQLite.
 pub fn hint_at_full_disk(error: diag::Error) -> diag::Error {
-    if error.code() != diag::Code::ResourceExhausted || error.hints().iter().any(|h| h == DISK_FULL)
-    {
+    // One with a hint has been explained already; it may be another machine's disk.
+    if error.code() != diag::Code::ResourceExhausted || !error.hints().is_empty() {
         return error;
     }
     let text = error.to_string().to_lowercase();

@@ -24,6 +24,57 @@ pub fn validate_glob(pattern: &str) -> Result<(), PatternError> {
     Ok(())
 }
 
+/// Refuses the patterns that moby's matcher refuses when it is made: those whose fault Go's
+/// `filepath.Match` meets while it compares them with `.`, and it stops at the first part between
+/// stars that does not match.
+pub(crate) fn validate_against_dot(pattern: &str) -> Result<(), PatternError> {
+    let (mut rest, mut name): (&str, &[u8]) = (pattern, b".");
+    while !rest.is_empty() {
+        let stripped = rest.trim_start_matches('*');
+        let star = stripped.len() < rest.len();
+        let (part, after) = stripped.split_at(part_len(stripped.as_bytes()));
+        rest = after;
+        if star && part.is_empty() {
+            break;
+        }
+        validate_glob(part)?;
+        name = match match_part(part.as_bytes(), name) {
+            Some(left) if left.is_empty() || !rest.is_empty() => left,
+            _ if star && !name.is_empty() => match match_part(part.as_bytes(), b"") {
+                Some(left) => left,
+                None => break,
+            },
+            _ => break,
+        };
+    }
+    Ok(())
+}
+
+/// The length in bytes up to the first `*` outside a class.
+fn part_len(pattern: &[u8]) -> usize {
+    let (mut at, mut in_class) = (0, false);
+    while at < pattern.len() {
+        match pattern[at] {
+            b'\\' => at += 1,
+            b'[' => in_class = true,
+            b']' => in_class = false,
+            b'*' if !in_class => break,
+            _ => {}
+        }
+        at += 1;
+    }
+    at.min(pattern.len())
+}
+
+/// What is left of the name after a part without stars, if the part fits its beginning.
+fn match_part<'a>(part: &[u8], name: &'a [u8]) -> Option<&'a [u8]> {
+    let (mut p, mut n) = (0, 0);
+    while p < part.len() {
+        (p, n) = step(part, p, name, n)?;
+    }
+    Some(&name[n..])
+}
+
 /// Whether the text holds a `*`, `?` or `[` that is not escaped.
 pub fn has_wildcards(text: &[u8]) -> bool {
     let mut escaped = false;

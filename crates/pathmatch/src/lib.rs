@@ -7,6 +7,7 @@
 //!
 //! Nothing here reads files; what needs to look at a tree ([`follow_links`]) asks a [`LinkTree`].
 
+mod expression;
 mod filter;
 mod follow;
 mod glob;
@@ -14,6 +15,8 @@ mod ignore_file;
 mod matcher;
 #[cfg(test)]
 mod robust_tests;
+#[cfg(test)]
+mod table_tests;
 
 pub use filter::{FilterState, PathFilter, Verdict};
 pub use follow::{LinkTree, follow_links};

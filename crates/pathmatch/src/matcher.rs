@@ -2,7 +2,9 @@
 
 use regex::bytes::Regex;
 
-use crate::{PatternError, clean_path, validate_glob};
+use crate::expression;
+use crate::glob::validate_against_dot;
+use crate::{PatternError, clean_path};
 
 /// An ordered list of ignore patterns.
 ///
@@ -34,7 +36,8 @@ enum Kind {
     /// `**/name` and `**name`
     Suffix,
     Regex(Regex),
-    /// Never matches: the pattern passes as a glob, but has no meaning as an expression.
+    /// Never matches: an exception that passes as a glob, but has no meaning as an expression. Stock
+    /// asks it only about what is matched so far.
     Never,
 }
 
@@ -154,8 +157,12 @@ impl Pattern {
             Some(rest) => (true, rest.to_owned()),
             None => (false, cleaned),
         };
-        validate_glob(&text)?;
-        let kind = compile(&text);
+        validate_against_dot(&text)?;
+        let kind = match compile(&text) {
+            Some(kind) => kind,
+            None if exception => Kind::Never,
+            None => return Err(PatternError::Syntax),
+        };
         Ok(Pattern {
             text,
             exception,
@@ -176,8 +183,9 @@ impl Pattern {
 }
 
 /// Decides how a pattern is matched: most are compared as strings, the rest become expressions.
-fn compile(pattern: &str) -> Kind {
-    let mut expression = String::from(r"^");
+/// Nothing when the expression is broken.
+fn compile(pattern: &str) -> Option<Kind> {
+    let mut moby = String::from("^");
     let mut kind = Kind::Exact;
     let mut is_regex = false;
     let mut chars = pattern.char_indices().peekable();
@@ -186,12 +194,12 @@ fn compile(pattern: &str) -> Kind {
             '*' if chars.next_if(|&(_, next)| next == '*').is_some() => {
                 chars.next_if(|&(_, next)| next == '/');
                 if chars.peek().is_some() {
-                    expression.push_str(r"(?:(?-u:[^\n])*/)?");
+                    moby.push_str("(.*/)?");
                     is_regex = true;
                 } else if matches!(kind, Kind::Exact) && !is_regex {
                     kind = Kind::Prefix(pattern.len() - 2);
                 } else {
-                    expression.push_str(r"(?-u:[^\n])*");
+                    moby.push_str(".*");
                     is_regex = true;
                 }
                 if at == 0 {
@@ -199,59 +207,24 @@ fn compile(pattern: &str) -> Kind {
                     is_regex = false;
                 }
             }
-            '*' => {
-                expression.push_str("(?-u:[^/])*");
-                is_regex = true;
-            }
-            '?' => {
-                expression.push_str("[^/]");
-                is_regex = true;
-            }
+            '*' => moby.push_str("[^/]*"),
+            '?' => moby.push_str("[^/]"),
+            // Of `|`, `{` and `}` moby's table has lost the bit that escapes them.
+            '.' | '+' | '(' | ')' | '$' => moby.extend(['\\', ch]),
             '\\' => {
-                if let Some((_, next)) = chars.next() {
-                    expression.push_str(&regex::escape(next.encode_utf8(&mut [0; 4])));
-                }
-                is_regex = true;
+                moby.push('\\');
+                moby.extend(chars.next().map(|(_, next)| next));
             }
-            '[' => {
-                push_class(&mut expression, &mut chars);
-                is_regex = true;
-            }
-            ch => expression.push_str(&regex::escape(ch.encode_utf8(&mut [0; 4]))),
+            ch => moby.push(ch),
         }
+        is_regex |= matches!(ch, '?' | '\\' | '[' | ']') || moby.ends_with("[^/]*");
     }
     if !is_regex {
-        return kind;
+        return Some(kind);
     }
-    expression.push('$');
-    Regex::new(&expression).map_or(Kind::Never, Kind::Regex)
-}
-
-/// Translates a class whose `[` has been read, up to and including its `]`.
-fn push_class(expression: &mut String, chars: &mut std::iter::Peekable<std::str::CharIndices<'_>>) {
-    expression.push('[');
-    if chars.next_if(|&(_, ch)| ch == '^').is_some() {
-        expression.push('^');
-    }
-    while let Some((_, ch)) = chars.next() {
-        let literal = match ch {
-            ']' => break,
-            '-' => {
-                expression.push('-');
-                continue;
-            }
-            '\\' => match chars.next() {
-                Some((_, next)) => next,
-                None => break,
-            },
-            ch => ch,
-        };
-        if literal.is_ascii_punctuation() {
-            expression.push('\\');
-        }
-        expression.push(literal);
-    }
-    expression.push(']');
+    moby.push('$');
+    let expression = expression::translated(&moby)?;
+    Regex::new(&expression).ok().map(Kind::Regex)
 }
 
 #[cfg(test)]

@@ -184,7 +184,12 @@ pub fn innermost(error: &dyn std::error::Error) -> String {
     while let Some(source) = last.source() {
         last = source;
     }
-    last.to_string()
+    let text = last.to_string();
+    // What the resolver says of a name that is not there tells its query's inside.
+    match text.starts_with("no records found for ") {
+        true => "no such host".to_owned(),
+        false => text,
+    }
 }
 
 /// True for connections that broke or timed out; refused ones and unknown hosts are final.

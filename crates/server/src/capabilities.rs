@@ -18,7 +18,6 @@ const FRONTEND: &[&str] = &[
     "proto.refarray",
     "readdir",
     "readfile",
-    "reference.attestations",
     "reference.output",
     "resolveimage",
     "resolveimage.resolvemode",
@@ -27,6 +26,7 @@ const FRONTEND: &[&str] = &[
     "solve.base",
     "solve.inlinereturn",
     "source.metaresolver",
+    "source.metaresolver.http.checksumrequest",
     "statfile",
 ];
 
@@ -137,7 +137,7 @@ mod tests {
     /// What stock of the same age has and this server has not, or not yet.
     const WITHHELD_FRONTEND: &[&str] = &[
         "importcaches",
-        "source.metaresolver.http.checksumrequest",
+        "reference.attestations",
         "source.metaresolver.image.attestations",
     ];
     const WITHHELD_LLB: &[&str] = &[

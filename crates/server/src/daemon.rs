@@ -25,6 +25,9 @@ use crate::version::version_line;
 /// How long the runtime has for what is left when the server has stopped.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The stack of each thread, in bytes: vertices are resolved on top of one another.
+const STACK: usize = 8 << 20;
+
 /// Runs the server; `args` begins with the program's name. Must be called before the process has
 /// threads: it enters a mount namespace of its own, so that nothing stays mounted however it ends.
 pub fn main(args: Vec<OsString>) -> ExitCode {
@@ -73,6 +76,7 @@ fn run(flags: &Flags) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("buildkitd")
+        .thread_stack_size(STACK)
         .build()
         .context("runtime")?;
     let outcome = runtime.block_on(serve(config, flags.idle_timeout.map(|span| span.0)));
@@ -84,9 +88,7 @@ async fn serve(config: Config, idle_timeout: Option<Duration>) -> Result<()> {
     // Listening comes first: a client that connects while state is opened waits and is not refused.
     let mut listeners = listeners(&config.grpc)?;
     let stop = CancellationToken::new();
-    if let Some(timeout) = idle_timeout {
-        tokio::spawn(end_when_idle(&mut listeners, timeout, stop.clone()));
-    }
+    let idle = idle_timeout.map(|timeout| end_when_idle(&mut listeners, timeout, stop.clone()));
     stop_on_signals(stop.clone())?;
     let debug = match config.grpc.debug_address.as_str() {
         "" => None,
@@ -103,9 +105,11 @@ async fn serve(config: Config, idle_timeout: Option<Duration>) -> Result<()> {
     tracing::info!("found worker {:?}, labels={:?}", worker.id, worker.labels);
     let debug = debug.map(|debug| tokio::spawn(debug.serve(server.parts().clone())));
     notify(&stop);
+    // Opening the state may take longer than the timeout: time counts from here.
+    let idle = idle.map(tokio::spawn);
     let served = server.serve(listeners, stop).await;
-    if let Some(debug) = debug {
-        debug.abort();
+    for task in debug.into_iter().chain(idle) {
+        task.abort();
     }
     served?;
     tracing::info!("stopped");

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use diag::{Code, Error, Result};
-use llb::{Graph, NetMode, Op, SecurityMode};
+use llb::{ExecOp, Graph, NetMode, Op, SecurityMode};
 
 /// Every entitlement there is.
 const KNOWN: &[&str] = &["network.host", "security.insecure", "device"];
@@ -29,7 +29,8 @@ impl Entitlements {
             if !KNOWN.contains(&kind(name)) {
                 return Err(Error::invalid(format!("unknown entitlement {name}")));
             }
-            if !self.allows(kind(name)) {
+            // Asking for devices needs no leave of the server's.
+            if kind(name) != "device" && !self.allows(kind(name)) {
                 return Err(Error::new(
                     Code::PermissionDenied,
                     format!(
@@ -60,24 +61,25 @@ impl Entitlements {
         Ok(())
     }
 
-    /// Fails for a graph that does what was not granted.
+    /// Fails for a graph that does what was not granted, or needs a device.
     pub fn check(&self, graph: &Graph) -> Result<()> {
         for vertex in graph.order.iter().filter_map(|digest| graph.vertex(digest)) {
             let Op::Exec(exec) = &vertex.op else { continue };
-            let needed = [
-                (exec.network == NetMode::Host, "network.host"),
-                (exec.security == SecurityMode::Insecure, "security.insecure"),
-                (!exec.cdi_devices.is_empty(), "device"),
-            ];
-            for (needs, name) in needed {
-                if needs && !self.allows(name) {
-                    return Err(not_allowed(name)
-                        .context("failed to load LLB")
-                        .vertex(vertex.digest.to_string()));
-                }
-            }
+            self.check_step(exec).map_err(|error| {
+                error
+                    .context("failed to load LLB")
+                    .vertex(vertex.digest.to_string())
+            })?;
         }
         Ok(())
+    }
+
+    fn check_step(&self, exec: &ExecOp) -> Result<()> {
+        self.check_process(exec.network, exec.security == SecurityMode::Insecure)?;
+        match exec.cdi_devices.iter().find(|(_, optional)| !optional) {
+            Some((name, _)) => Err(unknown_device(name)),
+            None => Ok(()),
+        }
     }
 
     fn allows(&self, name: &str) -> bool {
@@ -88,6 +90,14 @@ impl Entitlements {
 fn not_allowed(name: &str) -> Error {
     Error::new(Code::PermissionDenied, format!("{name} is not allowed"))
         .hint(format!("give the build `--allow {name}`"))
+}
+
+/// This server knows no devices: optional ones are never there, required ones always missing.
+fn unknown_device(name: &str) -> Error {
+    let text = format!("required device \"{name}\" is not registered");
+    Error::new(Code::NotFound, text).hint(
+        "devices of steps (CDI) are not supported by this server; `required=false` builds without",
+    )
 }
 
 /// An entitlement without its parameters.
@@ -109,7 +119,24 @@ mod tests {
             error.to_string(),
             "granting entitlement security.insecure is not allowed by build daemon configuration"
         );
+        server
+            .grant(&["device=vendor.example/device".into()])
+            .unwrap();
         assert!(server.grant(&["x".into()]).is_err());
         assert!(Entitlements::configured(&["x".into()]).is_err());
+    }
+
+    #[test]
+    fn a_step_goes_without_optional_devices_and_not_without_required_ones() {
+        let granted = Entitlements::default();
+        let step = |optional| ExecOp {
+            cdi_devices: vec![("vendor.example/device=one".into(), optional)],
+            ..ExecOp::default()
+        };
+        granted.check_step(&step(true)).unwrap();
+        assert_eq!(
+            granted.check_step(&step(false)).unwrap_err().to_string(),
+            "required device \"vendor.example/device=one\" is not registered"
+        );
     }
 }

@@ -10,7 +10,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bollard_buildkit_proto::google::protobuf::Any;
-use diag::{Code, Error, Position, Range, SourceLocation};
+use diag::{Code, Error, Position, Range, SourceLocation, Unsupported};
 use prost::Message;
 use proto::prost;
 use proto::rpc;
@@ -19,6 +19,8 @@ use tonic::Status;
 
 const SOURCE: &str = "github.com/moby/buildkit/errdefs.Source+json";
 const VERTEX: &str = "github.com/moby/buildkit/errdefs.Vertex+json";
+const FRONTEND_CAPABILITY: &str = "github.com/moby/buildkit/errdefs.FrontendCap+json";
+const SUBREQUEST: &str = "github.com/moby/buildkit/errdefs.Subrequest+json";
 
 /// The type of our own detail: `{"code": number, "hints": [text], "exitCode": number}`.
 pub const DETAIL: &str = "cooperage/diag.Error+json";
@@ -61,6 +63,15 @@ pub fn to_rpc_status(error: &Error) -> rpc::Status {
     if let Some(digest) = error.failed_vertex() {
         details.push(detail(VERTEX, &json!({ "digest": digest })));
     }
+    match error.lacks() {
+        None => {}
+        Some(Unsupported::FrontendCapability(name)) => {
+            details.push(detail(FRONTEND_CAPABILITY, &json!({ "name": name })));
+        }
+        Some(Unsupported::Subrequest(name)) => {
+            details.push(detail(SUBREQUEST, &json!({ "name": name })));
+        }
+    }
     let mut own = json!({ "code": error.code() as i32, "hints": error.hints() });
     if let Some(exit_code) = error.process_exit_code() {
         own["exitCode"] = json!(exit_code);
@@ -87,6 +98,14 @@ pub fn from_rpc_status(status: &rpc::Status) -> Error {
         } else if detail.type_url.ends_with("errdefs.Vertex+json") {
             if let Some(digest) = value["digest"].as_str() {
                 error = error.vertex(digest);
+            }
+        } else if detail.type_url.ends_with("errdefs.FrontendCap+json") {
+            if let Some(name) = value["name"].as_str() {
+                error = error.lacking(Unsupported::FrontendCapability(name.to_owned()));
+            }
+        } else if detail.type_url.ends_with("errdefs.Subrequest+json") {
+            if let Some(name) = value["name"].as_str() {
+                error = error.lacking(Unsupported::Subrequest(name.to_owned()));
             }
         } else if detail.type_url == DETAIL {
             error = with_own_detail(error, &value);
@@ -209,5 +228,23 @@ mod tests {
             (&["look again".to_owned()][..], Some(3))
         );
         assert_eq!(back.failed_vertex(), Some(vertex.as_str()));
+    }
+
+    #[test]
+    fn clients_hear_what_a_frontend_does_not_know() {
+        for (what, kind) in [
+            (Unsupported::FrontendCapability("x".into()), "FrontendCap"),
+            (Unsupported::Subrequest("x".into()), "Subrequest"),
+        ] {
+            let error = Error::unsupported(what.clone());
+            let status = to_rpc_status(&error);
+            assert_eq!(status.code, error.code() as i32);
+            assert_eq!(
+                status.details[0].type_url,
+                format!("github.com/moby/buildkit/errdefs.{kind}+json")
+            );
+            assert_eq!(status.details[0].value, br#"{"name":"x"}"#);
+            assert_eq!(from_rpc_status(&status).lacks(), Some(&what));
+        }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use diag::{Code, Context, Error, Result, Secret};
+use diag::{Code, Error, Result, Secret, Unsupported};
 use executor::{ExecError, ExitStatus, MountFlags, MountSource, ProcessMount, ProcessSpec, Stdio};
 use frontend::BuildOptions;
 use layers::WritableStack;
@@ -75,6 +75,7 @@ pub async fn run_frontend_image(job: &Arc<Job>, request: FrontendRequest) -> Res
         build: GatewayBuild::new(job.clone(), inputs),
         spec: specification(job, &image, &request.attrs).await?,
         job: job.clone(),
+        source,
         image,
         garbled: AtomicBool::new(false),
     };
@@ -83,14 +84,11 @@ pub async fn run_frontend_image(job: &Arc<Job>, request: FrontendRequest) -> Res
     let _given_up = cancel.clone().drop_guard();
     let run = async move { frontend.run(cancel).await };
     let ended = job.tasks().spawn(run);
-    ended
-        .await
-        .unwrap_or_else(|error| {
-            Err(Error::internal(format!(
-                "a frontend's run crashed: {error}"
-            )))
-        })
-        .with_context(|| format!("frontend {source}"))
+    ended.await.unwrap_or_else(|error| {
+        Err(Error::internal(format!(
+            "a frontend's run crashed: {error}"
+        )))
+    })
 }
 
 /// Only images of these repositories, if any are named.
@@ -132,9 +130,10 @@ fn check_capabilities(config: &ImageConfig, request: &FrontendRequest) -> Result
     }
     match needs.iter().find(|needed| !has.contains(needed)) {
         None => Ok(()),
-        Some(missing) => Err(Error::unimplemented(format!(
-            "unsupported frontend capability {missing}"
-        ))),
+        Some(missing) => {
+            let missing = Unsupported::FrontendCapability(missing.clone());
+            Err(Error::unsupported(missing))
+        }
     }
 }
 
@@ -256,6 +255,8 @@ fn workers(record: &proto::worker::WorkerRecord) -> String {
 /// One run of a frontend.
 struct Frontend {
     job: Arc<Job>,
+    /// The name it was asked for by.
+    source: String,
     build: Arc<GatewayBuild>,
     image: FrontendImage,
     spec: ProcessSpec,
@@ -350,8 +351,9 @@ impl Frontend {
         self.job.running().event(&vertex, &event);
     }
 
-    /// What it all comes to.
+    /// What it all comes to. An error that was returned is in the frontend's own words.
     fn outcome(&self, ended: Result<ExitStatus, ExecError>) -> Result<BuildResult> {
+        let whose = |error: Error| error.context(format!("frontend {}", self.source));
         let failure = match ended {
             Ok(status) if status.success() => None,
             Ok(status) => {
@@ -369,10 +371,12 @@ impl Frontend {
         };
         match (self.build.take_returned(), failure) {
             (Some(Err(error)), _) => Err(error),
-            (_, Some(failure)) => Err(failure),
+            (_, Some(failure)) => Err(whose(failure)),
             (Some(Ok(result)), None) => Ok(result),
-            (None, None) => Err(Error::new(Code::Unknown, "no result for incomplete build")
-                .hint("the frontend ended well without having returned anything")),
+            (None, None) => Err(whose(
+                Error::new(Code::Unknown, "no result for incomplete build")
+                    .hint("the frontend ended well without having returned anything"),
+            )),
         }
     }
 }

@@ -150,7 +150,11 @@ impl GatewayBuild {
     /// A result as the client sees it; its graphs are kept under new names.
     fn reply(&self, result: &BuildResult, with_definitions: bool) -> proto::gateway::Result {
         let named = |reference: &Option<Arc<SolvedRef>>| match reference {
-            None => Ref::default(),
+            // In a map it must not be empty: its key would travel alone, and Go programs crash on that.
+            None => Ref {
+                def: with_definitions.then(pb::Definition::default),
+                ..Ref::default()
+            },
             Some(reference) => Ref {
                 id: self.job.keep(reference.clone()),
                 def: with_definitions.then(|| reference.definition()),

@@ -75,10 +75,12 @@ impl SolvedRef {
 
     /// The graph as the wire has it: as it came, or made from ours.
     pub fn definition(&self) -> pb::Definition {
-        match &self.definition {
+        let mut definition = match &self.definition {
             Some(definition) => definition.clone(),
             None => llb::to_proto(&self.graph),
-        }
+        };
+        llb::drop_empty_locations(&mut definition);
+        definition
     }
 }
 

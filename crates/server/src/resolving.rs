@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use diag::{Error, Result};
 use oci::{Platform, Reference};
-use ops::work::{Outside, SourceMeta, layout_provider, registry_provider, source_meta};
+use ops::work::{
+    Outside, SourceMeta, SourceQuestions, layout_provider, registry_provider, source_meta,
+};
+use proto::gateway::checksum_request::ChecksumAlgo;
 use proto::gateway::{
-    ResolveImageConfigRequest, ResolveImageConfigResponse, ResolveSourceGitResponse,
-    ResolveSourceHttpResponse, ResolveSourceImageResponse, ResolveSourceMetaRequest,
-    ResolveSourceMetaResponse,
+    ChecksumResponse, ResolveImageConfigRequest, ResolveImageConfigResponse,
+    ResolveSourceGitResponse, ResolveSourceHttpResponse, ResolveSourceImageResponse,
+    ResolveSourceMetaRequest, ResolveSourceMetaResponse,
 };
 use proto::pb;
+use source::http::ChecksumAlgorithm;
 use source::image::{ContentProvider, ImageRequest};
 use tokio_util::sync::CancellationToken;
 
@@ -58,7 +62,12 @@ impl GatewayBuild {
         request: ResolveSourceMetaRequest,
     ) -> Result<ResolveSourceMetaResponse> {
         refuse_policies(&request.source_policies)?;
-        refuse_unsupported(&request)?;
+        let questions = questions(&request)?;
+        // Clients tell the checksum from others by what they put behind the file.
+        let suffix = questions
+            .checksum
+            .as_ref()
+            .map(|(_, suffix)| suffix.clone());
         let source = request
             .source
             .ok_or_else(|| Error::invalid("source is required"))?;
@@ -74,10 +83,15 @@ impl GatewayBuild {
         // Dropping the call ends what git and others have begun.
         let cancel = CancellationToken::new();
         let _ended = cancel.clone().drop_guard();
-        let find = source_meta(&parts, op, Some(platform), context, cancel);
+        let find = source_meta(&parts, op, Some(platform), questions, context, cancel);
         let meta = self.job().running().step(&name, &id, find).await?;
         let no_config = request.image.is_some_and(|image| image.no_config);
-        Ok(response(source, meta, no_config))
+        let mut response = response(source, meta, no_config);
+        let http = response.http.as_mut();
+        if let Some(checksum) = http.and_then(|http| http.checksum_response.as_mut()) {
+            checksum.suffix = suffix.unwrap_or_default();
+        }
+        Ok(response)
     }
 
     async fn provider(
@@ -106,30 +120,34 @@ fn log_name(given: &str, identifier: &str) -> String {
     }
 }
 
-/// What would be missing in the answer without a word.
-fn refuse_unsupported(request: &ResolveSourceMetaRequest) -> Result<()> {
-    let image = request.image.clone().unwrap_or_default();
-    let asked = [
-        (
-            image.attestation_chain || !image.resolve_attestations.is_empty(),
-            "attestations of images",
-        ),
-        (
-            request.git.as_ref().is_some_and(|git| git.return_object),
-            "objects of git commits",
-        ),
-        (
-            request
-                .http
-                .as_ref()
-                .is_some_and(|http| http.checksum_request.is_some()),
-            "other checksums of web files",
-        ),
-    ];
-    match asked.iter().find(|(asked, _)| *asked) {
-        None => Ok(()),
-        Some((_, what)) => Err(Error::unimplemented(format!(
-            "{what} are not resolved by this server"
+/// What is asked besides names; what would be missing in the answer without a word is refused.
+fn questions(request: &ResolveSourceMetaRequest) -> Result<SourceQuestions> {
+    if let Some(image) = &request.image
+        && (image.attestation_chain || !image.resolve_attestations.is_empty())
+    {
+        return Err(Error::unimplemented(
+            "attestations of images are not resolved by this server",
+        ));
+    }
+    let http = request.http.as_ref();
+    let checksum = http.and_then(|http| http.checksum_request.as_ref());
+    let checksum = match checksum {
+        None => None,
+        Some(asked) => Some((algorithm(asked.algo)?, asked.suffix.clone())),
+    };
+    Ok(SourceQuestions {
+        git_objects: request.git.as_ref().is_some_and(|git| git.return_object),
+        checksum,
+    })
+}
+
+fn algorithm(number: i32) -> Result<ChecksumAlgorithm> {
+    match ChecksumAlgo::try_from(number) {
+        Ok(ChecksumAlgo::Sha256) => Ok(ChecksumAlgorithm::Sha256),
+        Ok(ChecksumAlgo::Sha384) => Ok(ChecksumAlgorithm::Sha384),
+        Ok(ChecksumAlgo::Sha512) => Ok(ChecksumAlgorithm::Sha512),
+        Err(_) => Err(Error::invalid(format!(
+            "unsupported checksum algorithm {number}"
         ))),
     }
 }
@@ -151,25 +169,40 @@ fn response(source: pb::SourceOp, meta: SourceMeta, no_config: bool) -> ResolveS
             reference,
             object,
             commit,
+            objects,
         } => {
-            response.git = Some(ResolveSourceGitResponse {
+            let mut git = ResolveSourceGitResponse {
+                commit_checksum: commit.unwrap_or_default(),
                 checksum: object,
                 r#ref: reference,
-                commit_checksum: commit.unwrap_or_default(),
                 ..ResolveSourceGitResponse::default()
-            });
+            };
+            if let Some(objects) = objects {
+                // Now it is known what kind of object it is.
+                git.commit_checksum = match objects.tag {
+                    Some(_) => objects.commit_id,
+                    None => String::new(),
+                };
+                git.commit_object = objects.commit;
+                git.tag_object = objects.tag.unwrap_or_default();
+            }
+            response.git = Some(git);
         }
         SourceMeta::Http {
             digest,
             filename,
             last_modified,
+            checksum,
         } => {
             let changed = last_modified.and_then(|text| http_date(&text));
             response.http = Some(ResolveSourceHttpResponse {
                 checksum: digest.to_string(),
                 filename,
                 last_modified: changed.map(timestamp),
-                ..ResolveSourceHttpResponse::default()
+                checksum_response: checksum.map(|digest| ChecksumResponse {
+                    digest,
+                    suffix: Vec::new(),
+                }),
             });
         }
     }
@@ -199,6 +232,7 @@ mod tests {
             reference: "refs/tags/v1".into(),
             object: "aa".into(),
             commit: Some("bb".into()),
+            objects: None,
         };
         let git = response(pb::SourceOp::default(), meta, false).git.unwrap();
         assert_eq!(

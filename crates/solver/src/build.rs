@@ -1,6 +1,6 @@
 //! One build: its vertices, what is known of each, and the resolving of one from another.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use diag::{Error, Result};
@@ -19,6 +19,11 @@ use crate::{Inner, RunContext};
 
 /// How often work is begun for a build whose fellows go away.
 const ATTEMPTS_MAX: usize = 4;
+
+/// How many vertices on the way to one may be resolved from one another, each on the stack of the
+/// one above it (2 KiB each, four times that without optimisation). Of a deeper graph the bottom is
+/// resolved first, in bands of that height.
+const BAND: usize = 128;
 
 /// A vertex added to a build.
 pub struct NodeRef<W: Work>(Arc<Node<W>>);
@@ -56,6 +61,8 @@ struct Node<W: Work> {
     vertex: Digest,
     work: Arc<W>,
     inputs: Vec<(Arc<Node<W>>, usize)>,
+    /// How many vertices are on the longest way down from it.
+    depth: usize,
     key: OnceCell<Result<Keyed<W::Output>>>,
     outputs: OnceCell<Result<Vec<W::Output>>>,
     subscription: Mutex<Option<Arc<Subscription<W>>>>,
@@ -75,6 +82,18 @@ struct Keyed<O> {
     evicted: bool,
     /// Whether pinning the identity was visible work.
     started: bool,
+}
+
+impl<W: Work> Drop for Node<W> {
+    /// One after the other: inputs of inputs would be dropped on top of one another else.
+    fn drop(&mut self) {
+        let mut inputs = std::mem::take(&mut self.inputs);
+        while let Some((input, _)) = inputs.pop() {
+            if let Some(mut input) = Arc::into_inner(input) {
+                inputs.append(&mut input.inputs);
+            }
+        }
+    }
 }
 
 impl<W: Work> Drop for Build<W> {
@@ -113,10 +132,12 @@ impl<W: Work> Build<W> {
                 ))),
             })
             .collect::<Result<Vec<_>>>()?;
+        let depth = inputs.iter().map(|(input, _)| input.depth + 1).max();
         let node = Arc::new(Node {
             vertex,
             work: Arc::new(work),
             inputs,
+            depth: depth.unwrap_or(0),
             key: OnceCell::new(),
             outputs: OnceCell::new(),
             subscription: Mutex::new(None),
@@ -171,13 +192,20 @@ impl<W: Work> Build<W> {
 
     /// The canonical key of a vertex. Runs nothing but what its lookups by content need.
     pub async fn key(&self, node: &NodeRef<W>) -> Result<Digest> {
-        self.until_cancelled(async { Ok(self.keyed(&node.0).await?.canonical) })
-            .await
+        self.until_cancelled(async {
+            self.key_bands_below(&node.0).await?;
+            Ok(self.keyed(&node.0).await?.canonical)
+        })
+        .await
     }
 
     /// All outputs of a vertex, found or made.
     pub async fn outputs(&self, node: &NodeRef<W>) -> Result<Vec<W::Output>> {
-        self.until_cancelled(self.realise(node.0.clone())).await
+        self.until_cancelled(async {
+            self.key_bands_below(&node.0).await?;
+            self.realise(&node.0).await
+        })
+        .await
     }
 
     /// One output of a vertex, found or made.
@@ -194,6 +222,26 @@ impl<W: Work> Build<W> {
             outcome = work => outcome,
             () = self.cancel.cancelled() => Err(Error::canceled()),
         }
+    }
+
+    /// Keys what is so deep below a vertex that it cannot be keyed on its stack.
+    async fn key_bands_below(&self, node: &Arc<Node<W>>) -> Result<()> {
+        for band in bands_below(node, |node| node.key.initialized()) {
+            try_join_all(band.iter().map(|node| self.keyed(node))).await?;
+        }
+        Ok(())
+    }
+
+    /// The outputs of a vertex whose key is known, or being made by the caller's.
+    async fn realise(&self, node: &Arc<Node<W>>) -> Result<Vec<W::Output>> {
+        let known = |node: &Node<W>| {
+            let keyed = node.key.get().and_then(|keyed| keyed.as_ref().ok());
+            node.outputs.initialized() || keyed.is_some_and(|keyed| keyed.found.is_some())
+        };
+        for band in bands_below(node, known) {
+            try_join_all(band.iter().map(|node| self.realise_near(node.clone()))).await?;
+        }
+        self.realise_near(node.clone()).await
     }
 
     fn keyed<'a>(&'a self, node: &'a Arc<Node<W>>) -> BoxFuture<'a, Result<Keyed<W::Output>>> {
@@ -292,7 +340,7 @@ impl<W: Work> Build<W> {
         let keyed = self.keyed(input).await?;
         let unknown = keyed.found.is_none() && !keyed.evicted;
         if unknown && node.work.input_key(at) == InputKey::Content {
-            self.realise(input.clone()).await?;
+            self.realise(input).await?;
         }
         Ok(keyed)
     }
@@ -307,7 +355,7 @@ impl<W: Work> Build<W> {
             (0..node.inputs.len()).filter(|input| node.work.input_key(*input) == InputKey::Content);
         try_join_all(by_content.map(|at| async move {
             let (input, output) = &node.inputs[at];
-            let outputs = self.realise(input.clone()).await?;
+            let outputs = self.realise(input).await?;
             let output = pick(&outputs, *output, &input.vertex)?;
             let digest = node.work.content_digest(watcher, at, &output).await;
             let digest = digest.map_err(|error| error.vertex(node.vertex.to_string()))?;
@@ -316,7 +364,7 @@ impl<W: Work> Build<W> {
         .await
     }
 
-    fn realise<'a>(&'a self, node: Arc<Node<W>>) -> BoxFuture<'a, Result<Vec<W::Output>>> {
+    fn realise_near<'a>(&'a self, node: Arc<Node<W>>) -> BoxFuture<'a, Result<Vec<W::Output>>> {
         async move {
             let outputs = node.outputs.get_or_init(|| self.make(&node));
             outputs.await.clone()
@@ -330,7 +378,7 @@ impl<W: Work> Build<W> {
             return Ok(outputs);
         }
         let inputs = try_join_all(node.inputs.iter().map(|(input, output)| async move {
-            let outputs = self.realise(input.clone()).await?;
+            let outputs = self.realise_near(input.clone()).await?;
             pick(&outputs, *output, &input.vertex)
         }))
         .await?;
@@ -406,6 +454,31 @@ impl<W: Work> Build<W> {
             self.context.completed(&node.vertex, outcome);
         }
     }
+}
+
+/// The vertices below `node`, lowest band first, without its own band and without what is only below
+/// `known` ones.
+fn bands_below<W: Work>(
+    node: &Arc<Node<W>>,
+    known: impl Fn(&Node<W>) -> bool,
+) -> Vec<Vec<Arc<Node<W>>>> {
+    let mut bands = vec![Vec::new(); node.depth / BAND];
+    if bands.is_empty() || known(node) {
+        return Vec::new();
+    }
+    let mut seen = HashSet::new();
+    let mut open = vec![node];
+    while let Some(node) = open.pop() {
+        for (input, _) in &node.inputs {
+            if seen.insert(input.vertex) && !known(input) {
+                if let Some(band) = bands.get_mut(input.depth / BAND) {
+                    band.push(input.clone());
+                }
+                open.push(input);
+            }
+        }
+    }
+    bands
 }
 
 fn pick<O: Clone>(outputs: &[O], output: usize, vertex: &Digest) -> Result<O> {

@@ -383,3 +383,32 @@ async fn a_miss_is_explained_by_the_names_of_what_changed() {
     // It reads the same of another input: found.
     assert_eq!(names("reading"), [vec!["Unknown"]]);
 }
+
+#[test]
+fn a_graph_of_thousands_of_steps_on_one_another_fits_in_a_servers_stack() {
+    let run = || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(thousands_on_one_another());
+    };
+    let thread = std::thread::Builder::new().stack_size(8 << 20);
+    thread.spawn(run).unwrap().join().unwrap();
+}
+
+async fn thousands_on_one_another() {
+    const DEPTH: usize = 4000;
+    for content in [false, true] {
+        let t = theatre(0);
+        // Only the top is read by content, so all below it is made at once.
+        let steps: Vec<Step> = (0..DEPTH)
+            .map(|at| Step {
+                content: content && at + 1 == DEPTH,
+                ..step(format!("step {at}").leak())
+            })
+            .collect();
+        let first = t.done(&steps).await;
+        assert_eq!(first.ended.lock().len(), DEPTH);
+        let again = t.done(&steps).await;
+        assert!(again.ended.lock().values().all(|end| end == "cached"));
+        assert_eq!((t.runs("step 0"), t.runs("step 3999")), (1, 1));
+    }
+}

@@ -351,8 +351,7 @@ impl HttpSource {
             Some(Validator::Modified(time)) => request.header(IF_MODIFIED_SINCE, time),
             None => request,
         };
-        let failed =
-            |cause: &str| Error::new(Code::Unavailable, format!("{verb} {shown:?}: {cause}"));
+        let failed = |cause: &str| Error::new(Code::Unknown, format!("{verb} {shown:?}: {cause}"));
         let response = match tokio::time::timeout(SILENCE_MAX, request.send()).await {
             Ok(response) => response.map_err(|error| failed(&registry::innermost(&error)))?,
             Err(_) => return Err(failed("timeout awaiting response headers")),
@@ -476,12 +475,8 @@ impl<'a> Exchange<'a> {
 
 async fn download(request: &HttpRequest, mut response: Response, path: &Path) -> Result<Digest> {
     let shown = diag::redact_url(&request.url);
-    let failed = |cause: &str| {
-        Error::new(
-            Code::Unavailable,
-            format!("failed to read {shown}: {cause}"),
-        )
-    };
+    let failed =
+        |cause: &str| Error::new(Code::Unknown, format!("failed to read {shown}: {cause}"));
     let opened = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)

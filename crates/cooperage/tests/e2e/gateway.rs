@@ -117,8 +117,9 @@ fn what_goes_wrong_in_a_frontend_image_is_shown_with_the_line_that_asked_for_it(
     let shop = Shop::open();
     for (name, client) in shop.clients() {
         for (lines, expected) in [
-            ("fail so it was told\n", "so it was told"),
-            ("crash\n", "exit code: 42"),
+            // In its own words; what it cannot say itself is said with its name.
+            ("fail so it was told\n", "failed to solve: so it was told\n"),
+            ("crash\n", "/frontend:1: exit code: 42"),
             ("ask exit 7\n", "exit 7: exit code: 7"),
             (
                 "run exit 8\n",

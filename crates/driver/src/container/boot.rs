@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use engine_api::{ContainerInspect, EngineError};
+use engine_api::ContainerInspect;
 
 use super::spec::{ContainerSpec, files_archive};
 use super::{CONFIG_PARENT, ContainerDriver};
@@ -69,12 +69,16 @@ impl ContainerDriver {
             .await
     }
 
-    /// Ends and removes the container; the volume stays.
-    async fn remove_for_recreation(&self) -> Result<(), EngineError> {
+    /// Ends and removes the container; the volume stays. Somebody else may be doing the same.
+    async fn remove_for_recreation(&self) -> Result<(), DriverError> {
         let name = self.container_name();
-        self.engine.stop_container(&name).await?;
+        match self.engine.stop_container(&name).await {
+            Err(error) if !error.is_not_found() && !error.is_conflict() => return Err(error.into()),
+            _ => {}
+        }
         match self.engine.remove_container(&name, true).await {
-            Err(error) if !error.is_not_found() => Err(error),
+            Err(error) if error.is_conflict() => self.wait_removed().await,
+            Err(error) if !error.is_not_found() => Err(error.into()),
             _ => Ok(()),
         }
     }
@@ -270,7 +274,7 @@ impl ContainerDriver {
         }
     }
 
-    async fn ask_health(&self) -> Result<(), String> {
+    pub(super) async fn ask_health(&self) -> Result<(), String> {
         let ask = async {
             let io: BoxedIo = crate::Driver::dial(self).await.map_err(|e| e.to_string())?;
             let connection = connect_once(io).await.map_err(|e| e.to_string())?;

@@ -11,8 +11,11 @@ use crate::Loss;
 const LOOK_BACK_SECS: i64 = 120;
 /// A start of this many seconds ago may have followed the death that we look for.
 const RESTART_SECS: i64 = 15;
-/// A connection breaks a moment before the Engine notices why.
-const ATTEMPTS: u32 = 15;
+/// A connection breaks a moment before the Engine notices why; a moment that is long on a busy
+/// machine.
+const ATTEMPTS: u32 = 100;
+/// Attempts after which a server that answers is taken to have lived on.
+const ATTEMPTS_BEFORE_ASKING: u32 = 15;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Lines of the log that are shown.
 const LOG_LINES: u32 = 5;
@@ -32,7 +35,7 @@ impl ContainerDriver {
     /// What just ended the server; `None` when nothing did.
     pub(super) async fn diagnosis(&self) -> Option<Loss> {
         let name = self.container_name();
-        for _ in 0..ATTEMPTS {
+        for attempt in 1..=ATTEMPTS {
             let Ok(container) = self.inspect().await else {
                 return Some(Loss {
                     cause: format!(
@@ -62,6 +65,9 @@ impl ContainerDriver {
                     cause: self.describe(&container, &death).await,
                     on_purpose: death.stopped,
                 });
+            }
+            if attempt >= ATTEMPTS_BEFORE_ASKING && self.ask_health().await.is_ok() {
+                return None;
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -135,6 +141,11 @@ fn last_death(
         return None;
     }
     let death = position("die", start)?;
+    // Then somebody stopped it and somebody booted it: an end of earlier, and what broke the
+    // connection now is yet to be seen.
+    if stopped(position("start", death), start) {
+        return None;
+    }
     let exit_code = events[death].actor.attributes.get("exitCode")?;
     Some(Death {
         exit_code: exit_code.parse().ok()?,
@@ -179,6 +190,18 @@ mod tests {
                 stopped: false,
             })
         );
+    }
+
+    #[test]
+    fn a_server_booted_after_a_stop_did_not_die_of_that_stop() {
+        let mut asked = event(50, "kill", None);
+        let attributes = &mut asked.actor.attributes;
+        attributes.insert("signal".to_owned(), "15".to_owned());
+        let stop = [event(10, "start", None), asked, event(60, "die", Some(137))];
+        let boot = [event(60, "stop", None), event(61, "start", None)];
+        let events: Vec<_> = stop.into_iter().chain(boot).collect();
+        // It is being removed, and the Engine does not show that yet.
+        assert_eq!(last_death(&container(true, 0), &events, 63), None);
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub use logs::{LogChunk, LogLimits, forward as forward_logs};
 pub use output::Output;
 pub use parts::{Parts, ReadOnly, blocking};
 pub use provider::{layout_provider, registry_provider};
-pub use source_meta::{SourceMeta, source_meta};
+pub use source_meta::{SourceMeta, SourceQuestions, source_meta};
 pub use source_op::{image_reference, oci_layout_store};
 
 /// One vertex of a build.

@@ -6,11 +6,24 @@ use diag::{Error, Result};
 use llb::{GraphBuilder, Op, SourceOp, VertexMeta};
 use oci::{Digest, Platform};
 use solver::RunContext;
+use source::git::GitObjects;
+use source::http::ChecksumAlgorithm;
 use tokio_util::sync::CancellationToken;
 
 use super::context::BuildContext;
+use super::git::Access;
+use super::http::ClientSecrets;
 use super::parts::Parts;
 use super::source_op::{self, Pinned};
+
+/// What is wanted of a source besides the names of what it stands for.
+#[derive(Default)]
+pub struct SourceQuestions {
+    /// Of a repository: the commit, and the annotated tag that was named, as they are stored.
+    pub git_objects: bool,
+    /// Of a file: another checksum, over its content and these bytes behind it.
+    pub checksum: Option<(ChecksumAlgorithm, Vec<u8>)>,
+}
 
 /// What a source stands for now.
 pub enum SourceMeta {
@@ -29,6 +42,8 @@ pub enum SourceMeta {
         object: String,
         /// The commit that an annotated tag is for.
         commit: Option<String>,
+        /// The objects themselves, if they were asked for.
+        objects: Option<GitObjects>,
     },
     /// A file of a web server.
     Http {
@@ -38,17 +53,21 @@ pub enum SourceMeta {
         filename: String,
         /// When it was changed, as the server says it (RFC 9110 date).
         last_modified: Option<String>,
+        /// The other checksum, `algorithm:digits`, if one was asked for.
+        checksum: Option<String>,
     },
 }
 
 /// Finds out what a source stands for, with the rights of the build's client.
 ///
 /// # Errors
-/// Unimplemented, for sources that have nothing to tell (folders of clients, single blobs).
+/// Unimplemented, for sources that have nothing to tell (folders of clients, single blobs); else
+/// what pinning the source, or bringing it where its content was asked for, may fail with.
 pub async fn source_meta(
     parts: &Arc<Parts>,
     source: SourceOp,
     platform: Option<Platform>,
+    questions: SourceQuestions,
     build: BuildContext,
     cancel: CancellationToken,
 ) -> Result<SourceMeta> {
@@ -74,19 +93,38 @@ pub async fn source_meta(
                 config: image.config.to_vec(),
             },
             Pinned::Git(commit) => {
-                let pin = &commit.1;
+                let (request, pin) = &*commit;
+                let objects = match questions.git_objects {
+                    false => None,
+                    true => {
+                        let access = Access::of_client(parts, vertex, &source, &context).await?;
+                        Some(parts.git.objects(request, pin, &access.git).await?)
+                    }
+                };
                 SourceMeta::Git {
                     reference: pin.reference.clone(),
                     object: pin.object.clone(),
                     commit: pin.commit.clone(),
+                    objects,
                 }
             }
             Pinned::Http(file) => {
-                let pin = &file.1;
+                let (request, pin) = &*file;
+                let checksum = match questions.checksum {
+                    None => None,
+                    Some((algorithm, suffix)) => {
+                        let secrets = ClientSecrets::new(request, &context);
+                        let sum = parts
+                            .web
+                            .checksum(request, pin, &secrets, algorithm, suffix);
+                        Some(sum.await?)
+                    }
+                };
                 SourceMeta::Http {
                     digest: pin.digest,
                     filename: pin.filename.clone(),
                     last_modified: pin.last_modified.clone(),
+                    checksum,
                 }
             }
             Pinned::Blob { .. } => {

@@ -9,7 +9,10 @@ use llb::{
     SourceOp, VertexMeta,
 };
 use proto::control::StatusRequest;
-use proto::gateway::{ResolveSourceMetaRequest, ReturnRequest};
+use proto::gateway::checksum_request::ChecksumAlgo;
+use proto::gateway::{
+    ChecksumRequest, ResolveSourceHttpRequest, ResolveSourceMetaRequest, ReturnRequest,
+};
 use proto::pb;
 use proto::prost::Message;
 
@@ -307,6 +310,27 @@ pub async fn what_a_source_stands_for_can_be_asked() {
     assert_eq!(http.checksum, oci::Digest::of(b"hello").to_string());
     assert_eq!(http.filename, "file.txt");
     assert_eq!(http.last_modified.expect("a time").seconds, 1_445_412_480);
+    let mut asked = ask(format!("http://{address}/file.txt"));
+    let signed = |algo: i32| {
+        Some(ResolveSourceHttpRequest {
+            checksum_request: Some(ChecksumRequest {
+                algo,
+                suffix: b" world".to_vec(),
+            }),
+        })
+    };
+    asked.http = signed(ChecksumAlgo::Sha256 as i32);
+    let meta = driven.gateway.resolve_source_meta(asked.clone()).await;
+    let http = meta.expect("metadata").into_inner().http.expect("http");
+    let sum = http.checksum_response.expect("the other checksum");
+    assert_eq!(sum.digest, oci::Digest::of(b"hello world").to_string());
+    assert_eq!(sum.suffix, b" world");
+    asked.http = signed(99);
+    let error = driven.gateway.resolve_source_meta(asked).await;
+    assert_eq!(
+        error.expect_err("no such checksum").message(),
+        "unsupported checksum algorithm 99"
+    );
     let local = driven.gateway.resolve_source_meta(ask("local://x".into()));
     let error = local.await.expect_err("nothing to tell");
     assert_eq!(error.code(), tonic::Code::Unimplemented);

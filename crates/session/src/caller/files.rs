@@ -201,6 +201,7 @@ impl FileSink {
         Poll::Ready(result.map_err(|status| {
             let kind = match status.code() {
                 tonic::Code::AlreadyExists => io::ErrorKind::AlreadyExists,
+                tonic::Code::ResourceExhausted => io::ErrorKind::StorageFull,
                 _ => io::ErrorKind::Other,
             };
             io::Error::new(kind, status.message().to_owned())

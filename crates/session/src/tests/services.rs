@@ -163,6 +163,20 @@ async fn a_file_nobody_takes_fails_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_full_disk_of_the_client_is_told_from_other_failures() {
+    let client = ClientSession::builder()
+        .file_target(
+            0,
+            ExportTarget::writer(|_| async { Err(std::io::ErrorKind::StorageFull.into()) }),
+        )
+        .build();
+    let opened = open(client).await;
+    let mut sink = opened.session.send_file(0, &BTreeMap::new()).await.unwrap();
+    let error = sink.shutdown().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
+}
+
+#[tokio::test]
 async fn a_file_that_is_cut_off_does_not_appear() {
     let dir = tempfile::tempdir().unwrap();
     let client = ClientSession::builder()

@@ -1,40 +1,80 @@
 //! The conformance corpus by hand.
 //!
 //! usage: `conformance check EXECUTABLE [--stock] [FILTER…]`
+//!        `conformance check-buildkit BUILDKITD [FILTER…]`
 //!        `conformance record [FILTER…]`
+//!        `conformance record-buildkit BUILDKITD [FILTER…]`
 //!        `conformance show EXECUTABLE FILTER…`
-//!        `conformance draft EXECUTABLE FILTER…`
+//!        `conformance show-buildkit BUILDKITD FILTER…`
 //!        `conformance fuzz EXECUTABLE COUNT [FROM]`
+//!        `conformance fuzz-buildkit BUILDKITD EXECUTABLE COUNT [FROM]`
 //!
 //! `check` builds cases on our server and names those that differ from their recording; `record`
 //! builds those of `own` with the Engine's BuildKit and writes their `expect.json`; `show` prints what our
-//! server makes of them. `draft` writes what our server makes of cases whose expectation is written and
-//! not recorded, for somebody to judge by the documentation. `fuzz` builds the Dockerfiles of COUNT
-//! seeds with both and shows those whose outcomes differ. A filter is a part of a case's name.
+//! server makes of them. `fuzz` builds the Dockerfiles of COUNT seeds with both and shows those whose
+//! outcomes differ. The same ending in `-buildkit` does it with the stock client and the `buildkitd`
+//! named: one newer than the Engine's records also the cases that say `newer`. A filter is a part of a
+//! case's name.
 #![expect(clippy::print_stdout, reason = "a program that shows something")]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use testkit::conformance::{
-    Case, Unit, Yard, cases_below, compare, generate, record, run_all, write_recording,
+    Builder, Case, Unit, Yard, cases_below, compare, generate, record, run_all, write_recording,
 };
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let failed = match words.as_slice() {
-        ["check", executable, "--stock", filters @ ..] => check(executable, true, filters),
-        ["check", executable, filters @ ..] => check(executable, false, filters),
-        ["record", filters @ ..] => record_cases(filters),
-        ["draft", executable, filters @ ..] => draft(executable, filters),
-        ["fuzz", executable, count] => fuzz(executable, count, "0"),
-        ["fuzz", executable, count, from] => fuzz(executable, count, from),
-        ["show", executable, filters @ ..] => show(executable, filters),
+        ["check", executable, "--stock", filters @ ..] => {
+            let yard = Yard::with_server(&program(executable));
+            check(&yard, &yard.stock(), filters)
+        }
+        ["check", executable, filters @ ..] => {
+            let executable = program(executable);
+            let yard = Yard::with_server(&executable);
+            check(&yard, &yard.ours(&executable), filters)
+        }
+        ["check-buildkit", server, filters @ ..] => {
+            let yard = Yard::with_buildkit(&program(server), None);
+            check(&yard, &yard.buildkit(), filters)
+        }
+        ["record", filters @ ..] => {
+            let yard = Yard::with_engine();
+            let mut cases = chosen(&["own"], filters);
+            cases.retain(|case| case.spec.expect.newer.is_none());
+            record_cases(&yard, &yard.engine(), &cases)
+        }
+        ["record-buildkit", server, filters @ ..] => {
+            let yard = Yard::with_buildkit(&program(server), None);
+            record_cases(&yard, &yard.buildkit(), &chosen(&["own"], filters))
+        }
+        ["fuzz", executable, count, from @ ..] if from.len() < 2 => {
+            let executable = program(executable);
+            let yard = Yard::with_both(&executable);
+            fuzz(&yard, &yard.engine(), &executable, &seeds(count, from))
+        }
+        ["fuzz-buildkit", server, executable, count, from @ ..] if from.len() < 2 => {
+            let executable = program(executable);
+            let yard = Yard::with_buildkit(&program(server), Some(&executable));
+            fuzz(&yard, &yard.buildkit(), &executable, &seeds(count, from))
+        }
+        ["show", executable, filters @ ..] => {
+            let executable = program(executable);
+            let yard = Yard::with_server(&executable);
+            show(&yard, &yard.ours(&executable), filters)
+        }
+        ["show-buildkit", server, filters @ ..] => {
+            let yard = Yard::with_buildkit(&program(server), None);
+            show(&yard, &yard.buildkit(), filters)
+        }
         _ => {
             println!(
                 "usage: conformance check EXECUTABLE [--stock] [FILTER…] | record [FILTER…] \
-                 | show EXECUTABLE FILTER… | draft EXECUTABLE FILTER… | fuzz EXECUTABLE COUNT [FROM]"
+                 | show EXECUTABLE FILTER… | fuzz EXECUTABLE COUNT [FROM] \
+                 | check-buildkit, record-buildkit, show-buildkit, fuzz-buildkit BUILDKITD …"
             );
             1
         }
@@ -62,18 +102,21 @@ fn units(cases: &[Case]) -> Vec<Unit> {
     cases.iter().flat_map(Case::units).collect()
 }
 
-fn check(executable: &str, stock: bool, filters: &[&str]) -> usize {
-    let executable = std::fs::canonicalize(executable).expect("the executable");
-    let yard = Yard::with_server(&executable);
-    let builder = if stock {
-        yard.stock()
-    } else {
-        yard.ours(&executable)
-    };
+fn program(path: &str) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn seeds(count: &str, from: &[&str]) -> Vec<u64> {
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    let from = from.first().map_or(0, |from| number(from));
+    (from..from + number(count)).collect()
+}
+
+fn check(yard: &Yard, builder: &Builder, filters: &[&str]) -> usize {
     let units = units(&chosen(&["cases", "own"], filters));
     let outcomes = run_all(&units, 2, |unit| {
         let start = std::time::Instant::now();
-        let difference = match (unit.recorded(), yard.bench.run(unit, &builder)) {
+        let difference = match (unit.recorded(), yard.bench.run(unit, builder)) {
             (Ok(wanted), Ok(got)) => compare(unit, &wanted, &got, &yard.bench.bases),
             (Err(error), _) | (_, Err(error)) => Some(error),
         };
@@ -87,12 +130,9 @@ fn check(executable: &str, stock: bool, filters: &[&str]) -> usize {
     failed
 }
 
-fn show(executable: &str, filters: &[&str]) -> usize {
-    let executable = std::fs::canonicalize(executable).expect("the executable");
-    let yard = Yard::with_server(&executable);
-    let builder = yard.ours(&executable);
+fn show(yard: &Yard, builder: &Builder, filters: &[&str]) -> usize {
     for unit in units(&chosen(&["cases", "own"], filters)) {
-        match yard.bench.run(&unit, &builder) {
+        match yard.bench.run(&unit, builder) {
             Ok(outcome) => {
                 let facts = serde_json::to_string_pretty(&outcome.facts).unwrap_or_default();
                 println!("== {}\n{}\n{facts}", unit.name(), outcome.output);
@@ -103,15 +143,11 @@ fn show(executable: &str, filters: &[&str]) -> usize {
     0
 }
 
-fn record_cases(filters: &[&str]) -> usize {
-    let mut cases = chosen(&["own"], filters);
-    cases.retain(|case| case.spec.expect.written.is_none());
-    let yard = Yard::with_engine();
-    let builder = yard.engine();
-    let failures = run_all(&cases, 2, |case| {
+fn record_cases(yard: &Yard, builder: &Builder, cases: &[Case]) -> usize {
+    let failures = run_all(cases, 2, |case| {
         let mut recorded = Vec::new();
         for unit in case.units() {
-            let outcome = yard.bench.run(&unit, &builder);
+            let outcome = yard.bench.run(&unit, builder);
             match outcome.and_then(|outcome| record(case, &outcome)) {
                 Ok(facts) => recorded.push((unit.variant.clone(), facts)),
                 Err(error) => {
@@ -131,33 +167,11 @@ fn record_cases(filters: &[&str]) -> usize {
     failed
 }
 
-fn draft(executable: &str, filters: &[&str]) -> usize {
-    let executable = std::fs::canonicalize(executable).expect("the executable");
-    let yard = Yard::with_server(&executable);
-    let builder = yard.ours(&executable);
-    let mut cases = chosen(&["own"], filters);
-    cases.retain(|case| case.spec.expect.written.is_some());
-    for case in &cases {
-        let mut drafted = Vec::new();
-        for unit in case.units() {
-            let outcome = yard.bench.run(&unit, &builder).expect("an outcome");
-            drafted.push((unit.variant, outcome.facts.into()));
-        }
-        write_recording(case, &drafted).expect("write expect.json");
-        println!("drafted {}", case.name);
-    }
-    0
-}
-
-fn fuzz(executable: &str, count: &str, from: &str) -> usize {
-    let executable = std::fs::canonicalize(executable).expect("the executable");
-    let number = |text: &str| text.parse::<u64>().expect("a number");
-    let seeds: Vec<u64> = (number(from)..number(from) + number(count)).collect();
-    let yard = Yard::with_both(&executable);
-    let (stock, ours) = (yard.engine(), yard.ours(&executable));
-    let verdicts = run_all(&seeds, 3, |seed| {
+fn fuzz(yard: &Yard, stock: &Builder, executable: &Path, seeds: &[u64]) -> usize {
+    let ours = yard.ours(executable);
+    let verdicts = run_all(seeds, 3, |seed| {
         let case = generate(*seed);
-        let verdict = case.judge(&yard.bench, &stock, &ours);
+        let verdict = case.judge(&yard.bench, stock, &ours);
         let difference = match &verdict {
             Ok(verdict) => verdict.difference.clone(),
             Err(error) => Some(error.clone()),

@@ -99,9 +99,9 @@ pub struct Expect {
     pub strict: bool,
     /// Compare the image configuration to the byte; for builds with fixed times.
     pub bytes: bool,
-    /// Why the expectation was written by hand from the documentation and not recorded: the
-    /// Engine's BuildKit is older than the feature. Such a case is never recorded.
-    pub written: Option<String>,
+    /// What of the case the Engine's BuildKit does not have or does otherwise. Such a case is recorded
+    /// from a newer one only.
+    pub newer: Option<String>,
 }
 
 /// A change to the copy of a case that is built.

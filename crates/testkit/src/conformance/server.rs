@@ -1,4 +1,4 @@
-//! Our server on this machine, outside any container.
+//! A BuildKit server on this machine, outside any container.
 
 use std::fs::File;
 use std::path::Path;
@@ -8,7 +8,16 @@ use std::time::Duration;
 use crate::Lab;
 use crate::lab::{end, wait_for};
 
-/// A running server of the executable under test; it ends when dropped, or with the lab.
+/// How a server is started.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Program<'a> {
+    /// Ours: `EXECUTABLE buildkitd …`.
+    Ours(&'a Path),
+    /// Another BuildKit: `BUILDKITD …`.
+    Stock(&'a Path),
+}
+
+/// A running server; it ends when dropped, or with the lab.
 pub struct Server {
     process: Child,
     address: String,
@@ -16,15 +25,20 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `EXECUTABLE buildkitd` in the lab with a configuration and waits until it listens.
-    pub fn start(lab: &Lab, executable: &Path, configuration: &Path) -> Server {
-        let root = lab.subdirectory("server");
+    /// Starts one in the lab with a configuration and waits until it listens.
+    pub fn start(lab: &Lab, program: Program<'_>, configuration: &Path) -> Server {
+        let (executable, name, words) = match program {
+            Program::Ours(executable) => (executable, "server", &["buildkitd"][..]),
+            Program::Stock(executable) => (executable, "stock-server", &[][..]),
+        };
+        let root = lab.subdirectory(name);
         let (socket, log) = (root.join("buildkitd.sock"), root.join("log"));
         let file = File::create(&log).expect("make the server's log");
         let address = format!("unix://{}", socket.display());
         let process = lab
             .command(executable)
-            .args(["buildkitd", "--addr", &address, "--root"])
+            .args(words)
+            .args(["--addr", &address, "--root"])
             .arg(root.join("state"))
             .arg("--config")
             .arg(configuration)
@@ -36,7 +50,7 @@ impl Server {
             .spawn()
             .expect("start the server");
         let what = format!("the server ({})", log.display());
-        wait_for(&what, Duration::from_secs(20), || {
+        wait_for(&what, Duration::from_secs(60), || {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
         Server {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::bench::{Bench, Builder};
-use super::server::Server;
+use super::server::{Program, Server};
 use super::servers::REGISTRY_PORT;
 use crate::{Engine, EngineOptions, Lab, Peers, Release, Tool};
 
@@ -13,6 +13,7 @@ pub struct Yard {
     /// Where cases are built and compared.
     pub bench: Bench,
     server: Option<Server>,
+    stock_server: Option<Server>,
     engine: Option<Engine>,
     lab: Lab,
 }
@@ -20,25 +21,32 @@ pub struct Yard {
 impl Yard {
     /// With our server.
     pub fn with_server(executable: &Path) -> Yard {
-        Self::open(Some(executable), false)
+        Self::open(Some(executable), None, false)
     }
 
     /// With the newest Engine, whose images are kept by containerd.
     pub fn with_engine() -> Yard {
-        Self::open(None, true)
+        Self::open(None, None, true)
     }
 
     /// With both.
     pub fn with_both(executable: &Path) -> Yard {
-        Self::open(Some(executable), true)
+        Self::open(Some(executable), None, true)
     }
 
-    fn open(executable: Option<&Path>, engine: bool) -> Yard {
+    /// With another BuildKit's `buildkitd`, and with ours where an executable is given.
+    pub fn with_buildkit(buildkitd: &Path, executable: Option<&Path>) -> Yard {
+        Self::open(executable, Some(buildkitd), false)
+    }
+
+    fn open(executable: Option<&Path>, buildkitd: Option<&Path>, engine: bool) -> Yard {
         let lab = Lab::start();
         lab.enter_network();
         let bench = Bench::open(&lab.subdirectory("bench"));
         let configuration = bench.server_configuration();
-        let server = executable.map(|path| Server::start(&lab, path, &configuration));
+        let start = |program| Server::start(&lab, program, &configuration);
+        let server = executable.map(|path| start(Program::Ours(path)));
+        let stock_server = buildkitd.map(|path| start(Program::Stock(path)));
         let mirror = format!("http://127.0.0.1:{REGISTRY_PORT}");
         let engine = engine.then(|| {
             let options = EngineOptions {
@@ -51,6 +59,7 @@ impl Yard {
         Yard {
             bench,
             server,
+            stock_server,
             engine,
             lab,
         }
@@ -62,12 +71,27 @@ impl Yard {
 
     /// Our client on our server.
     pub fn ours(&self, executable: &Path) -> Builder {
-        self.remote(Tool::new(executable, &self.home("ours")))
+        let client = Tool::new(executable, &self.home("ours"));
+        remote(
+            client,
+            self.server.as_ref().expect("a yard with our server"),
+        )
     }
 
     /// The stock client on our server.
     pub fn stock(&self) -> Builder {
-        self.remote(Tool::new(Peers::find().buildx(), &self.home("stock")))
+        let client = Tool::new(Peers::find().buildx(), &self.home("stock"));
+        remote(
+            client,
+            self.server.as_ref().expect("a yard with our server"),
+        )
+    }
+
+    /// The stock client on the other BuildKit.
+    pub fn buildkit(&self) -> Builder {
+        let client = Tool::new(Peers::find().buildx(), &self.home("buildkit"));
+        let server = self.stock_server.as_ref();
+        remote(client, server.expect("a yard with another BuildKit"))
     }
 
     /// The stock client on the Engine's own builder.
@@ -84,21 +108,20 @@ impl Yard {
     pub fn server_log(&self) -> String {
         self.server.as_ref().map(Server::log).unwrap_or_default()
     }
+}
 
-    fn remote(&self, client: Tool) -> Builder {
-        let server = self.server.as_ref().expect("a yard with our server");
-        let name = "corpus";
-        client.ok(&[
-            "create",
-            "--name",
-            name,
-            "--driver",
-            "remote",
-            server.address(),
-        ]);
-        Builder {
-            client,
-            name: name.into(),
-        }
+fn remote(client: Tool, server: &Server) -> Builder {
+    let name = "corpus";
+    client.ok(&[
+        "create",
+        "--name",
+        name,
+        "--driver",
+        "remote",
+        server.address(),
+    ]);
+    Builder {
+        client,
+        name: name.into(),
     }
 }
