@@ -10,7 +10,8 @@ use super::step::number;
 
 /// What is kept for the server: an eighth of the limit, and at most this many bytes.
 const RESERVE_BYTES_MAX: u64 = 64 << 20;
-const PAGE_BYTES: u64 = 4096;
+/// The kernel rounds limits down to whole pages; this is the largest page there is.
+const PAGE_BYTES_MAX: u64 = 64 << 10;
 
 /// The smallest limit in bytes that is set on `dir` or above it up to `mount`.
 pub(super) fn limit(dir: &Path, mount: &Path, v2: bool) -> Option<u64> {
@@ -28,7 +29,7 @@ pub(super) fn is_limit(bytes: u64) -> bool {
 
 /// What all steps together may use where `limit` bytes are for them and the server.
 pub(super) fn for_steps(limit: u64) -> u64 {
-    (limit - (limit / 8).min(RESERVE_BYTES_MAX)) / PAGE_BYTES * PAGE_BYTES
+    (limit - (limit / 8).min(RESERVE_BYTES_MAX)) / PAGE_BYTES_MAX * PAGE_BYTES_MAX
 }
 
 /// Limits `steps`, the cgroup of all steps, to what the limit on `server` leaves for them. A limit
@@ -82,7 +83,7 @@ mod tests {
         let (server, steps) = (mount.path().join("c"), mount.path().join("c/steps"));
         std::fs::create_dir_all(&steps).unwrap();
         let control = |dir: &Path| dir.join("memory.limit_in_bytes");
-        let unlimited = (i64::MAX as u64 / PAGE_BYTES * PAGE_BYTES).to_string();
+        let unlimited = (i64::MAX as u64 / PAGE_BYTES_MAX * PAGE_BYTES_MAX).to_string();
         for dir in [mount.path(), &server, &steps] {
             std::fs::write(control(dir), &unlimited).unwrap();
         }
