@@ -134,6 +134,8 @@ fn error(output: &str, facts: &mut Map<String, Value>) {
     let hint = text.find("\nhint: ").unwrap_or(text.len());
     // Why a program cannot be started stock says only in the step's log.
     let text = NOT_STARTED.replace(&text[..hint], "$1 exit code: 1");
+    // Stock's client hears of an error by two ways, and says which came first.
+    let text = text.replacen("failed to run Build function: ", "failed to solve: ", 1);
     facts.insert("error".into(), json!(in_order(&text)));
     if let Some(frame) = FRAME.captures_iter(output).last() {
         let lines = MARKED.captures_iter(&frame[3]);
