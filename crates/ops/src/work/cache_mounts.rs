@@ -42,6 +42,8 @@ struct Inner {
     sizes: Mutex<HashMap<PathBuf, (u64, Instant)>>,
     /// One lock a name, for those that are used one after the other.
     locks: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
+    /// One lock a name, for making and removing its directories.
+    making: Mutex<HashMap<String, Arc<Mutex<()>>>>,
 }
 
 /// A cache mount in use; dropping it ends the use.
@@ -97,6 +99,7 @@ impl CacheMounts {
             used: Mutex::new(HashMap::new()),
             sizes: Mutex::default(),
             locks: Mutex::new(HashMap::new()),
+            making: Mutex::new(HashMap::new()),
         })))
     }
 
@@ -163,6 +166,9 @@ impl CacheMounts {
                 if id_of(&dir) != id {
                     continue;
                 }
+                let name = key.file_name().unwrap_or_default().to_string_lossy();
+                let making = lock_of(&self.0.making, &name);
+                let one_at_a_time = making.lock();
                 let doomed = {
                     let used = self.0.used.lock();
                     if used.contains_key(&dir) {
@@ -174,8 +180,9 @@ impl CacheMounts {
                     self.0.sizes.lock().remove(&dir);
                     doomed
                 };
-                std::fs::remove_dir_all(&doomed)?;
                 let _ = std::fs::remove_dir(&key);
+                drop(one_at_a_time);
+                std::fs::remove_dir_all(&doomed)?;
                 return Ok(true);
             }
         }
@@ -202,12 +209,7 @@ impl CacheMounts {
         key: &str,
         cancel: &CancellationToken,
     ) -> Result<tokio::sync::OwnedMutexGuard<()>> {
-        let lock = {
-            let mut locks = self.0.locks.lock();
-            // Locks that nobody has are not kept.
-            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-            locks.entry(key.to_owned()).or_default().clone()
-        };
+        let lock = lock_of(&self.0.locks, key);
         tokio::select! {
             guard = lock.lock_owned() => Ok(guard),
             () = cancel.cancelled() => Err(Error::canceled()),
@@ -224,7 +226,6 @@ impl CacheMounts {
         cancel: &CancellationToken,
     ) -> Result<PathBuf> {
         let group = self.0.dir.join(key);
-        std::fs::create_dir_all(&group)?;
         let dir = {
             let mut used = self.0.used.lock();
             let free = |dir: &PathBuf| sharing != CacheSharing::Private || !used.contains_key(dir);
@@ -235,7 +236,11 @@ impl CacheMounts {
             *used.entry(dir.clone()).or_insert(0) += 1;
             dir
         };
+        let making = lock_of(&self.0.making, key);
+        // Who comes while another makes the directory waits, and uses that one.
+        let one_at_a_time = making.lock();
         let prepared = prepare(&dir, name, base, cancel);
+        drop(one_at_a_time);
         if let Err(error) = prepared {
             self.release(&dir);
             return Err(error.context(format!("cache mount {name}")));
@@ -268,10 +273,19 @@ impl Drop for CacheMount {
     }
 }
 
-/// Makes a directory that is not there, whole or not at all, and notes its use.
+/// The lock of a key; those that nobody has are not kept.
+fn lock_of<L: Default>(locks: &Mutex<HashMap<String, Arc<L>>>, key: &str) -> Arc<L> {
+    let mut locks = locks.lock();
+    locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+    locks.entry(key.to_owned()).or_default().clone()
+}
+
+/// Makes a directory that is not there, whole or not at all, and notes its use. One at a time for
+/// each key.
 fn prepare(dir: &Path, name: &str, base: Option<&Path>, cancel: &CancellationToken) -> Result<()> {
     if !dir.join("fs").is_dir() {
         let parent = dir.parent().unwrap_or(dir);
+        std::fs::create_dir_all(parent)?;
         let new = New(tempfile_in(parent)?);
         let fs = new.0.join("fs");
         std::fs::create_dir(&fs)?;
@@ -287,12 +301,9 @@ fn prepare(dir: &Path, name: &str, base: Option<&Path>, cancel: &CancellationTok
             };
             file_actions::copy(&Root::open(base)?, &Root::open(&fs)?, &copy, None, cancel)?;
         }
+        // What a half-finished removal left.
         let _ = std::fs::remove_dir_all(dir);
-        match std::fs::rename(&new.0, dir) {
-            // Somebody else was faster: theirs is used.
-            Err(_) if dir.join("fs").is_dir() => {}
-            outcome => outcome?,
-        }
+        std::fs::rename(&new.0, dir)?;
     }
     let mut note = read_note(dir);
     note.name = name.to_owned();
@@ -428,6 +439,26 @@ mod tests {
             .await;
         assert!(second.err().unwrap().is_canceled());
         drop(locked);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn those_who_want_a_new_shared_mount_at_once_get_the_same() {
+        for _ in 0..50 {
+            let dir = tempfile::tempdir().unwrap();
+            let mounts = CacheMounts::open(dir.path()).unwrap();
+            let users = (0..4).map(|n| {
+                let mounts = mounts.clone();
+                tokio::spawn(async move {
+                    let mount = acquire(&mounts, "a", CacheSharing::Shared).await;
+                    std::fs::write(mount.path().join(n.to_string()), "").unwrap();
+                    mount
+                })
+            });
+            let users: Vec<_> = futures::future::join_all(users).await;
+            let mount = users[0].as_ref().unwrap().path();
+            assert_eq!(std::fs::read_dir(mount).unwrap().count(), 4);
+            assert_eq!(mounts.list().unwrap()[0].usage_count, 4);
+        }
     }
 
     #[tokio::test]
