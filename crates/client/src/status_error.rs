@@ -5,13 +5,15 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use diag::{Code, Error, Position, Range, SourceLocation};
+use diag::{Code, Error, Position, Range, SourceLocation, Unsupported};
 use prost::Message as _;
 use proto::rpc;
 use serde::Deserialize;
 
 const SOURCE: &str = "errdefs.Source+json";
 const VERTEX: &str = "errdefs.Vertex+json";
+const FRONTEND_CAPABILITY: &str = "errdefs.FrontendCap+json";
+const SUBREQUEST: &str = "errdefs.Subrequest+json";
 const EXIT: &str = "gatewayapi.ExitMessage+json";
 /// Our own server's: hints, the code that stands for what happened, the exit code.
 const OWN: &str = "cooperage/diag.Error+json";
@@ -68,6 +70,8 @@ fn with_details(error: Error, status: &rpc::Status) -> Error {
                 Ok(vertex) => error.vertex(vertex.digest),
                 Err(_) => error,
             },
+            FRONTEND_CAPABILITY => lacking(error, &detail.value, Unsupported::FrontendCapability),
+            SUBREQUEST => lacking(error, &detail.value, Unsupported::Subrequest),
             EXIT => match serde_json::from_slice::<JsonExit>(&detail.value) {
                 Ok(exit) => error.exit_code(exit.code as i32),
                 Err(_) => error,
@@ -75,6 +79,19 @@ fn with_details(error: Error, status: &rpc::Status) -> Error {
             _ => error,
         }
     })
+}
+
+/// Names what is lacking before what the server said of it, as Go's clients print it.
+fn lacking(error: Error, value: &[u8], what: impl FnOnce(String) -> Unsupported) -> Error {
+    match serde_json::from_slice::<JsonName>(value) {
+        Ok(found) => error.context(what(found.name).to_string()),
+        Err(_) => error,
+    }
+}
+
+#[derive(Deserialize)]
+struct JsonName {
+    name: String,
 }
 
 #[derive(Deserialize)]
