@@ -47,8 +47,8 @@ pub(crate) fn copy_plain_file(options: &CopyOptions, place: &Place<'_>) -> Resul
     let output = output.map_err(at("copy", place.display))?;
     copy_bytes(&input, &output, place.stat.st_size as u64).map_err(at("copy", place.display))?;
     let owner = options.owner.unwrap_or(owner_of(place.stat));
-    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
-    rustix::fs::fchown(&output, Some(uid), Some(gid)).map_err(at("lchown", place.display))?;
+    let (uid, gid) = ids(owner);
+    rustix::fs::fchown(&output, uid, gid).map_err(at("lchown", place.display))?;
     rustix::fs::fchmod(&output, bits(options, place.stat)).map_err(at("chmod", place.display))?;
     for (key, value) in file_xattrs(&input).map_err(at("listxattr", place.display))? {
         if let Err(errno) = set_file_xattr(&output, &key, &value) {
@@ -133,13 +133,15 @@ pub(crate) fn set_times(options: &CopyOptions, place: &Place<'_>) -> Result<(), 
 
 /// Gives an entry to an owner, links not followed.
 pub(crate) fn set_owner(dir: impl AsFd, name: &OsStr, owner: Owner) -> Result<(), Errno> {
-    rustix::fs::chownat(
-        dir,
-        name,
-        // The highest number means that the owner stays, as for chown(2).
+    let (uid, gid) = ids(owner);
+    rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// The ids to give; the highest number means that the owner stays, as for chown(2).
+fn ids(owner: Owner) -> (Option<Uid>, Option<Gid>) {
+    (
         (owner.uid != u32::MAX).then(|| Uid::from_raw(owner.uid)),
         (owner.gid != u32::MAX).then(|| Gid::from_raw(owner.gid)),
-        AtFlags::SYMLINK_NOFOLLOW,
     )
 }
 

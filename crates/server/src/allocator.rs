@@ -45,6 +45,8 @@ mod tests {
     #[test]
     fn the_allocator_takes_the_limits_and_they_hold_for_new_threads() {
         super::limit();
+        // Other tests of this process may have had heaps before there was a limit.
+        let before = heaps();
         // Threads that all hold memory at once would each get a heap, were there no limit.
         let barrier = std::sync::Barrier::new(16);
         std::thread::scope(|scope| {
@@ -57,7 +59,7 @@ mod tests {
             }
         });
         let heaps = heaps();
-        assert!((1..=2).contains(&heaps), "{heaps} heaps");
+        assert!(heaps <= before.max(2), "{before} heaps became {heaps}");
     }
 
     /// How many heaps `malloc_info(3)` speaks of.
