@@ -6,6 +6,9 @@ use std::task::{Context, Poll};
 
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use proto::control::ListWorkersRequest;
+use proto::control::control_client::ControlClient;
+use proto::worker::WorkerRecord;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
@@ -112,6 +115,19 @@ pub(crate) async fn connect_once(io: BoxedIo) -> Result<Connection, DriverError>
             ))
         }
     }
+}
+
+/// The workers of the server at the other end.
+pub(crate) async fn workers_over(io: BoxedIo) -> Result<Vec<WorkerRecord>, DriverError> {
+    let connection = connect_once(io).await?;
+    let answer = ControlClient::new(connection.channel.clone())
+        .list_workers(ListWorkersRequest { filter: Vec::new() })
+        .await
+        .map_err(|status| DriverError::Call {
+            context: "listing workers",
+            source: Box::new(status),
+        })?;
+    Ok(answer.into_inner().record)
 }
 
 /// An error with its causes: tonic's own text is only a class.

@@ -6,11 +6,9 @@ use std::net::IpAddr;
 
 use async_trait::async_trait;
 use engine_api::Engine;
-use proto::control::ListWorkersRequest;
-use proto::control::control_client::ControlClient;
 use proto::worker::WorkerRecord;
 
-use crate::connection::connect_once;
+use crate::connection::workers_over;
 use crate::moby_version::buildkit_of_engine;
 use crate::{
     BootProgress, BoxedIo, Driver, DriverError, Feature, Features, NodeConfig, Removal, Status,
@@ -44,15 +42,7 @@ impl DockerDriver {
     }
 
     async fn workers(&self) -> Result<Vec<WorkerRecord>, DriverError> {
-        let connection = connect_once(self.dial().await?).await?;
-        let answer = ControlClient::new(connection.channel.clone())
-            .list_workers(ListWorkersRequest { filter: Vec::new() })
-            .await
-            .map_err(|status| DriverError::Call {
-                context: "listing workers",
-                source: Box::new(status),
-            })?;
-        Ok(answer.into_inner().record)
+        workers_over(self.dial().await?).await
     }
 }
 

@@ -108,6 +108,18 @@ impl Feature {
 /// Every feature with whether it is there.
 pub type Features = BTreeMap<Feature, bool>;
 
+/// What a BuildKit server that is not an Engine's offers, wherever it runs.
+pub(crate) fn features_of_own_server(default_load: bool) -> Features {
+    BTreeMap::from([
+        (Feature::OciExporter, true),
+        (Feature::DockerExporter, true),
+        (Feature::CacheExport, true),
+        (Feature::MultiPlatform, true),
+        (Feature::DirectPush, true),
+        (Feature::DefaultLoad, default_load),
+    ])
+}
+
 /// What removal takes away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removal {

@@ -4,7 +4,6 @@
 //! `ssh://[USER@]HOST[:PORT]` (runs `buildctl dial-stdio` there) and
 //! `docker-container://NAME` (runs it in a container of the current Engine).
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +17,8 @@ use crate::active::check_health;
 use crate::connection::connect_once;
 use crate::go_number::parse_bool;
 use crate::{
-    BootProgress, BoxedIo, Driver, DriverError, Feature, Features, NodeConfig, Removal, Status,
+    BootProgress, BoxedIo, Driver, DriverError, Features, NodeConfig, Removal, Status,
+    features_of_own_server,
 };
 
 /// The driver's options.
@@ -293,14 +293,7 @@ impl Driver for RemoteDriver {
     }
 
     async fn features(&self) -> Features {
-        BTreeMap::from([
-            (Feature::OciExporter, true),
-            (Feature::DockerExporter, true),
-            (Feature::CacheExport, true),
-            (Feature::MultiPlatform, true),
-            (Feature::DirectPush, true),
-            (Feature::DefaultLoad, self.default_load),
-        ])
+        features_of_own_server(self.default_load)
     }
 
     async fn host_gateway(&self) -> Result<IpAddr, DriverError> {

@@ -6,12 +6,11 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Stat};
 
-use crate::merged::{lstat, names};
+use crate::merged::{lstat, names, whiteout};
 use crate::{LayerError, Result};
 
 type ChangeTime = (i64, i64);
@@ -83,12 +82,7 @@ impl Differ<'_> {
             .collect();
         gone.sort();
         for name in gone {
-            let dir = self.ensure(path)?;
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let fd = rustix::fs::openat(CWD, &dir, flags, Mode::empty())
-                .map_err(LayerError::io("open", &dir))?;
-            archive::make_whiteout(&fd, name.as_bytes())
-                .map_err(LayerError::io("make whiteout in", &dir))?;
+            whiteout(&self.ensure(path)?, name)?;
             touched = true;
         }
         Ok(touched)

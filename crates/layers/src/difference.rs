@@ -7,14 +7,13 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Stat};
 use rustix::io::Errno;
 
 use crate::handles::NewLayer;
-use crate::merged::{lstat, names};
+use crate::merged::{lstat, names, whiteout};
 use crate::store::LayerStore;
 use crate::{LayerError, LayerHold, LayerId, LayerNote, LayerStack, Result};
 
@@ -84,12 +83,7 @@ impl Comparer<'_> {
         gone.retain(|name| present.binary_search(name).is_err());
         gone.sort();
         for name in gone {
-            let dir = self.ensure(path)?;
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let fd = rustix::fs::openat(CWD, &dir, flags, Mode::empty())
-                .map_err(LayerError::io("open", &dir))?;
-            archive::make_whiteout(&fd, name.as_bytes())
-                .map_err(LayerError::io("make whiteout in", &dir))?;
+            whiteout(&self.ensure(path)?, &name)?;
             touched = true;
         }
         Ok(touched)

@@ -1,8 +1,8 @@
 //! Joining layer directories into one ordinary tree, as overlayfs would show them.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
@@ -106,6 +106,14 @@ pub(crate) fn names(dir: &Path) -> Result<Vec<OsString>> {
         Ok(names)
     };
     read().map_err(LayerError::io("list", dir))
+}
+
+/// Marks a name as gone in a directory of a layer.
+pub(crate) fn whiteout(dir: &Path, name: &OsStr) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd =
+        rustix::fs::openat(CWD, dir, flags, Mode::empty()).map_err(LayerError::io("open", dir))?;
+    archive::make_whiteout(&fd, name.as_bytes()).map_err(LayerError::io("make whiteout in", dir))
 }
 
 fn is_directory(path: &Path) -> bool {

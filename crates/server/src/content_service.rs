@@ -1,8 +1,6 @@
 //! containerd's content service over the server's blobs, to be read only: clients take from it what
 //! build records name (`history inspect attachment`, `history export`).
 
-use std::io::SeekFrom;
-
 use content::{BlobInfo, ContentStore};
 use futures::StreamExt;
 use oci::Digest;
@@ -13,14 +11,12 @@ use proto::content::{
     ReadContentResponse,
 };
 use proto::prost_types;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use session::{blob_info, read_blob};
 use tonic::{Request, Response, Status};
 
 use crate::errors::to_status;
 use crate::filters::Filters;
 
-/// Bytes of a blob that travel in one message.
-const CHUNK_BYTES: usize = 512 << 10;
 /// Blobs listed in one message.
 const LIST_CHUNK: usize = 128;
 
@@ -34,15 +30,7 @@ impl Content for ContentService {
         let digest = parse(&text)?;
         let file = self.open(digest).await?;
         let found = file.metadata().await?;
-        let time = found.modified().ok().map(prost_types::Timestamp::from);
-        let info = Info {
-            digest: text,
-            size: found.len() as i64,
-            created_at: time,
-            updated_at: time,
-            ..Info::default()
-        };
-        Ok(Response::new(InfoResponse { info: Some(info) }))
+        Ok(Response::new(blob_info(text, &found)))
     }
 
     async fn read(
@@ -50,31 +38,10 @@ impl Content for ContentService {
         request: Request<ReadContentRequest>,
     ) -> Result<Response<Answers<ReadContentResponse>>, Status> {
         let request = request.into_inner();
-        let mut file = self.open(parse(&request.digest)?).await?;
-        let size = file.metadata().await?.len();
+        let file = self.open(parse(&request.digest)?).await?;
         let offset = u64::try_from(request.offset)
             .map_err(|_| Status::invalid_argument("negative offset"))?;
-        if offset > size {
-            return Err(Status::out_of_range(format!(
-                "read past object length {size} bytes"
-            )));
-        }
-        let rest = size - offset;
-        let length = match u64::try_from(request.size) {
-            Ok(wanted) if wanted > 0 => rest.min(wanted),
-            _ => rest,
-        };
-        file.seek(SeekFrom::Start(offset)).await?;
-        let stream = tokio_util::io::ReaderStream::with_capacity(file.take(length), CHUNK_BYTES);
-        let answers = stream.scan(offset as i64, |offset, data| {
-            let answer = data.map_err(Status::from).map(|data| ReadContentResponse {
-                offset: *offset,
-                data: data.into(),
-            });
-            *offset += answer.as_ref().map_or(0, |answer| answer.data.len() as i64);
-            std::future::ready(Some(answer))
-        });
-        Ok(Response::new(answers.boxed()))
+        Ok(Response::new(read_blob(file, offset, request.size).await?))
     }
 
     async fn list(

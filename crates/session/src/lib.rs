@@ -12,6 +12,7 @@ mod caller;
 mod client;
 pub mod codec;
 pub mod connection;
+mod content_answers;
 pub mod diffcopy;
 mod error;
 mod filter;
@@ -32,6 +33,7 @@ pub use client::{
     AuthNotice, AuthOptions, ClientSession, ClientSessionBuilder, ExportTarget, ExportWriter,
     FillStore, LocalDir, SecretSource, SessionHandle, SshAgent, Uploads,
 };
+pub use content_answers::{blob_info, read_blob};
 pub use error::SessionError;
 pub use headers::SessionHeaders;
 pub use in_place::{OpenDir, SharedDir};

@@ -26,8 +26,8 @@ use tokio::sync::OnceCell;
 
 use crate::registries::{CONFIG_FILE, effective_registries};
 use crate::{
-    BootProgress, BoxedIo, Driver, DriverError, EffectiveRegistry, Feature, Features, Loss,
-    NodeConfig, Removal, Status,
+    BootProgress, BoxedIo, Driver, DriverError, EffectiveRegistry, Features, Loss, NodeConfig,
+    Removal, Status, features_of_own_server,
 };
 
 use options::ContainerOptions;
@@ -279,14 +279,7 @@ impl Driver for ContainerDriver {
     }
 
     async fn features(&self) -> Features {
-        BTreeMap::from([
-            (Feature::OciExporter, true),
-            (Feature::DockerExporter, true),
-            (Feature::CacheExport, true),
-            (Feature::MultiPlatform, true),
-            (Feature::DirectPush, true),
-            (Feature::DefaultLoad, self.options.default_load),
-        ])
+        features_of_own_server(self.options.default_load)
     }
 
     async fn host_gateway(&self) -> Result<IpAddr, DriverError> {

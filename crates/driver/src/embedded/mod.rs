@@ -26,21 +26,18 @@ mod places;
 mod process;
 mod spec;
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use async_trait::async_trait;
 use engine_api::boxed;
 use parking_lot::Mutex;
-use proto::control::ListWorkersRequest;
-use proto::control::control_client::ControlClient;
 use tokio::net::UnixStream;
 
-use crate::connection::connect_once;
+use crate::connection::workers_over;
 use crate::registries::{CONFIG_FILE, effective_registries};
 use crate::{
-    BootProgress, BoxedIo, Driver, DriverError, EffectiveRegistry, Feature, Features, Loss,
-    NodeConfig, Removal, Status,
+    BootProgress, BoxedIo, Driver, DriverError, EffectiveRegistry, Features, Loss, NodeConfig,
+    Removal, Status, features_of_own_server,
 };
 
 use lock::RunLock;
@@ -215,26 +212,11 @@ impl Driver for EmbeddedDriver {
     }
 
     async fn features(&self) -> Features {
-        BTreeMap::from([
-            (Feature::OciExporter, true),
-            (Feature::DockerExporter, true),
-            (Feature::CacheExport, true),
-            (Feature::MultiPlatform, true),
-            (Feature::DirectPush, true),
-            (Feature::DefaultLoad, self.options.default_load),
-        ])
+        features_of_own_server(self.options.default_load)
     }
 
     async fn host_gateway(&self) -> Result<IpAddr, DriverError> {
-        let connection = connect_once(self.dial().await?).await?;
-        let answer = ControlClient::new(connection.channel.clone())
-            .list_workers(ListWorkersRequest { filter: Vec::new() })
-            .await
-            .map_err(|status| DriverError::Call {
-                context: "listing workers",
-                source: Box::new(status),
-            })?;
-        let workers = answer.into_inner().record;
+        let workers = workers_over(self.dial().await?).await?;
         let label = |name: &str| workers.iter().find_map(|worker| worker.labels.get(name));
         if let Some(address) = label(LABEL_HOST_GATEWAY).and_then(|text| text.parse().ok()) {
             return Ok(address);

@@ -1,28 +1,24 @@
 //! OCI layout directories the server may read blobs of, or write blobs into.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, SeekFrom};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use oci::Digest;
 use proto::content::content_server::{Answers, Content, ContentServer};
 use proto::content::{
-    Info, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse, WriteContentRequest,
+    InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse, WriteContentRequest,
     WriteContentResponse,
 };
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::OnceCell;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::ingest;
+use crate::content_answers::{blob_info, read_blob};
 use crate::headers::first;
-
-/// Bytes of a blob that travel in one message.
-const CHUNK_BYTES: usize = 512 << 10;
 
 /// Brings the blobs of a store that are not there yet; called at most once.
 pub type FillStore = Arc<dyn Fn() -> BoxFuture<'static, std::io::Result<()>> + Send + Sync>;
@@ -132,15 +128,7 @@ impl Content for ContentService {
     async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
         let (_, found) = self.open(&metadata, &request.digest).await?;
-        let time = found.modified().ok().map(prost_types::Timestamp::from);
-        let info = Info {
-            digest: request.digest,
-            size: found.len() as i64,
-            created_at: time,
-            updated_at: time,
-            ..Info::default()
-        };
-        Ok(Response::new(InfoResponse { info: Some(info) }))
+        Ok(Response::new(blob_info(request.digest, &found)))
     }
 
     async fn read(
@@ -148,30 +136,9 @@ impl Content for ContentService {
         request: Request<ReadContentRequest>,
     ) -> Result<Response<Answers<ReadContentResponse>>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let (mut file, found) = self.open(&metadata, &request.digest).await?;
+        let (file, _) = self.open(&metadata, &request.digest).await?;
         let offset = request.offset.max(0) as u64;
-        if offset > found.len() {
-            return Err(Status::out_of_range(format!(
-                "read past object length {} bytes",
-                found.len()
-            )));
-        }
-        let rest = found.len() - offset;
-        let len = match request.size {
-            size if size > 0 => rest.min(size as u64),
-            _ => rest,
-        };
-        file.seek(SeekFrom::Start(offset)).await?;
-        let stream = tokio_util::io::ReaderStream::with_capacity(file.take(len), CHUNK_BYTES);
-        let answers = stream.scan(offset as i64, |offset, data| {
-            let answer = data.map_err(Status::from).map(|data| ReadContentResponse {
-                offset: *offset,
-                data: data.into(),
-            });
-            *offset += answer.as_ref().map_or(0, |answer| answer.data.len() as i64);
-            std::future::ready(Some(answer))
-        });
-        Ok(Response::new(answers.boxed()))
+        Ok(Response::new(read_blob(file, offset, request.size).await?))
     }
 
     async fn write(
