@@ -6,7 +6,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 
 /// Writes `ca.pem`, `server.pem` and `server.key` for a server of that name, and `cert.pem` and
 /// `key.pem` for its clients (the names under which Docker's client looks for them).
-pub(crate) fn write_certificates(directory: &Path, host: &str) {
+pub fn write_certificates(directory: &Path, host: &str) {
     let key = || KeyPair::generate().expect("make a key");
     let mut params = CertificateParams::new(Vec::<String>::new()).expect("CA parameters");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -22,6 +22,7 @@ mod registry;
 mod server;
 mod ssh_server;
 
+pub use certificates::write_certificates;
 pub use command::{Output, Tool, normalized, program};
 pub use crash::{CrashReport, check_blobs, crash};
 pub use engine::{Engine, EngineOptions, Release};

@@ -19,6 +19,7 @@ mod layouts;
 mod matrix;
 mod mistakes;
 mod options;
+mod remote;
 mod server_flags;
 mod sources;
 mod state;
