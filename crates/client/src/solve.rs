@@ -85,9 +85,16 @@ pub fn canceled() -> SolveFailure {
 }
 
 fn failure(status: &tonic::Status) -> SolveFailure {
+    let connection_lost = is_connection_failure(status);
+    let error = from_status(status).context("failed to solve");
+    let error = match error.code() {
+        // HTTP/2's word for a connection that broke off, and not a server's for a fault of its own.
+        Code::Internal if connection_lost => error.with_code(Code::Unavailable),
+        _ => error,
+    };
     SolveFailure {
-        error: from_status(status).context("failed to solve"),
-        connection_lost: is_connection_failure(status),
+        error,
+        connection_lost,
     }
 }
 

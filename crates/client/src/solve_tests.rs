@@ -216,3 +216,15 @@ async fn a_lost_connection_is_told_from_a_failed_build() {
     .await;
     assert!(result.unwrap_err().connection_lost);
 }
+
+#[test]
+fn a_connection_that_breaks_off_is_no_internal_error_of_the_server() {
+    let mut broken = tonic::Status::internal("h2 protocol error: http2 error");
+    let said_by_the_server = failure(&broken);
+    assert!(!said_by_the_server.connection_lost);
+    assert_eq!(said_by_the_server.error.code(), diag::Code::Internal);
+    broken.set_source(std::sync::Arc::new(std::io::Error::other("reset")));
+    let lost = failure(&broken);
+    assert!(lost.connection_lost);
+    assert_eq!(lost.error.code(), diag::Code::Unavailable);
+}
