@@ -47,7 +47,7 @@ pub struct Record {
     pub in_use: bool,
     /// What it was made on, directly.
     pub parents: Vec<String>,
-    /// All layers it was made on.
+    /// Layers it was made on: those, and what they were made on, must stay as long as it does.
     pub made_on: Vec<LayerId>,
 }
 
@@ -147,7 +147,7 @@ impl Cache {
                 .iter()
                 .filter_map(|blob| blobs.remove(&blob.descriptor.digest))
                 .sum();
-            let made_on = info.made_on.map(|stack| stack.0).unwrap_or_default();
+            let made_on = info.made_on.map_or(Vec::new(), |on| on.layers().to_vec());
             records.push(Record {
                 id: info.id.to_string(),
                 place: Place::Layer(info.id),
