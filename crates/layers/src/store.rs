@@ -430,7 +430,10 @@ impl LayerStore {
             whiteouts: false,
         };
         walk(&self.layer_path(id), &mut measure, &mut HashSet::new())?;
-        self.0.database.set_measure(id, measure)?;
+        // It may be that nothing can be written: who looks at a full disk wants to know the more.
+        if let Err(error) = self.0.database.set_measure(id, measure) {
+            tracing::debug!(%error, "the size of a layer is not remembered");
+        }
         Ok(measure)
     }
 }
@@ -489,6 +492,7 @@ fn choose(dir: &Path, backend: Backend) -> Result<Option<Api>> {
     match (probed, backend) {
         (Ok(api), _) => Ok(Some(api)),
         (Err(error), Backend::Overlay) => Err(error),
+        (Err(error), _) if error.is_full_disk() => Err(error),
         (Err(error), _) => {
             tracing::warn!(%error, "overlayfs does not work here; layers are copied together");
             Ok(None)

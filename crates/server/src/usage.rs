@@ -22,6 +22,7 @@ use solver::KeyStore;
 
 use crate::filters::Filters;
 use crate::history::History;
+use crate::reserve::Reserve;
 use crate::wire::timestamp;
 
 /// One thing in the cache.
@@ -73,6 +74,7 @@ pub struct Cache {
     pub(crate) keys: Arc<dyn KeyStore<Output>>,
     pub(crate) history: Arc<History>,
     pub(crate) root: PathBuf,
+    pub(crate) reserve: Reserve,
     /// One pruning at a time.
     pub(crate) pruning: Mutex<()>,
 }
@@ -91,6 +93,7 @@ impl Cache {
             content,
             keys,
             history,
+            reserve: Reserve::of(&root),
             root,
             pruning: Mutex::new(()),
         }

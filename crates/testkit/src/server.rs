@@ -11,8 +11,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::Tool;
 use crate::lab::wait_for;
 
-/// How long a server may take to answer, and to end when asked to.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a server may take to answer, and to end when asked to: it waits for the disk at both, which
+/// others may keep busy.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A running server; dropping it kills it.
 pub struct BuildServer {

@@ -124,3 +124,51 @@ impl std::fmt::Debug for Output {
         f.debug_tuple("Output").field(&self.stack).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use layers::{Backend, LayerNote};
+
+    use super::*;
+
+    #[test]
+    fn an_output_is_stored_in_few_words_and_found_again_as_long_as_its_layers_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = LayerStore::open(dir.path(), Backend::Copy).unwrap();
+        let mut output = Output::empty();
+        for _ in 0..40 {
+            let writable = layers.writable(&output.stack).unwrap();
+            let (stack, hold) = writable.commit_held(LayerNote::new("step")).unwrap();
+            output = Output::held(stack, hold);
+        }
+        let text = serde_json::to_string(&output).unwrap();
+        assert!(text.len() < 60, "{text}");
+        // As it was stored before there was a short form.
+        let long = format!(
+            "{{\"stack\":{}}}",
+            serde_json::to_string(&output.stack).unwrap()
+        );
+        let stored = |text: &str| serde_json::from_str::<Output>(text).unwrap();
+        for text in [&text, &long] {
+            let found = stored(text).revive(&layers).unwrap();
+            assert_eq!(found.stack, output.stack);
+            assert_eq!(&serde_json::to_string(&stored(text)).unwrap(), text);
+        }
+        // A merge is no chain.
+        let base = output.stack.prefix(1);
+        let merged = Output::of(&layers, output.stack.joined(&base));
+        let merged_text = serde_json::to_string(&merged).unwrap();
+        let found = stored(&merged_text).revive(&layers).unwrap();
+        assert_eq!(found.stack, merged.stack);
+        let (below, top) = (
+            output.stack.prefix(39).top().unwrap(),
+            output.stack.top().unwrap(),
+        );
+        drop((found, merged, output));
+        for gone in [top, below] {
+            layers.remove(gone).unwrap();
+            assert!(stored(&text).revive(&layers).is_none());
+            assert!(stored(&long).revive(&layers).is_none());
+        }
+    }
+}
