@@ -21,6 +21,7 @@ mod peers;
 mod registry;
 mod server;
 mod ssh_server;
+pub mod web;
 
 pub use certificates::write_certificates;
 pub use command::{Output, Tool, normalized, program};
@@ -30,8 +31,8 @@ pub use fuzz::{CountingAllocator, Fuzz};
 pub use git_server::{GitRequestSeen, GitServer, GitServerOptions, GitWork};
 pub use grpc::serve_build_server;
 pub use images::{BaseImage, base_image};
-pub use lab::Lab;
+pub use lab::{Lab, wait_for};
 pub use peers::Peers;
 pub use registry::{Registry, RegistryAccess};
-pub use server::BuildServer;
+pub use server::{BuildServer, ServerSetup};
 pub use ssh_server::SshServer;

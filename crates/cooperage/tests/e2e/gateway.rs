@@ -4,10 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use testkit::{Registry, Tool, program};
+use testkit::{BuildServer, Registry, Tool, program};
 
-use crate::build_server::BuildServer;
-use crate::workshop::{Workshop, text};
+use crate::workshop::{Workshop, server, text};
 
 /// A server, and a registry with a base image and the frontend.
 struct Shop {
@@ -21,7 +20,7 @@ impl Shop {
         let shop = Workshop::open();
         let registry = shop.registry();
         let config = text(&shop.plain_http(&registry));
-        let server = BuildServer::start_with(&shop.lab, &["--config", &config], &[]);
+        let server = server(&shop.lab).args(&["--config", &config]).start();
         shop.cooperage.ok(&[
             "create",
             "--name",

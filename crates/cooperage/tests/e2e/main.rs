@@ -4,7 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
-mod build_server;
 mod counted;
 mod disk;
 mod docker_driver;

@@ -139,7 +139,7 @@ const RECIPES: &[Recipe] = &[
 fn matrix_dockerfiles_by_the_stock_client() {
     let matrix = Matrix::start(&[]);
     let stock = matrix.shop.stock().env("RECIPE_SECRET", "iron hoops");
-    let far = format!("unix://{}", matrix.server.socket.display());
+    let far = matrix.server.address();
     stock.ok(&["create", "--name", "far", "--driver", "remote", &far]);
     let context = matrix.shop.context("recipes", CONTEXT);
     for entry in [

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use diag::{Context, Error, Result};
 
-use super::attributes::{Attributes, LineEnds};
+use super::attributes::{Attributes, Conversion};
 use super::object::{Oid, TreeEntry, parse_tree};
 use super::repository::{Bases, Found, Repository};
 
@@ -40,8 +40,9 @@ impl Written {
 struct Job {
     found: Found,
     path: Vec<u8>,
+    oid: Oid,
     mode: u32,
-    line_ends: LineEnds,
+    conversion: Conversion,
 }
 
 /// Writes a tree; returns its files, links and submodules, sorted by path. Submodules become empty
@@ -73,8 +74,9 @@ pub(super) fn write_tree(
             } else {
                 jobs.push(Job {
                     found: repository.require(entry.oid)?,
-                    line_ends: attributes.line_ends(&path),
+                    conversion: attributes.conversion(&path),
                     path: path.clone(),
+                    oid: entry.oid,
                     mode: entry.mode,
                 });
             }
@@ -154,15 +156,11 @@ fn write_one(repository: &Repository, job: &Job, path: &Path, bases: &mut Bases)
         .open(path)?;
     // Whatever the server's umask is.
     file.set_permissions(Permissions::from_mode(mode))?;
-    if job.line_ends == LineEnds::Kept && stream(repository, job.found, &mut file)? {
+    if job.conversion.is_none() && stream(repository, job.found, &mut file)? {
         return Ok(());
     }
     let (_, data) = repository.read_at(job.found, bases)?;
-    match job.line_ends.converted(&data) {
-        Some(converted) => file.write_all(&converted)?,
-        None => file.write_all(&data)?,
-    }
-    Ok(())
+    Ok(file.write_all(&job.conversion.apply(job.oid, &data))?)
 }
 
 fn stream(repository: &Repository, found: Found, file: &mut File) -> Result<bool> {
