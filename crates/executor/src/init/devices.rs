@@ -75,16 +75,17 @@ pub(super) fn populate(dev: &OwnedFd, insecure: bool, bind: bool) -> io::Result<
     if !insecure {
         return Ok(());
     }
-    copy_all(dev, Path::new("/dev"), Path::new(""), DEPTH_MAX);
-    // What of these cannot be made here is not to be had.
+    // What of these cannot be made here is not to be had. They come before this machine's own, whose
+    // modes are stricter.
     let _ = rustix::fs::mkdirat(dev, "net", Mode::from_raw_mode(0o755));
     for (name, major, minor) in INSECURE_NODES {
         let _ = node(dev, name, FileType::CharacterDevice, 0o666, *major, *minor);
     }
     for number in 0..INSECURE_LOOPS {
         let name = format!("loop{number}");
-        let _ = node(dev, &name, FileType::BlockDevice, 0o660, 7, number);
+        let _ = node(dev, &name, FileType::BlockDevice, 0o666, 7, number);
     }
+    copy_all(dev, Path::new("/dev"), Path::new(""), DEPTH_MAX);
     Ok(())
 }
 

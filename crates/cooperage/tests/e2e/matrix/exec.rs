@@ -227,7 +227,7 @@ fn matrix_processes_with_more_rights() {
         ),
         insecure(
             "insecure: limits",
-            "ulimit -n >/out/n; umask >/out/umask; stat -c '%a %t:%T' /dev/null /dev/full /dev/loop-control >/out/dev 2>/dev/null || true",
+            "ulimit -n >/out/n; umask >/out/umask; stat -c '%a %t:%T' /dev/null /dev/full /dev/loop-control /dev/loop0 /dev/fuse >/out/dev 2>/dev/null || true",
         ),
         host(
             "network of the host",

@@ -153,8 +153,6 @@ fn matrix_git_options() {
         &[("git.skipsubmodules", "false")],
         &[("git.checksum", first)],
         &[("git.checksum", &first[..7])],
-        &[("git.checksum", "0123456")],
-        &[("git.checksum", "not hexadecimal")],
         &[("git.nonesuch", "x")],
     ] {
         for fragment in ["v1", "light", first] {
@@ -162,7 +160,17 @@ fn matrix_git_options() {
         }
     }
     cases.push(bench.case(GIT, "r.git#main:part", &[skip]));
+    for folder in ["dir", "dir/deep", "part/deep"] {
+        cases.push(bench.case(GIT, &format!("r.git#main:{folder}"), &[skip]));
+    }
     cases.push(bench.case(GIT, "r.git#v1", &[("git.checksum", tag)]));
+    // Stock asks this only of what it has yet to check out.
+    for wrong in ["0123456", "not hexadecimal"] {
+        for fragment in ["feature/x", "v1-again"] {
+            let source = format!("r.git#{fragment}:dir");
+            cases.push(bench.case(GIT, &source, &[("git.checksum", wrong)]));
+        }
+    }
     // Without the full address it is one of HTTPS, which nobody serves.
     cases.push(Case::of("no full address", &bench.matrix, |llb| {
         llb.source("git://127.0.0.1:8418/r.git#main", &[])
@@ -317,6 +325,7 @@ fn matrix_git_secrets_and_keys() {
         cases.push(bench.case(PRIVATE, &path, &attrs).flags(&flags));
     }
     let ssh = SshServer::start(&bench.matrix.shop.lab.subdirectory("ssh"));
+    let mut ssh_cases = Vec::new();
     let address = ssh.url(&bench.repositories.directory.join("inner.git"));
     let agent = format!("--ssh=default={}", text(&ssh.agent()));
     let (known, unknown) = (
@@ -346,9 +355,10 @@ fn matrix_git_secrets_and_keys() {
                 &attrs,
             )
         });
-        cases.push(case.flags(&flags));
+        ssh_cases.push(case.flags(&flags).in_own_words());
     }
     bench.compare(cases);
+    bench.matrix.compare(&ssh_cases);
 }
 
 /// The Engine's BuildKit does not know these options yet; what they do was seen with BuildKit 0.32.

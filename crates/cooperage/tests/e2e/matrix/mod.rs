@@ -112,23 +112,35 @@ impl Matrix {
     /// Our server beside the newest Engine, whose image store can do merge and diff; or beside another
     /// BuildKit, whose `buildkitd` is named by `$COOPERAGE_STOCK_BUILDKITD`.
     pub fn start(flags: &[&str]) -> Matrix {
-        let mut matrix = Self::alone(Release::NewestContainerd, flags);
-        let directory = matrix.shop.lab.subdirectory("stock-peer");
+        Self::alone(Release::NewestContainerd, flags).beside_stock()
+    }
+
+    /// Our server, beside another BuildKit only if one is named: for what the Engine's cannot do.
+    pub fn beside_other_only() -> Matrix {
+        let matrix = Self::alone(Release::Debian, &[]);
+        match std::env::var_os(STOCK) {
+            Some(_) => matrix.beside_stock(),
+            None => matrix,
+        }
+    }
+
+    fn beside_stock(mut self) -> Matrix {
+        let directory = self.shop.lab.subdirectory("stock-peer");
         let address = if let Some(buildkitd) = std::env::var_os(STOCK) {
-            let config = text(&matrix.shop.lab.directory().join("buildkitd.toml"));
+            let config = text(&self.shop.lab.directory().join("buildkitd.toml"));
             let setup = ServerSetup::stock(Path::new(&buildkitd), &directory);
             let setup = setup.args(&["--config", &config]);
             let server = setup.args(exec::ALLOW).start();
             let address = server.address();
-            matrix.other = Some(server);
+            self.other = Some(server);
             address
         } else {
             let socket = directory.join("grpc.sock");
-            testkit::serve_build_server(&matrix.shop.engine, &socket);
+            testkit::serve_build_server(&self.shop.engine, &socket);
             format!("unix://{}", text(&socket))
         };
-        matrix.stock = Some(Peer::new(&address, directory));
-        matrix
+        self.stock = Some(Peer::new(&address, directory));
+        self
     }
 
     /// Only our server.
@@ -184,12 +196,29 @@ impl Matrix {
             for (special, peer) in all {
                 let ours = peer.tree(case, self);
                 let both_fail = case.own_words && ours.is_err() && theirs.is_err();
-                if !both_fail && !alike(&ours, &theirs) {
+                if is_gone(&theirs) || !both_fail && !alike(&ours, &theirs) {
                     differences.push(told(&format!("{} {special}", case.name), &ours, &theirs));
                 }
             }
         }
         assert!(differences.is_empty(), "{}", differences.join("\n"));
+    }
+
+    /// Builds on ours, where the outcome must be as it was recorded, and on another BuildKit if there
+    /// is one: of a failure, what the client says contains the text.
+    pub fn compare_recorded(&self, case: &Case, recorded: Result<&[&str], &str>) {
+        for peer in std::iter::once(&self.ours).chain(&self.stock) {
+            let built = peer.tree(case, self);
+            let fits = match (&built, recorded) {
+                (Ok(tree), Ok(expected)) => {
+                    let same = |(a, b): (&String, &&str)| same_line(a, b);
+                    tree.len() == expected.len() && tree.iter().zip(expected).all(same)
+                }
+                (Err(said), Err(expected)) => said.contains(expected),
+                _ => false,
+            };
+            assert!(fits, "{}: {built:#?} and not {recorded:#?}", case.name);
+        }
     }
 
     /// Builds on ours and returns what is in the result's files, as `path: content` of text files.
@@ -276,6 +305,12 @@ fn alike(ours: &Built, stock: &Built) -> bool {
         (Err(ours), Err(stock)) => error_line(ours) == error_line(stock),
         _ => false,
     }
+}
+
+/// Whether there was no answer at all, which would pass for a failure.
+fn is_gone(built: &Built) -> bool {
+    let gone = ["transport error", "Broken pipe", "Connection refused"];
+    matches!(built, Err(said) if gone.iter().any(|words| error_line(said).contains(words)))
 }
 
 /// Stock gives a directory its time and then changes what is in it, so the time it has is that of the

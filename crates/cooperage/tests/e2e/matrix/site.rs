@@ -96,6 +96,8 @@ fn fill(work: &GitWork) {
     work.put("dir/deep/f", "in deep");
     work.put("with space/[x]", "odd");
     work.put("crlf.txt", "one\ntwo\n");
+    work.put("dir/lines.txt", "one\ntwo\n");
+    work.put("dir/deep/who.id", "$Id$\n");
     work.put("who.id", "$Id$\n");
     work.put("left-out", "not in archives");
     work.put(

@@ -45,6 +45,52 @@ struct Job {
     conversion: Conversion,
 }
 
+/// A tree inside of a commit: what the directories above it say of its files.
+#[derive(Clone, Debug)]
+pub(super) struct Subtree {
+    /// Its object; `None` for a submodule, of which the commit has no files.
+    tree: Option<Oid>,
+    /// Where it is in the commit, without slashes at the ends.
+    path: Vec<u8>,
+    attributes: Attributes,
+}
+
+impl Subtree {
+    /// The whole tree of a commit.
+    pub(super) fn whole(tree: Oid) -> Self {
+        Subtree {
+            tree: Some(tree),
+            path: Vec::new(),
+            attributes: Attributes::default(),
+        }
+    }
+
+    /// What is in it under a name.
+    ///
+    /// # Errors
+    /// Names that are not there, of files, and of anything below a submodule.
+    pub(super) fn enter(self, repository: &Repository, name: &[u8]) -> Result<Self> {
+        let shown = String::from_utf8_lossy(name);
+        let missing = || {
+            let text = format!("failed to lstat {shown:?}: no such file or directory");
+            Error::not_found(text)
+        };
+        let (_, data) = repository.read(self.tree.ok_or_else(missing)?)?;
+        let entries = parse_tree(&data, repository.format())?;
+        let entry = entries.iter().find(|entry| entry.name == name);
+        let entry = entry.ok_or_else(missing)?;
+        if !entry.is_dir() && !entry.is_submodule() {
+            let text = format!("git subpath contains non-directory {shown:?}");
+            return Err(Error::invalid(text));
+        }
+        Ok(Subtree {
+            tree: entry.is_dir().then_some(entry.oid),
+            attributes: attributes_of(repository, &entries, &self.path, self.attributes)?,
+            path: joined(&self.path, name),
+        })
+    }
+}
+
 /// Writes a tree; returns its files, links and submodules, sorted by path. Submodules become empty
 /// directories.
 ///
@@ -52,16 +98,24 @@ struct Job {
 /// Objects that are missing, and trees with two things of one name.
 pub(super) fn write_tree(
     repository: &Repository,
-    tree: Oid,
+    subtree: Subtree,
     target: &Path,
 ) -> Result<Vec<Written>> {
     let (mut written, mut jobs) = (Vec::new(), Vec::new());
     let mut bases = Bases::default();
-    let mut todo = vec![(tree, Vec::new(), Attributes::default())];
+    let Subtree {
+        tree,
+        path: outer,
+        attributes,
+    } = subtree;
+    let mut todo: Vec<_> = tree
+        .into_iter()
+        .map(|tree| (tree, Vec::new(), attributes.clone()))
+        .collect();
     while let Some((tree, path, attributes)) = todo.pop() {
         let (_, data) = repository.read_at(repository.require(tree)?, &mut bases)?;
         let entries = parse_tree(&data, repository.format())?;
-        let attributes = attributes_of(repository, &entries, &path, attributes)?;
+        let attributes = attributes_of(repository, &entries, &joined(&outer, &path), attributes)?;
         for entry in entries {
             let path = joined(&path, &entry.name);
             if entry.is_dir() {
@@ -74,7 +128,7 @@ pub(super) fn write_tree(
             } else {
                 jobs.push(Job {
                     found: repository.require(entry.oid)?,
-                    conversion: attributes.conversion(&path),
+                    conversion: attributes.conversion(&joined(&outer, &path)),
                     path: path.clone(),
                     oid: entry.oid,
                     mode: entry.mode,
@@ -178,8 +232,8 @@ pub(super) fn new_dir(path: &Path) -> Result<()> {
 }
 
 fn joined(path: &[u8], name: &[u8]) -> Vec<u8> {
-    if path.is_empty() {
-        return name.to_vec();
+    if path.is_empty() || name.is_empty() {
+        return [path, name].concat();
     }
     [path, b"/", name].concat()
 }
