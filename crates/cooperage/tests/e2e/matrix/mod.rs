@@ -115,15 +115,6 @@ impl Matrix {
         Self::alone(Release::NewestContainerd, flags).beside_stock()
     }
 
-    /// Our server, beside another BuildKit only if one is named: for what the Engine's cannot do.
-    pub fn beside_other_only() -> Matrix {
-        let matrix = Self::alone(Release::Debian, &[]);
-        match std::env::var_os(STOCK) {
-            Some(_) => matrix.beside_stock(),
-            None => matrix,
-        }
-    }
-
     fn beside_stock(mut self) -> Matrix {
         let directory = self.shop.lab.subdirectory("stock-peer");
         let address = if let Some(buildkitd) = std::env::var_os(STOCK) {
@@ -196,7 +187,8 @@ impl Matrix {
             for (special, peer) in all {
                 let ours = peer.tree(case, self);
                 let both_fail = case.own_words && ours.is_err() && theirs.is_err();
-                if is_gone(&theirs) || !both_fail && !alike(&ours, &theirs) {
+                assert!(!is_gone(&theirs), "{}: {}", case.name, self.stock_log());
+                if !both_fail && !alike(&ours, &theirs) {
                     differences.push(told(&format!("{} {special}", case.name), &ours, &theirs));
                 }
             }
@@ -204,21 +196,32 @@ impl Matrix {
         assert!(differences.is_empty(), "{}", differences.join("\n"));
     }
 
-    /// Builds on ours, where the outcome must be as it was recorded, and on another BuildKit if there
-    /// is one: of a failure, what the client says contains the text.
-    pub fn compare_recorded(&self, case: &Case, recorded: Result<&[&str], &str>) {
+    /// Builds on ours and on stock, if there is one, where both must have this outcome: of a failure,
+    /// what the client says contains the text.
+    pub fn compare_to(&self, case: &Case, expected: Result<&[&str], &str>) {
         for peer in std::iter::once(&self.ours).chain(&self.stock) {
             let built = peer.tree(case, self);
-            let fits = match (&built, recorded) {
-                (Ok(tree), Ok(expected)) => {
+            assert!(!is_gone(&built), "{}: {}", case.name, self.stock_log());
+            let fits = match (&built, expected) {
+                (Ok(tree), Ok(lines)) => {
                     let same = |(a, b): (&String, &&str)| same_line(a, b);
-                    tree.len() == expected.len() && tree.iter().zip(expected).all(same)
+                    tree.len() == lines.len() && tree.iter().zip(lines).all(same)
                 }
-                (Err(said), Err(expected)) => said.contains(expected),
+                (Err(said), Err(text)) => said.contains(text),
                 _ => false,
             };
-            assert!(fits, "{}: {built:#?} and not {recorded:#?}", case.name);
+            assert!(fits, "{}: {built:#?} and not {expected:#?}", case.name);
         }
+    }
+
+    /// What stock wrote last.
+    fn stock_log(&self) -> String {
+        let log = match &self.other {
+            Some(server) => server.log(),
+            None => self.shop.engine.log(),
+        };
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
     }
 
     /// Builds on ours and returns what is in the result's files, as `path: content` of text files.
