@@ -16,7 +16,7 @@ use crate::lab::{end, first_child, wait_for};
 use crate::{Lab, Tool};
 
 /// How long a server may take to answer, and to end when asked to.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How a server is started. Its directory gets `b.sock`, where it listens, `buildkitd.log` and
 /// `root`, its state, which a later server in the same directory finds again.
