@@ -77,14 +77,14 @@ impl ServerSetup {
         self
     }
 
-    /// Starts it and waits until it listens; panics with its log if it ends instead.
+    /// Starts it and waits until it answers; panics with its log if it ends instead.
     pub fn start(self) -> BuildServer {
         let process = self.spawn();
         let mut server = BuildServer {
             process,
             setup: self,
         };
-        server.wait_until_it_listens();
+        server.wait_until_it_answers();
         server
     }
 
@@ -148,12 +148,15 @@ impl BuildServer {
         ServerSetup::new(executable, directory).start()
     }
 
-    fn wait_until_it_listens(&mut self) {
+    /// Another BuildKit is only waited for until it listens, which it does last.
+    fn wait_until_it_answers(&mut self) {
         wait_for("the build server", PATIENCE, || {
             if let Ok(Some(status)) = self.process.try_wait() {
                 panic!("the build server ended: {status}\n{}", self.log());
             }
-            UnixStream::connect(self.setup.socket()).is_ok()
+            let listens = UnixStream::connect(self.setup.socket()).is_ok();
+            let ours = self.setup.first.is_some();
+            listens && (!ours || self.buildctl().run(&["debug", "info"]).code == 0)
         });
     }
 
@@ -256,7 +259,7 @@ impl BuildServer {
         self.kill_now();
         self.setup = self.setup.clone().args(more);
         self.process = self.setup.spawn();
-        self.wait_until_it_listens();
+        self.wait_until_it_answers();
     }
 
     /// Ends it as an abort does, with nothing in the way of a core dump; whether there was one.
