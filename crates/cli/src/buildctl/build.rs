@@ -154,7 +154,6 @@ fn plan(args: &BuildArgs, env: &Environment) -> Result<SolvePlan, diag::Error> {
     let local_dirs = paths(&args.local, "local")?;
     let oci_layouts = paths(&args.oci_layout, "oci-layout")?;
     Ok(SolvePlan {
-        dockerfile_graph: None,
         reference: new_id(),
         frontend: args.frontend.clone(),
         attributes,

@@ -6,6 +6,7 @@
 mod bad_input;
 mod build_server;
 mod counted;
+
 mod disk;
 mod docker_driver;
 mod driver_page;
@@ -20,6 +21,7 @@ mod matrix;
 mod mistakes;
 mod options;
 mod remote;
+mod remote_files;
 mod server_flags;
 mod sources;
 mod state;
