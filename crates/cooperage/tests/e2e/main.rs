@@ -6,6 +6,7 @@
 mod bad_input;
 mod build_server;
 mod counted;
+mod devices;
 
 mod disk;
 mod docker_driver;
