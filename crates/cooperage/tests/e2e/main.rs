@@ -7,7 +7,6 @@ mod bad_input;
 mod build_server;
 mod counted;
 mod devices;
-
 mod disk;
 mod docker_driver;
 mod driver_page;
