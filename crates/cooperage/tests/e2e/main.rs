@@ -22,6 +22,7 @@ mod mistakes;
 mod options;
 mod remote;
 mod remote_files;
+mod requests;
 mod server_flags;
 mod sources;
 mod state;
