@@ -29,7 +29,7 @@ use crate::launch::{
 use crate::network::{self, HOSTNAME_DEFAULT, NetworkConfig};
 use crate::observer::{StartObserver, StartWatch};
 use crate::platforms;
-use crate::spec::{ExitStatus, MountSource, ProcessIo, ProcessSpec, WindowSize};
+use crate::spec::{DeviceNode, ExitStatus, MountSource, ProcessIo, ProcessSpec, WindowSize};
 
 /// Longest name of a step in bytes: it becomes the name of a directory.
 const ID_LENGTH_MAX: usize = 128;
@@ -437,7 +437,8 @@ impl Inner {
     /// Gives the step to a spare, or to a new supervisor when there is none or it needs one of its
     /// own kind.
     fn hand_over(&self, spec: &ProcessSpec, fds: &[BorrowedFd<'_>]) -> io::Result<Supervisor> {
-        if !spec.insecure && spec.cgroup_parent.is_empty() {
+        let devices = devices_of(spec);
+        if !spec.insecure && spec.cgroup_parent.is_empty() && devices.is_empty() {
             // The last one is the most likely to be still there.
             loop {
                 let Some(spare) = self.spares.lock().pop() else {
@@ -448,7 +449,7 @@ impl Inner {
                 }
             }
         }
-        let supervisor = self.supervisor(&spec.cgroup_parent, !spec.insecure)?;
+        let supervisor = self.supervisor(&spec.cgroup_parent, !spec.insecure, devices)?;
         control::send_fds(&supervisor.control, b'l', fds)?;
         Ok(supervisor)
     }
@@ -462,6 +463,7 @@ impl Inner {
         let prepare = Prepare {
             cgroup: container.cgroup.clone(),
             guard_devices: false,
+            devices: Vec::new(),
             joins: true,
         };
         let supervisor = self.prepared(prepare, Some(container.pidfd.as_fd()))?;
@@ -470,12 +472,18 @@ impl Inner {
         Ok(supervisor)
     }
 
-    /// Starts a supervisor that prepares for a step.
-    fn supervisor(&self, cgroup_parent: &str, guard_devices: bool) -> io::Result<Supervisor> {
+    /// Starts a supervisor that prepares for a step with some devices besides the usual ones.
+    fn supervisor(
+        &self,
+        cgroup_parent: &str,
+        guard_devices: bool,
+        devices: Vec<DeviceNode>,
+    ) -> io::Result<Supervisor> {
         let number = self.step_number.fetch_add(1, Ordering::Relaxed);
         let prepare = Prepare {
             cgroup: self.cgroups.plan(&format!("step-{number}"), cgroup_parent),
             guard_devices,
+            devices,
             joins: false,
         };
         self.prepared(prepare, None)
@@ -522,7 +530,7 @@ impl Inner {
             }
         }
         while self.spares.lock().len() < self.spares_max {
-            match self.supervisor("", true) {
+            match self.supervisor("", true, Vec::new()) {
                 Ok(supervisor) => self.spares.lock().push(supervisor),
                 Err(error) => {
                     tracing::debug!(%error, "cannot make a spare supervisor");
@@ -583,6 +591,14 @@ impl Inner {
     }
 }
 
+fn devices_of(spec: &ProcessSpec) -> Vec<DeviceNode> {
+    let devices = spec.mounts.iter().filter_map(|mount| match &mount.source {
+        MountSource::Device(node) => Some(node.clone()),
+        _ => None,
+    });
+    devices.collect()
+}
+
 fn launch_mounts<'a>(
     spec: &'a ProcessSpec,
     files: &mut Vec<&'a [u8]>,
@@ -597,6 +613,7 @@ fn launch_mounts<'a>(
                 })?)
             }
             MountSource::Tmpfs { size } => LaunchSource::Tmpfs { size: *size },
+            MountSource::Device(node) => LaunchSource::Device(node.clone()),
             MountSource::File {
                 data,
                 uid,

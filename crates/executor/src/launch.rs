@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::StepPlan;
-use crate::spec::{MountFlags, UserIds, WindowSize};
+use crate::spec::{DeviceNode, MountFlags, UserIds, WindowSize};
 
 /// What can be done before it is known which step it is for.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -25,6 +25,8 @@ pub(crate) struct Prepare {
     pub(crate) cgroup: StepPlan,
     /// Whether only the usual devices can be opened.
     pub(crate) guard_devices: bool,
+    /// What can be opened besides.
+    pub(crate) devices: Vec<DeviceNode>,
     /// Whether it is for a process in a container that is there: a pidfd of the container's first
     /// process came along, and the cgroup is that container's.
     pub(crate) joins: bool,
@@ -87,6 +89,7 @@ pub(crate) enum LaunchSource {
         gid: u32,
         mode: u32,
     },
+    Device(DeviceNode),
 }
 
 /// A resource limit with the system's number.

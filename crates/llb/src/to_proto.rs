@@ -303,7 +303,11 @@ fn mount_to_proto(mount: &Mount) -> pb::Mount {
         input: index(mount.input),
         selector: mount.selector.clone(),
         dest: mount.dest.clone(),
-        output: index(mount.output),
+        output: match mount.kind {
+            // As stock's library leaves it, so that digests are the same.
+            MountKind::Secret { .. } | MountKind::Ssh { .. } => 0,
+            _ => index(mount.output),
+        },
         readonly: mount.readonly,
         result_id: mount.result_id.clone(),
         content_cache: match mount.content_cache {
@@ -464,6 +468,20 @@ mod tests {
             (build.inputs["a"].input, build.attrs["f"].as_str()),
             (0, "")
         );
+    }
+
+    #[test]
+    fn an_agent_s_mount_has_the_output_that_stock_leaves_there() {
+        let wire = pb::Mount {
+            input: -1,
+            dest: "/agent".to_owned(),
+            mount_type: pb::MountType::Ssh as i32,
+            ssh_opt: Some(pb::SshOpt::default()),
+            ..pb::Mount::default()
+        };
+        let mount = crate::mount_from_proto(wire.clone(), 0).unwrap();
+        assert_eq!(mount.output, None);
+        assert_eq!(mount_to_proto(&mount), wire);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod counted;
+mod devices;
 mod disk;
 mod docker_driver;
 mod driver_page;
@@ -19,6 +20,8 @@ mod matrix;
 mod mistakes;
 mod options;
 mod remote;
+mod remote_files;
+mod requests;
 mod server_flags;
 mod sources;
 mod state;

@@ -5,9 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, makedev};
 
 use super::mounts::{clone_tree, move_onto};
+use crate::spec::{DeviceKind, DeviceNode};
 
 /// Devices that every step has: name, major, minor.
 const NODES: &[(&str, u32, u32)] = &[
@@ -87,6 +88,23 @@ pub(super) fn populate(dev: &OwnedFd, insecure: bool, bind: bool) -> io::Result<
     }
     copy_all(dev, Path::new("/dev"), Path::new(""), DEPTH_MAX);
     Ok(())
+}
+
+/// Makes one node.
+pub(super) fn make(dir: &OwnedFd, name: &str, wanted: &DeviceNode) -> io::Result<()> {
+    let kind = match wanted.kind {
+        DeviceKind::Char => FileType::CharacterDevice,
+        DeviceKind::Block => FileType::BlockDevice,
+        DeviceKind::Fifo => FileType::Fifo,
+    };
+    node(dir, name, kind, wanted.mode, wanted.major, wanted.minor)?;
+    let owner = rustix::fs::Uid::from_raw(wanted.uid);
+    let group = rustix::fs::Gid::from_raw(wanted.gid);
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::chownat(dir, name, Some(owner), Some(group), flags)?;
+    // Whatever the mask of modes was.
+    let mode = Mode::from_raw_mode(wanted.mode);
+    Ok(rustix::fs::chmodat(dir, name, mode, AtFlags::empty())?)
 }
 
 /// Shows the step's terminal as `/dev/console`.
