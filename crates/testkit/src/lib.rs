@@ -34,4 +34,4 @@ pub use lab::Lab;
 pub use peers::Peers;
 pub use registry::{Registry, RegistryAccess};
 pub use server::BuildServer;
-pub use ssh_server::SshServer;
+pub use ssh_server::{SshAgent, SshServer, SshServerOptions};
