@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use testkit::{
-    Engine, GitServer, GitServerOptions, GitWork, SshServer, SshServerOptions, Tool,
-};
+use testkit::{Engine, GitServer, GitServerOptions, GitWork, SshServer, SshServerOptions, Tool};
 
 use crate::workshop::{Workshop, text};
 
@@ -197,7 +195,12 @@ fn a_private_repository_is_reached_over_ssh_with_the_clients_agent() {
     shop.cooperage
         .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
     let first = ["build", "--builder=c", "--progress=plain", "--no-cache"];
-    for (name, client) in [("ours", &shop.cooperage), ("stock", &shop.stock())] {
+    // Hints reach our client alone.
+    let told = "give the build an agent with `--ssh default`";
+    for (name, client, cause) in [
+        ("ours", &shop.cooperage, told),
+        ("stock", &shop.stock(), "unset ssh forward key default"),
+    ] {
         let agent = text(&ssh.agent());
         let with_agent = client.clone().env("SSH_AUTH_SOCK", &agent);
         let build = |name: &str, args: &[&str]| {
@@ -207,14 +210,20 @@ fn a_private_repository_is_reached_over_ssh_with_the_clients_agent() {
             out
         };
         let out = build(&format!("{name}-url"), &[&ssh.url(&path)]);
-        assert_eq!((read(&out, "a"), read(&out, "part/p")), ("1".into(), "part".into()));
+        assert_eq!(
+            (read(&out, "a"), read(&out, "part/p")),
+            ("1".into(), "part".into())
+        );
         let out = build(&format!("{name}-added"), &[&context]);
-        assert_eq!((read(&out, "r/a"), read(&out, "r/part/p")), ("1".into(), "part".into()));
+        assert_eq!(
+            (read(&out, "r/a"), read(&out, "r/part/p")),
+            ("1".into(), "part".into())
+        );
         assert!(out.join("r/.git/HEAD").exists());
         let refused = client.run(&[&first[..], &[&context]].concat());
         let said = format!("{}{}", refused.stdout, refused.stderr);
-        assert!(refused.code != 0 && said.contains("--ssh default"), "{said}");
-        // Known of the agent's key, but of no repository.
+        assert!(refused.code != 0 && said.contains(cause), "{said}");
+        // The host is reached and has no such repository.
         let nowhere = ssh.url("/nonexistent.git".as_ref());
         let refused = with_agent.run(&[&first[..], &["--ssh=default", &nowhere]].concat());
         let said = format!("{}{}", refused.stdout, refused.stderr);
