@@ -164,7 +164,7 @@ impl SshServer {
     pub fn wait_for_no_connections(&self) {
         wait_for(
             "the end of all connections",
-            Duration::from_secs(60),
+            Duration::from_secs(120),
             || {
                 let mut connections = self.connections.lock().expect("no thread panics with it");
                 connections.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
@@ -205,7 +205,7 @@ impl SshAgent {
             socket: socket.to_owned(),
             process,
         };
-        wait_for("ssh-agent", Duration::from_secs(60), || {
+        wait_for("ssh-agent", Duration::from_secs(120), || {
             std::os::unix::net::UnixStream::connect(socket).is_ok()
         });
         for key in keys {
@@ -244,11 +244,17 @@ fn serve(directory: &Path, stream: TcpStream) -> std::io::Result<Child> {
         .spawn()
 }
 
+/// Makes a pair of keys; those of RSA are small, because large ones take seconds.
 fn make_key(path: &Path, args: &[&str]) {
+    let size: &[&str] = match args.contains(&"rsa") {
+        true => &["-b", "2048"],
+        false => &[],
+    };
     run(Command::new("ssh-keygen")
         .args(["-q", "-N", "", "-f"])
         .arg(path)
-        .args(args));
+        .args(args)
+        .args(size));
 }
 
 fn end(process: &mut Child) {

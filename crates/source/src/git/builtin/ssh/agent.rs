@@ -1,12 +1,12 @@
 //! The client's ssh agent: which keys it has, and its signatures.
 //!
-//! Format: draft-ietf-sshm-ssh-agent; binding to a session: OpenSSH's PROTOCOL.agent.
+//! Format: draft-ietf-sshm-ssh-agent. Clients pass on these two questions and no extensions, so keys that an
+//! agent keeps for certain hosts are not seen.
 
 use std::path::Path;
 use std::time::Duration;
 
 use diag::{Code, Error, Result};
-use russh::keys::agent::AgentSessionBinding;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -16,12 +16,10 @@ const MESSAGE_BYTES_MAX: usize = 256 << 10;
 /// How long an agent may take for an answer. A person may have to agree to a signature.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
 
-const SUCCESS: u8 = 6;
 const REQUEST_IDENTITIES: u8 = 11;
 const IDENTITIES_ANSWER: u8 = 12;
 const SIGN_REQUEST: u8 = 13;
 const SIGN_RESPONSE: u8 = 14;
-const EXTENSION: u8 = 27;
 
 /// Signatures of RSA keys with SHA-256.
 pub(super) const RSA_SHA2_256: u32 = 2;
@@ -35,19 +33,11 @@ pub(super) struct Agent {
 }
 
 impl Agent {
-    /// Connects, and tells the agent for which connection it will sign if it wants to know.
-    pub(super) async fn open(
-        socket: &Path,
-        binding: Option<&AgentSessionBinding>,
-    ) -> Result<Agent> {
-        let mut agent = Agent::connect(socket).await?;
-        if let Some(binding) = binding
-            && agent.bind(binding).await.is_err()
-        {
-            // It does not know such messages, and has gone away over one.
-            agent = Agent::connect(socket).await?;
-        }
-        Ok(agent)
+    /// Connects to a socket.
+    pub(super) async fn open(socket: &Path) -> Result<Agent> {
+        let stream = UnixStream::connect(socket);
+        let stream = stream.await.map_err(|error| failed(&error.to_string()))?;
+        Ok(Agent { stream })
     }
 
     /// The keys and certificates that it has, as they are on the wire.
@@ -88,24 +78,6 @@ impl Agent {
             }
             _ => Err(failed("it refused to sign")),
         }
-    }
-
-    async fn connect(socket: &Path) -> Result<Agent> {
-        let stream = UnixStream::connect(socket);
-        let stream = stream.await.map_err(|error| failed(&error.to_string()))?;
-        Ok(Agent { stream })
-    }
-
-    /// Without this an agent keeps back keys that are meant for certain hosts only.
-    async fn bind(&mut self, binding: &AgentSessionBinding) -> Result<bool> {
-        let mut request = vec![EXTENSION];
-        put_string(&mut request, b"session-bind@openssh.com");
-        put_string(&mut request, binding.host_key());
-        put_string(&mut request, binding.session_id());
-        put_string(&mut request, binding.signature());
-        request.push(0);
-        let answer = self.ask(&request).await?;
-        Ok(answer.first() == Some(&SUCCESS))
     }
 
     async fn ask(&mut self, request: &[u8]) -> Result<Vec<u8>> {

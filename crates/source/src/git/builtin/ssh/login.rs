@@ -60,8 +60,7 @@ impl Login<'_> {
         if !methods.contains(&MethodKind::PublicKey) {
             return Err(self.denied(&methods).hint("the host takes no keys"));
         }
-        let binding = self.handle.agent_session_binding().cloned();
-        let mut agent = Agent::open(socket, binding.as_ref()).await?;
+        let mut agent = Agent::open(socket).await?;
         let identities = agent.identities().await?;
         if identities.is_empty() {
             let hint = "the client's ssh agent has no keys: add one with `ssh-add`";
