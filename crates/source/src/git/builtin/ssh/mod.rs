@@ -62,7 +62,7 @@ pub(super) struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            handshake: Duration::from_secs(30),
+            handshake: Duration::from_secs(60),
             login: Duration::from_secs(300),
             request: Duration::from_secs(300),
         }
