@@ -35,4 +35,4 @@ pub use lab::{Lab, wait_for};
 pub use peers::Peers;
 pub use registry::{Registry, RegistryAccess};
 pub use server::{BuildServer, ServerSetup};
-pub use ssh_server::SshServer;
+pub use ssh_server::{SshAgent, SshServer, SshServerOptions};

@@ -72,11 +72,11 @@ pub(super) struct Git<'a> {
 }
 
 /// A file with the keys of known hosts.
-pub(super) struct KnownHosts(tempfile::NamedTempFile);
+struct KnownHosts(tempfile::NamedTempFile);
 
 impl KnownHosts {
     /// Writes the file, unless there is nothing to write.
-    pub(super) fn write(text: &str) -> Result<Option<KnownHosts>> {
+    fn write(text: &str) -> Result<Option<KnownHosts>> {
         if text.is_empty() {
             return Ok(None);
         }
@@ -87,7 +87,7 @@ impl KnownHosts {
 }
 
 /// Options of `ssh`: nobody's configuration, no questions; without known hosts every host is trusted.
-pub(super) fn ssh_options(known_hosts: Option<&KnownHosts>) -> Vec<OsString> {
+fn ssh_options(known_hosts: Option<&KnownHosts>) -> Vec<OsString> {
     let mut options: Vec<OsString> = [
         "-F",
         "/dev/null",

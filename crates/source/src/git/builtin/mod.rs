@@ -1,8 +1,8 @@
 //! Git without the `git` program: what a server needs that is one executable.
 //!
-//! Speaks to remotes over HTTP, git's own transport and `ssh` (if that program is there), keeps of
-//! each remote the packs that came, and writes the files of a commit with its submodules. It reads
-//! and never pushes, and follows no history: what is wanted is a commit and its files.
+//! Speaks to remotes over HTTP, git's own transport and ssh, keeps of each remote the packs that
+//! came, and writes the files of a commit with its submodules. It reads and never pushes, and follows
+//! no history: what is wanted is a commit and its files.
 //!
 //! **Invariants**: every object has the name that its content gives; a commit counts as here when
 //! everything that belongs to it is; a remote's repository is used by one at a time, and nobody waits
@@ -19,6 +19,7 @@ mod pack_reader;
 mod packet;
 mod protocol;
 mod repository;
+mod ssh;
 mod transport;
 
 use std::path::{Path, PathBuf};
@@ -40,6 +41,8 @@ use object::{Kind, Oid, parse_tree};
 use protocol::{Reference, Session, Wants};
 use repository::Repository;
 use transport::Remote;
+
+pub(super) use ssh::is_ssh;
 
 /// How deep submodules may be in one another.
 const DEPTH_MAX: usize = 32;
