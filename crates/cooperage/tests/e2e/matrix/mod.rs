@@ -12,7 +12,7 @@ mod file;
 mod graph;
 mod hostile;
 mod network;
-mod secrets;
+pub mod secrets;
 mod server;
 mod sources;
 mod tree;
