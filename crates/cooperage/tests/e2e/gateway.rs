@@ -36,8 +36,9 @@ impl Shop {
             "remote",
             &server.address(),
         ]);
-        let dockerfile =
-            "FROM scratch\nCOPY gateway-frontend /frontend\nENTRYPOINT [\"/frontend\"]\n";
+        let dockerfile = "FROM scratch\nCOPY gateway-frontend /frontend\n\
+                          LABEL moby.buildkit.frontend.caps=moby.buildkit.frontend.contexts,moby.buildkit.frontend.inputs\n\
+                          ENTRYPOINT [\"/frontend\"]\n";
         let context = shop.context("frontend", &[("Dockerfile", dockerfile)]);
         let copy = Path::new(&context).join("gateway-frontend");
         std::fs::copy(program("gateway-frontend"), copy).unwrap();

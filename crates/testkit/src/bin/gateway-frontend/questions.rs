@@ -10,7 +10,7 @@ use proto::gateway::{
 };
 use proto::pb;
 
-use crate::{Error, Frontend, named};
+use crate::{Error, Frontend};
 
 impl Frontend {
     /// What a source stands for. Words after it: `object` for the objects of a repository,
@@ -165,7 +165,7 @@ impl Frontend {
         let inputs = self.gateway.inputs(InputsRequest {}).await?.into_inner();
         let mut names: Vec<String> = Vec::new();
         for (name, definition) in inputs.definitions {
-            let graph = llb::from_proto(&definition)?;
+            let graph = llb::from_proto(definition)?;
             let source = graph.order.iter().find_map(|digest| {
                 let vertex = graph.vertex(digest)?;
                 match &vertex.op {
