@@ -182,11 +182,11 @@ fn what_was_built_can_be_looked_into_and_the_server_says_what_it_can() {
             looked,
             "== /etc\n\
              stat: \"etc\" 20000000755 0 0:0 \"\"\n\
-             list: \"group\" 644 46 0:0 \"\"\n\
-             list: \"passwd\" 644 98 0:0 \"\"\n\
+             list: \"group\" 644 49 0:0 \"\"\n\
+             list: \"passwd\" 644 101 0:0 \"\"\n\
              read: error read /etc: is a directory\n\
              == /etc/passwd\n\
-             stat: \"passwd\" 644 98 0:0 \"\"\n\
+             stat: \"passwd\" 644 101 0:0 \"\"\n\
              list: error readdir /etc/passwd: not a directory\n\
              read: \"oot:x:0:\"\n\
              == nonesuch\n\
@@ -236,9 +236,11 @@ fn a_target_of_bake_is_an_input_of_a_frontend() {
     let answer = std::fs::read_to_string(Path::new(&out).join("answer")).unwrap();
     let digest = index_digest(&text(shop.shop.base_layout()));
     let base = format!("{}/busybox", shop.registry.address());
-    let input = answer.lines().find(|line| line.starts_with("input base "));
+    let input = answer
+        .lines()
+        .find(|line| line.starts_with("input 0-first "));
     let input = input.unwrap_or_else(|| panic!("{answer}"));
-    let source = input.trim_start_matches("input base docker-image://");
+    let source = input.trim_start_matches("input 0-first docker-image://");
     assert!(
         source.starts_with(&base) && source.ends_with(&digest),
         "{answer}"
