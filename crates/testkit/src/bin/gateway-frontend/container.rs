@@ -90,22 +90,28 @@ impl Frontend {
         self.gateway.new_container(request).await?;
         let (sender, messages) = tokio::sync::mpsc::channel(16);
         let messages = tokio_stream::wrappers::ReceiverStream::new(messages);
-        let mut replies = self.gateway.exec_process(messages).await?.into_inner();
-        let mut answers = String::new();
-        let first = "cat > /dev/null".to_owned();
-        for (number, command) in std::iter::once(&first).chain(commands).enumerate() {
-            let id = number.to_string();
+        let init = |number: usize, command: &str| {
             let init = InitMessage {
                 container_id: CONTAINER.to_owned(),
                 meta: Some(pb::Meta {
-                    args: vec!["/bin/sh".into(), "-c".into(), command.clone()],
+                    args: vec!["/bin/sh".into(), "-c".into(), command.to_owned()],
                     ..pb::Meta::default()
                 }),
                 fds: if number == 0 { vec![0] } else { vec![1] },
                 security: wishes.security.into(),
                 ..InitMessage::default()
             };
-            sender.send(message(&id, Input::Init(init))).await?;
+            message(&number.to_string(), Input::Init(init))
+        };
+        let first = "cat > /dev/null".to_owned();
+        // A server may answer the call itself only when it has something to say.
+        sender.send(init(0, &first)).await?;
+        let mut replies = self.gateway.exec_process(messages).await?.into_inner();
+        let mut answers = String::new();
+        for (number, command) in std::iter::once(&first).chain(commands).enumerate() {
+            if number > 0 {
+                sender.send(init(number, command)).await?;
+            }
             while let Some(reply) = replies.message().await? {
                 match reply.input {
                     Some(Input::File(file)) => answers += &String::from_utf8_lossy(&file.data),
