@@ -22,6 +22,7 @@ use crate::cgroup::{Cgroups, Layout, StepPlan};
 use crate::container::Container;
 use crate::control;
 use crate::error::ExecError;
+use crate::keyring;
 use crate::launch::{
     Command, Exited, Failure, Launch, LaunchMount, LaunchSource, Limit, Prepare, Report,
     write_message,
@@ -226,6 +227,7 @@ pub struct Process {
     supervisor_id: u32,
     cgroup: StepPlan,
     insecure: bool,
+    keyring: String,
     /// The unfinished line from the supervisor.
     line: Vec<u8>,
     pid: Option<i32>,
@@ -284,6 +286,11 @@ impl Process {
 
     pub(crate) fn is_insecure(&self) -> bool {
         self.insecure
+    }
+
+    /// The name of its session keyring.
+    pub(crate) fn keyring(&self) -> &str {
+        &self.keyring
     }
 
     /// A supervisor that does not listen any more has no process any more.
@@ -407,6 +414,10 @@ impl Inner {
         launch.terminal = terminal;
         launch.has_stdin = stdin.is_some();
         launch.joins = container.is_some();
+        launch.keyring = match container {
+            Some(container) => container.keyring.clone(),
+            None => keyring::new_name().map_err(ExecError::Spawn)?,
+        };
         let specification = write_message(&launch, &files).map_err(ExecError::Spawn)?;
         let streams = stdin.iter().chain(&others).map(AsFd::as_fd);
         let namespace = network.iter().map(|network| network.namespace.as_fd());
@@ -427,6 +438,7 @@ impl Inner {
             supervisor_id: supervisor.id,
             cgroup: supervisor.cgroup,
             insecure: spec.insecure,
+            keyring: launch.keyring,
             line: Vec::new(),
             pid: None,
             ended: None,
@@ -587,6 +599,7 @@ impl Inner {
             terminal: None,
             has_stdin: false,
             joins: false,
+            keyring: String::new(),
         })
     }
 }

@@ -61,6 +61,8 @@ pub(crate) struct Launch {
     pub(crate) has_stdin: bool,
     /// Whether it runs in a container that is there, so that nothing is made or mounted for it.
     pub(crate) joins: bool,
+    /// The name of its session keyring, which nothing outside of its container has.
+    pub(crate) keyring: String,
 }
 
 /// A mount in that form.

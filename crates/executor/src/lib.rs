@@ -21,6 +21,7 @@ mod control;
 mod error;
 mod executor;
 mod init;
+mod keyring;
 mod launch;
 mod network;
 mod observer;

@@ -14,6 +14,7 @@ mod engine_images;
 mod faults;
 mod flow;
 mod gateway;
+mod gateway_calls;
 mod history;
 mod layouts;
 mod matrix;

@@ -16,7 +16,7 @@ mod hostile;
 mod http;
 mod images;
 mod network;
-mod secrets;
+pub mod secrets;
 mod site;
 mod sources;
 mod tree;

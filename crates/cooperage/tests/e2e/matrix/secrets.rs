@@ -120,14 +120,14 @@ fn matrix_secrets() {
 }
 
 /// `ssh-agent` with one key; ended when dropped.
-struct Agent {
+pub struct Agent {
     process: Child,
-    socket: String,
+    pub socket: String,
     key: String,
 }
 
 impl Agent {
-    fn start(directory: &Path) -> Agent {
+    pub fn start(directory: &Path) -> Agent {
         let socket = text(&directory.join("agent.sock"));
         let process = Command::new("ssh-agent")
             .args(["-D", "-a", &socket])
@@ -170,7 +170,7 @@ impl Drop for Agent {
 }
 
 /// A folder with a program of this machine and the libraries it needs, at their places.
-fn with_libraries(program: &str, directory: &Path) {
+pub fn with_libraries(program: &str, directory: &Path) {
     let listed = Command::new("ldd").arg(program).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
     let libraries = listed
