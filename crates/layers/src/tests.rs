@@ -162,7 +162,7 @@ fn what_is_written_is_seen_above_and_not_below(backend: Backend) {
     ]);
     assert_eq!(t.shown(&two), above);
     let info = t.store.info(two.top().unwrap()).unwrap().unwrap();
-    assert_eq!(info.made_on, Some(one));
+    assert_eq!(t.store.stack_of(&info.made_on.unwrap()), Some(one));
     assert_eq!(info.description, "step");
     assert!(info.size > 0);
     // Only what changed is in the layer.

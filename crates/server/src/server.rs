@@ -50,6 +50,7 @@ use crate::history::History;
 use crate::listen::Listener;
 use crate::metrics::Metrics;
 use crate::parts::{Builds, ServerParts};
+use crate::reserve::Reserve;
 use crate::trace::{OtlpConfig, Tracer};
 use crate::usage::Cache;
 use crate::worker::Worker;
@@ -101,6 +102,8 @@ impl Server {
         let lock = RootLock::take(&root)?;
         let state = root.join("v1");
         std::fs::create_dir_all(&state)?;
+        let reserve = Reserve::of(&state);
+        reserve.give_way();
         let temporary = state.join("tmp");
         match std::fs::remove_dir_all(&temporary) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -131,6 +134,7 @@ impl Server {
             content.clone(),
             config.history.clone(),
         )?);
+        reserve.take();
         let metrics = Arc::new(Metrics::default());
         let ops = Arc::new(ops::work::Parts {
             layers: layers.clone(),

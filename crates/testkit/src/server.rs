@@ -15,7 +15,8 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use crate::lab::{end, first_child, wait_for};
 use crate::{Lab, Tool};
 
-/// How long a server may take to answer, and to end when asked to.
+/// How long a server may take to answer, and to end when asked to: it waits for the disk at both, which
+/// others may keep busy.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How a server is started. Its directory gets `b.sock`, where it listens, `buildkitd.log` and
