@@ -53,7 +53,8 @@ pub struct SyncRequest {
     pub on_change: Option<Arc<dyn Fn(Change<'_>) + Send + Sync>>,
     /// What the directory `dest` holds, if that is known for sure; else it is walked.
     pub known: Option<Arc<Listing>>,
-    /// Told what `dest` holds in the end, if that can be said without walking it.
+    /// Told what `dest` holds in the end, if that is not what was known and can be said without walking
+    /// it.
     pub on_listing: Option<OnListing>,
 }
 

@@ -95,6 +95,8 @@ enum PresentSource {
 struct Existing {
     stat: FileStat,
     content: Option<Digest>,
+    /// Where the known listing has it.
+    listed: Option<u32>,
 }
 
 impl Present {
@@ -142,6 +144,7 @@ impl PresentSource {
                 Ok(Some(Existing {
                     stat: entry.stat,
                     content: None,
+                    listed: None,
                 }))
             }
             PresentSource::Listed { listing, next } => {
@@ -150,6 +153,7 @@ impl PresentSource {
                 Ok(entry.map(|entry| Existing {
                     stat: entry.stat.clone(),
                     content: entry.content,
+                    listed: Some((*next - 1) as u32),
                 }))
             }
         }
@@ -173,7 +177,10 @@ impl Differ {
         contents: Contents,
     ) -> Result<Self, SessionError> {
         let outcome = Outcome {
-            listing: options.on_listing.as_ref().map(|_| Draft::default()),
+            listing: options
+                .on_listing
+                .as_ref()
+                .map(|_| Draft::new(options.known.clone())),
             ..Outcome::default()
         };
         Ok(Differ {
@@ -261,6 +268,7 @@ impl Differ {
             None => self.dest.lstat(&stat.path)?.map(|stat| Existing {
                 stat,
                 content: None,
+                listed: None,
             }),
             Some(present) => self.matching(present, &stat)?,
         };
@@ -324,8 +332,12 @@ impl Differ {
                 return self.keep_dir(stat, existing);
             }
             Some(existing) if self.is_same(&stat, &existing.stat) => {
-                if let Some(draft) = &mut self.outcome.listing {
-                    draft.keep(stat, existing.stat.xattrs, existing.content);
+                match (&mut self.outcome.listing, existing.listed) {
+                    (Some(draft), Some(at)) => draft.keep(at),
+                    (Some(draft), None) => {
+                        draft.stay(stat, existing.stat.xattrs, existing.content);
+                    }
+                    (None, _) => {}
                 }
                 return Ok(());
             }
@@ -382,7 +394,11 @@ impl Differ {
     }
 
     fn keep_dir(&mut self, stat: FileStat, existing: Existing) -> Result<(), SessionError> {
-        let Existing { stat: existing, .. } = existing;
+        let Existing {
+            stat: existing,
+            listed,
+            ..
+        } = existing;
         let same = same_metadata(&stat, &existing);
         if !same {
             self.outcome.stats.changed += 1;
@@ -392,11 +408,14 @@ impl Differ {
         if locked {
             self.dest.unlock_dir(&stat)?;
         }
-        if !same || locked || stat.mod_time != existing.mod_time {
+        let as_it_was = same && stat.mod_time == existing.mod_time;
+        if locked || !as_it_was {
             self.order.touch_last();
         }
-        if let Some(draft) = &mut self.outcome.listing {
-            draft.keep(stat, existing.xattrs, None);
+        match (&mut self.outcome.listing, listed) {
+            (Some(draft), Some(at)) if as_it_was => draft.keep(at),
+            (Some(draft), _) => draft.stay(stat, existing.xattrs, None),
+            (None, _) => {}
         }
         Ok(())
     }

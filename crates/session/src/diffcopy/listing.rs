@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use oci::{Digest, DigestHasher};
@@ -218,26 +219,49 @@ impl Listed {
 /// A listing while a directory becomes what it says.
 #[derive(Debug, Default)]
 pub struct Draft {
-    entries: Vec<Listed>,
+    /// What the directory held before.
+    known: Option<Arc<Listing>>,
+    entries: Vec<Drafted>,
     /// Paths whose attributes were set: which of them the file system took is to be looked at.
     attributes: Vec<Vec<u8>>,
 }
 
+/// An entry of a draft; most are as they were.
+#[derive(Debug)]
+enum Drafted {
+    /// What the known listing has at that place.
+    Known(u32),
+    Made(Box<Listed>),
+}
+
 impl Draft {
+    /// The draft for a directory that holds what is known of it.
+    pub fn new(known: Option<Arc<Listing>>) -> Self {
+        Draft {
+            known,
+            ..Draft::default()
+        }
+    }
+
     /// The number of the next entry.
     pub fn next(&self) -> u32 {
         self.entries.len() as u32
     }
 
-    /// An entry that stays as it is.
-    pub fn keep(
+    /// An entry that is what the known listing has at that place.
+    pub fn keep(&mut self, at: u32) {
+        self.entries.push(Drafted::Known(at));
+    }
+
+    /// An entry of which content and attributes stay.
+    pub fn stay(
         &mut self,
         mut stat: FileStat,
         xattrs: Vec<(Vec<u8>, Vec<u8>)>,
         content: Option<Digest>,
     ) {
         stat.xattrs = xattrs;
-        self.entries.push(Listed { stat, content });
+        self.push(Listed { stat, content });
     }
 
     /// An entry that is made; its content follows with [`Draft::set_content`] unless it is empty.
@@ -249,7 +273,7 @@ impl Draft {
             self.attributes.push(stat.path.clone());
         }
         let content = (is_file && stat.size == 0).then(|| Digest::of(b""));
-        self.entries.push(Listed { stat, content });
+        self.push(Listed { stat, content });
     }
 
     /// A directory was given attributes.
@@ -259,29 +283,46 @@ impl Draft {
 
     /// What the content of an entry was, and how long.
     pub fn set_content(&mut self, written: &Written) {
-        if let Some(entry) = self.entries.get_mut(written.entry as usize) {
+        if let Some(Drafted::Made(entry)) = self.entries.get_mut(written.entry as usize) {
             entry.content = Some(written.content);
             entry.stat.size = written.bytes as i64;
         }
     }
 
-    /// The listing, now that the directory is what it is to be.
-    pub fn finish(mut self, root: &Path) -> Option<Listing> {
+    /// The listing, now that the directory is what it is to be; `None` if nothing changed, or if it
+    /// cannot be said.
+    pub fn finish(self, root: &Path) -> Option<Listing> {
+        let known = self.known.as_ref().map_or(&[][..], |known| &known.entries);
+        let stayed = |entry: &Drafted| matches!(entry, Drafted::Known(_));
+        if self.known.is_some()
+            && self.entries.len() == known.len()
+            && self.entries.iter().all(stayed)
+        {
+            return None;
+        }
+        let entry = |entry: Drafted| match entry {
+            Drafted::Known(at) => known.get(at as usize).cloned(),
+            Drafted::Made(entry) => Some(*entry),
+        };
+        let mut entries: Vec<Listed> =
+            self.entries.into_iter().map(entry).collect::<Option<_>>()?;
         for path in &self.attributes {
-            let at = find(&self.entries, path)?;
+            let at = find(&entries, path)?;
             let found = list_attributes(&join(root, path)).ok()?;
-            let entry = self.entries.get_mut(at)?;
+            let entry = entries.get_mut(at)?;
             entry.stat.xattrs = found;
             entry.stat.xattrs.retain(|(name, _)| !is_of_overlay(name));
         }
         let is_whole = |entry: &Listed| {
             !mode::is_regular(entry.stat.mode)
-                || first_name(&self.entries, entry).is_some_and(|file| file.content.is_some())
+                || first_name(&entries, entry).is_some_and(|file| file.content.is_some())
         };
-        let whole = self.entries.iter().all(is_whole);
-        whole.then_some(Listing {
-            entries: self.entries,
-        })
+        let whole = entries.iter().all(is_whole);
+        whole.then_some(Listing { entries })
+    }
+
+    fn push(&mut self, entry: Listed) {
+        self.entries.push(Drafted::Made(Box::new(entry)));
     }
 }
 

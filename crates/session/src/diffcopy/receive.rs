@@ -44,7 +44,8 @@ pub struct ReceiveOptions {
     pub on_change: Option<Arc<dyn Fn(Change<'_>) + Send + Sync>>,
     /// What the directory holds, if that is known for sure; else it is walked.
     pub known: Option<Arc<Listing>>,
-    /// Told what the directory holds when all is done, if that can be said without walking it.
+    /// Told what the directory holds when all is done, if that is not what was known and can be said
+    /// without walking it.
     pub on_listing: Option<OnListing>,
 }
 
