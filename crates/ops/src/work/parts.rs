@@ -76,7 +76,10 @@ impl Parts {
                 content_digest(&Tree::open(none)?, &selectors, &parts.files, &cancel)
             } else {
                 let mounted = parts.layers.mount(&output.stack)?;
-                let tree = Tree::open([mounted.path()])?;
+                let tree = match parts.locals.listing(&output.stack) {
+                    Some(listing) => Tree::listed(mounted.path(), listing)?,
+                    None => Tree::open([mounted.path()])?,
+                };
                 content_digest(&tree, &selectors, &parts.files, &cancel)
             };
             digest.map_err(|error| {
