@@ -144,6 +144,7 @@ impl Server {
             git: GitSource::open(state.join("git"), layers.clone())?,
             web: HttpSource::open(state.join("http"), layers.clone())?,
             cache_mounts,
+            devices: open_devices(&config),
             files: FileDigests::new(),
             log_limits: LogLimits::from_env(),
             run_dir: temporary.join("run"),
@@ -161,7 +162,7 @@ impl Server {
             solver: Solver::new(keys, config.worker.oci.max_parallelism),
             sessions: SessionManager::new(),
             registry: registry_client(&config),
-            entitlements: Entitlements::configured(&config.entitlements)?,
+            entitlements: Entitlements::of_server(&config)?,
             builds: Builds::default(),
             notices: Mutex::new(notices),
             staging: temporary.join("staging"),
@@ -231,6 +232,15 @@ impl Server {
         self.parts.tracer.drain(TRACES_TIMEOUT).await;
         served.map(|_| ())
     }
+}
+
+/// The devices that steps may be given; says which of their descriptions cannot be used.
+fn open_devices(config: &Config) -> Option<cdi::Registry> {
+    let registry = config.cdi.registry()?;
+    for fault in registry.scan().faults() {
+        tracing::warn!("devices of {}: {}", fault.path.display(), fault.reason);
+    }
+    Some(registry)
 }
 
 /// Serves one listener until `stop` fires and builds have ended.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
-use testkit::{BuildServer, Lab, Output, Peers, Registry, RegistryAccess, Tool};
+use testkit::{BuildServer, Lab, Output, Peers, Registry, RegistryAccess, ServerSetup, Tool};
 
 use crate::workshop::{executable, text};
 
@@ -182,13 +182,10 @@ fn state_of_a_newer_version_is_refused_wherever_it_is() {
         let superblock = state.join(part).join("superblock");
         let known = std::fs::read(&superblock).unwrap();
         std::fs::write(&superblock, "{\"format\":99}").unwrap();
-        let output = BuildServer::command(&executable(), directory.path(), "")
-            .stderr(Stdio::piped())
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let setup = ServerSetup::new(&executable(), directory.path());
+        let (status, said) = setup.refusal();
         assert!(
-            !output.status.success() && said.contains("has format 99"),
+            !status.success() && said.contains("has format 99"),
             "{part}: {said}"
         );
         std::fs::write(&superblock, known).unwrap();
