@@ -80,13 +80,17 @@ impl ServerSetup {
 
     /// Starts it and waits until it answers; panics with its log if it ends instead.
     pub fn start(self) -> BuildServer {
-        let process = self.spawn();
-        let mut server = BuildServer {
-            process,
-            setup: self,
-        };
+        let mut server = self.start_without_waiting();
         server.wait_until_it_answers();
         server
+    }
+
+    /// Starts it; whether and when it answers is not waited for.
+    pub fn start_without_waiting(self) -> BuildServer {
+        BuildServer {
+            process: self.spawn(),
+            setup: self,
+        }
     }
 
     /// Starts one that does not come up: how it ended and what it wrote.

@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use testkit::{Lab, Output, Peers, Tool};
+use testkit::{BuildServer, Lab, Output, Peers, Tool};
 
-use crate::build_server::BuildServer;
-use crate::workshop::{executable, text};
+use crate::workshop::{executable, server, text};
 
 /// A device of its own kind: this machine's null under another name, a variable and a folder.
 const DISK: &str = "cdiVersion: \"0.6.0\"
@@ -58,7 +57,10 @@ impl Machine {
         let lines = format!("[cdi]\n  specDirs = [\"{}\"]\n", text(&specs));
         std::fs::write(&config, lines).unwrap();
         let config = text(&config);
-        let server = BuildServer::start_with(&lab, &[&["--config", &config], flags].concat(), &[]);
+        let server = server(&lab)
+            .args(&["--config", &config])
+            .args(flags)
+            .start();
         let home = lab.subdirectory("home");
         let ours = Tool::new(executable(), &home);
         let stock = Tool::new(Peers::find().buildx(), &home);

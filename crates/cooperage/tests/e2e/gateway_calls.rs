@@ -280,7 +280,7 @@ fn stock_reads_what_to_build_from_repositories_and_web_servers() {
         .command(testkit::Peers::find().busybox("amd64"));
     command.args(["httpd", "-f", "-p", "0.0.0.0:8080", "-h", &text(&www)]);
     let _web = Running(command.spawn().unwrap());
-    crate::build_server::wait_until("the web server", || {
+    crate::workshop::wait_until("the web server", || {
         std::net::TcpStream::connect(("127.0.0.1", 8080)).is_ok()
     });
     let at = |path: &str| format!("http://{}:{path}", Engine::GATEWAY);

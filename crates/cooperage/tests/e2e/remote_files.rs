@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use testkit::{GitServer, GitServerOptions, GitWork, Lab, Peers, Release, Tool};
+use testkit::{BuildServer, GitServer, GitServerOptions, GitWork, Lab, Peers, Release, Tool};
 
-use crate::build_server::BuildServer;
-use crate::workshop::{Workshop, executable, text};
+use crate::workshop::{Workshop, executable, server, text};
 
 /// Our server, a web server, and both clients; no Engine.
 struct Site {
@@ -23,7 +22,7 @@ impl Site {
     fn open() -> Site {
         let lab = Lab::start();
         lab.enter_network();
-        let server = BuildServer::start(&lab);
+        let server = server(&lab).start();
         let home = lab.subdirectory("home");
         let ours = Tool::new(executable(), &home);
         let stock = Tool::new(Peers::find().buildx(), &home);
@@ -228,7 +227,7 @@ const BAKE_APP: &str = "FROM x AS several\nLABEL app=$FROM_BASE\nCOPY --from=x /
 #[test]
 fn targets_of_a_bake_are_contexts_of_others_with_the_same_images_as_the_engines() {
     let shop = Workshop::with(Release::NewestContainerd);
-    let server = BuildServer::start(&shop.lab);
+    let server = server(&shop.lab).start();
     let address = server.address();
     shop.cooperage
         .ok(&["create", "--name", "far", "--driver", "remote", &address]);

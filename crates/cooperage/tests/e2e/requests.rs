@@ -3,8 +3,7 @@
 use serde_json::Value;
 use testkit::{Lab, Peers, Tool};
 
-use crate::build_server::BuildServer;
-use crate::workshop::{executable, text};
+use crate::workshop::{executable, server, text};
 
 const DOCKERFILE: &str = "FROM scratch AS base\nCOPY a /a\nFROM base\nARG WHO\n\
                           RUN --mount=type=cache,target=/c [\"/bin/greet\", \"<$WHO>\"]\n";
@@ -13,7 +12,7 @@ const DOCKERFILE: &str = "FROM scratch AS base\nCOPY a /a\nFROM base\nARG WHO\n\
 fn a_dockerfile_is_given_as_llb_to_every_client() {
     let lab = Lab::start();
     lab.enter_network();
-    let server = BuildServer::start(&lab);
+    let server = server(&lab).start();
     let home = lab.subdirectory("home");
     let ours = Tool::new(executable(), &home);
     let stock = Tool::new(Peers::find().buildx(), &home);

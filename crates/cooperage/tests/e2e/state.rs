@@ -202,12 +202,9 @@ fn a_server_killed_in_its_first_moments_starts_again() {
     let time = begun.elapsed();
     for sixth in 0..6 {
         let place = directory.path().join(format!("{sixth}"));
-        let mut process = BuildServer::command(&executable(), &place, "")
-            .spawn()
-            .unwrap();
+        let server = ServerSetup::new(&executable(), &place).start_without_waiting();
         std::thread::sleep(time * sixth / 6);
-        process.kill().unwrap();
-        process.wait().unwrap();
+        server.kill();
         let server = BuildServer::start(&executable(), &place);
         if sixth % 3 == 0 {
             build(&server, &context);

@@ -157,7 +157,7 @@ fn matrix_steps_on_a_bridge_resolve_names_and_reach_what_they_stand_for() {
          [dns]\n  nameservers = [\"{far}\"]\n  searchDomains = [\"far.test\"]\n"
     );
     std::fs::write(&config, lines).unwrap();
-    matrix.server.kill_and_restart();
+    matrix.server.kill_and_restart(&[]);
     let script = "cat /etc/resolv.conf >/out/resolver; \
                   wget -q -O /out/full http://barrels.far.test/cgi-bin/who; \
                   wget -q -O /out/short http://barrels/cgi-bin/who; \
