@@ -14,11 +14,16 @@ use crate::Tool;
 const INSIDE: &str = "ip link set lo up && mount -t tmpfs tmpfs /run && mkdir -p /run/lock \
                       && echo ready > \"$1/ready\" && exec docker-init -- cat > /dev/null";
 
-/// What keeps it: when the inside is gone, so are its processes; then the traces go.
+/// What keeps it: when the inside is gone, so are its processes; then the traces go, among them the
+/// control groups of containers, which an Engine that is killed leaves behind.
 const KEEPER: &str = "unshare --net --pid --fork --kill-child=SIGKILL --mount \
                       --propagation private --mount-proc sh -c \"$2\" lab \"$1\"; \
+                      set -f; \
+                      containers=$(find \"$1\" -maxdepth 6 -path '*/containers/*' -name config.v2.json 2>/dev/null | \
+                        sed 's,.*/containers/,-o -path */,; s,/config.v2.json$,*,'); \
                       for i in 1 2 3 4 5 6 7 8 9 10; do \
-                        find /sys/fs/cgroup -depth -type d -path \"*/$3*\" -exec rmdir {} + 2>/dev/null; \
+                        find /sys/fs/cgroup -depth -type d \\( -path \"*/$3*\" $containers \\) \
+                          -exec rmdir {} + 2>/dev/null; \
                         rm -rf \"$1\" 2>/dev/null && break; sleep 0.2; \
                       done";
 
