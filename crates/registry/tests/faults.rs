@@ -422,7 +422,8 @@ async fn a_registry_that_begins_no_upload_is_asked_as_often_as_for_anything_else
         .await
         .unwrap_err();
     assert!(error.to_string().contains("500"), "{error}");
-    let posts = peer.lines().iter().filter(|line| line.starts_with("POST"));
+    let lines = peer.lines();
+    let posts = lines.iter().filter(|line| line.starts_with("POST"));
     assert_eq!(posts.count(), 3);
 }
 
