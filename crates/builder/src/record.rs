@@ -171,7 +171,8 @@ impl NodeGroup {
     fn next_node_name(&self) -> String {
         let mut index = 0;
         loop {
-            let name = format!("{}{index}", self.name);
+            // Node names are in lower case, as the names of records are.
+            let name = format!("{}{index}", self.name.to_ascii_lowercase());
             if self.position(&name).is_none() {
                 return name;
             }
@@ -278,6 +279,16 @@ mod tests {
     use super::*;
 
     const STOCK: &str = r#"{"Name":"b","Driver":"docker-container","Nodes":[{"Name":"b0","Endpoint":"unix:///var/run/docker.sock","Platforms":[{"architecture":"amd64","os":"linux"}],"DriverOpts":null,"Flags":["--allow-insecure-entitlement=network.host"],"Files":{"buildkitd.toml":"YQ=="}}],"Dynamic":false}"#;
+
+    #[test]
+    fn nodes_of_a_builder_in_capitals_are_named_in_lower_case() {
+        let mut group = NodeGroup {
+            name: "Box".into(),
+            ..NodeGroup::default()
+        };
+        group.update(change("", "default")).unwrap();
+        assert_eq!(group.nodes[0].name, "box0");
+    }
 
     #[test]
     fn a_record_of_stock_is_read_and_written_byte_for_byte() {

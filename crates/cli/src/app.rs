@@ -263,3 +263,57 @@ fn start_logging(debug: bool) {
         .with_target(false)
         .try_init();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &[&str]) -> Result<Root, UsageError> {
+        let root = prepare(Root::command().name("buildx"));
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        parse(&root, &words)
+    }
+
+    /// Such errors are answered with the usage, and as a plugin with exit code 125.
+    #[test]
+    fn values_that_a_flag_cannot_take_are_errors_of_the_flag() {
+        let told = |words: &[&str]| match parsed(words) {
+            Err(UsageError::Flag(text)) => text,
+            other => panic!("{words:?}: {other:?}"),
+        };
+        for (words, text) in [
+            (
+                ["build", "--ulimit", "x"],
+                "invalid argument \"x\" for \"--ulimit\" flag: invalid ulimit argument: x",
+            ),
+            (
+                ["build", "--shm-size", "abc"],
+                "invalid argument \"abc\" for \"--shm-size\" flag: invalid size: 'abc'",
+            ),
+            (
+                ["du", "--filter", "x"],
+                "invalid argument \"x\" for \"--filter\" flag: bad format of filter (expected name=value)",
+            ),
+            (
+                ["prune", "--filter", "x"],
+                "invalid argument \"x\" for \"--filter\" flag: bad format of filter (expected name=value)",
+            ),
+        ] {
+            assert_eq!(told(&words), text);
+        }
+    }
+
+    #[test]
+    fn values_that_are_empty_are_taken() {
+        for words in [
+            ["build", "--iidfile", ""],
+            ["build", "--metadata-file", ""],
+            ["build", "--shm-size", ""],
+            ["build", "--file", ""],
+            ["create", "--config", ""],
+            ["prune", "--filter", ""],
+        ] {
+            assert!(parsed(&words).is_ok(), "{words:?}");
+        }
+    }
+}

@@ -2,6 +2,9 @@
 
 use clap::{Arg, ArgAction, Command};
 
+/// Docker's own names for `docker buildx build`.
+const DOCKER_BUILD: &str = "docker build, docker builder build, docker image build";
+
 /// How a command is called: `docker buildx create [OPTIONS] [CONTEXT|ENDPOINT]`.
 pub(crate) fn usage_line(program: &str, path: &[&Command]) -> String {
     let Some(command) = path.last() else {
@@ -44,7 +47,10 @@ pub(crate) fn page(program: &str, path: &[&Command], width: usize) -> String {
         })
         .collect();
     if !aliases.is_empty() {
-        let own = command_path(program, path);
+        let own = match (program, command.get_name()) {
+            ("docker buildx", "build") => DOCKER_BUILD.to_owned(),
+            _ => command_path(program, path),
+        };
         text.push_str(&format!("\nAliases:\n  {own}, {}\n", aliases.join(", ")));
     }
     let mut flags: Vec<&Arg> = command
@@ -142,24 +148,52 @@ fn right(arg: &Arg) -> String {
     text
 }
 
+/// Columns that stay free at the right unless the last words of a text need them.
+const SLOP: usize = 5;
+
+/// Breaks a help text into lines as the flags library of stock does.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     if width < 24 {
         return vec![text.to_owned()];
     }
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
-        if let Some(line) = lines.last_mut() {
-            if line.is_empty() {
-                line.push_str(word);
-                continue;
-            }
-            if line.len() + 1 + word.len() <= width {
-                line.push(' ');
-                line.push_str(word);
-                continue;
-            }
-        }
-        lines.push(word.to_owned());
+    let mut lines = Vec::new();
+    let mut rest = text;
+    while rest.len() > width {
+        let end = rest.floor_char_boundary(width - SLOP);
+        let Some(space) = rest[..end].rfind(' ').filter(|space| *space > 0) else {
+            break;
+        };
+        lines.push(rest[..space].to_owned());
+        rest = &rest[space + 1..];
     }
+    lines.push(rest.to_owned());
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_broken_before_the_right_edge_but_for_their_last_words() {
+        let text = "Append a node to builder instead of changing it";
+        assert_eq!(
+            wrap(text, 44),
+            ["Append a node to builder instead of", "changing it"]
+        );
+        assert_eq!(wrap(text, text.len()), [text]);
+        let word = "x".repeat(60);
+        assert_eq!(wrap(&word, 30), [word]);
+    }
+
+    #[test]
+    fn build_names_the_commands_docker_has_for_it() {
+        let root = Command::new("buildx").subcommand(Command::new("build").visible_alias("b"));
+        let build = root.find_subcommand("build").unwrap();
+        let page = |program| page(program, &[&root, build], 80);
+        assert!(page("docker buildx").contains(
+            "\nAliases:\n  docker build, docker builder build, docker image build, docker buildx b\n"
+        ));
+        assert!(page("cooperage").contains("\nAliases:\n  cooperage build, cooperage b\n"));
+    }
 }

@@ -95,7 +95,11 @@ impl Outcome {
 /// `/dev/null` or a pipe, is written to and stays what it is; a link is followed.
 pub fn write_file(path: &Path, text: &str) -> Result<(), Error> {
     use std::os::unix::fs::PermissionsExt as _;
-    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+    let found = std::fs::metadata(path);
+    if found.as_ref().is_ok_and(std::fs::Metadata::is_dir) {
+        return Err(Error::invalid("cannot write to a directory"));
+    }
+    if found.is_ok_and(|found| !found.is_file()) {
         return std::fs::write(path, text).with_context(|| format!("writing {}", path.display()));
     }
     let followed = std::fs::canonicalize(path);
@@ -118,6 +122,17 @@ pub fn write_file(path: &Path, text: &str) -> Result<(), Error> {
         .map_err(|error| Error::from(error.error))
         .with_context(|| format!("writing {}", path.display()))?;
     Ok(())
+}
+
+/// Removes the file of `--iidfile`: a build that fails must not leave the ID of an older one.
+pub fn remove_stale_image_id(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            let error = go_path_error("remove", &path.to_string_lossy(), &error);
+            Err(error.context("removing image ID file"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes the file of `--iidfile`.
@@ -214,6 +229,24 @@ mod tests {
         write_file(&at("pipe"), "three").unwrap();
         assert_eq!(reader.join().unwrap(), "three");
         assert!(std::fs::metadata(at("pipe")).unwrap().file_type().is_fifo());
+    }
+
+    #[test]
+    fn a_directory_is_no_file_to_write_or_to_remove() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = |result: Result<(), Error>| result.unwrap_err().to_string();
+        assert_eq!(
+            told(write_file(dir.path(), "x")),
+            "cannot write to a directory"
+        );
+        assert_eq!(
+            told(remove_stale_image_id(dir.path())),
+            format!(
+                "removing image ID file: remove {}: is a directory",
+                dir.path().display()
+            )
+        );
+        remove_stale_image_id(&dir.path().join("none")).unwrap();
     }
 
     #[test]

@@ -166,12 +166,18 @@ fn agents(plan: &SolvePlan, env: &Environment) -> Result<Vec<SshAgent>, Error> {
                     .map(PathBuf::from),
             );
         }
-        let made = SshAgent::new(id, &paths, false).map_err(Error::from);
-        let context = format!(
-            "failed to convert agent config {{{id} [{}] false}}: failed to convert agent config for ID: {id:?}",
-            agent.paths.join(" ")
-        );
-        agents.push(made.map_err(|error| error.context(context))?);
+        let made = SshAgent::new(id, &paths, false).map_err(|error| {
+            let error = Error::from(error);
+            let error = match paths.is_empty() {
+                true => error,
+                false => error.context(format!("failed to convert agent config for ID: {id:?}")),
+            };
+            error.context(format!(
+                "failed to convert agent config {{{id} [{}] false}}",
+                agent.paths.join(" ")
+            ))
+        });
+        agents.push(made?);
     }
     Ok(agents)
 }

@@ -237,8 +237,9 @@ impl FromStr for Platform {
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
         };
-        let parts: Vec<&str> = text.trim().split('/').collect();
-        if let Some(index) = parts.iter().take(4).position(|part| !word(part)) {
+        // What comes after a third slash belongs to the fourth part, which is no word then.
+        let parts: Vec<&str> = text.trim().splitn(4, '/').collect();
+        if let Some(index) = parts.iter().position(|part| !word(part)) {
             let (part, text) = (parts[index].to_owned(), text.to_owned());
             return Err(match index {
                 0 => PlatformError::Os { part, text },
@@ -273,6 +274,20 @@ impl FromStr for Platform {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn too_many_parts_are_told_as_containerd_does() {
+        let told = |text: &str| text.parse::<Platform>().unwrap_err().to_string();
+        assert_eq!(
+            told("a/b/c/d"),
+            "\"a/b/c/d\": cannot parse platform specifier: invalid argument"
+        );
+        assert_eq!(
+            told("a/b/c/d/e"),
+            "\"d/e\" is an invalid component of \"a/b/c/d/e\": platform specifier component must \
+             match \"^[A-Za-z0-9_.-]+$\": invalid argument"
+        );
+    }
 
     #[test]
     fn platforms_are_read_normalised_and_printed() {

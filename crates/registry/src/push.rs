@@ -205,6 +205,20 @@ impl http_body::Body for UploadBody {
     }
 }
 
+/// Where an attempt to push a blob failed.
+enum PushFailure {
+    /// At a request, which was already made as often as the policy says.
+    Request(RegistryError),
+    /// At the upload itself, which has to begin again from the start.
+    Upload(RegistryError),
+}
+
+impl From<RegistryError> for PushFailure {
+    fn from(error: RegistryError) -> Self {
+        PushFailure::Request(error)
+    }
+}
+
 impl Client {
     /// True if the repository has the blob.
     pub async fn blob_exists(
@@ -266,7 +280,8 @@ impl Client {
             let attempt = self.push_once(&repository, endpoint, &upload, mount_from);
             let error = match attempt.await {
                 Ok(outcome) => return Ok(outcome),
-                Err(error) => error,
+                Err(PushFailure::Request(error)) => return Err(error),
+                Err(PushFailure::Upload(error)) => error,
             };
             failures += 1;
             match self.retry().wait(failures, None) {
@@ -311,7 +326,7 @@ impl Client {
         endpoint: &Endpoint,
         upload: &Upload,
         mount_from: &[String],
-    ) -> Result<PushOutcome, RegistryError> {
+    ) -> Result<PushOutcome, PushFailure> {
         let mut begun = None;
         for from in mount_from.iter().filter(|from| **from != repository.path) {
             match self.begin(repository, endpoint, upload, Some(from)).await {
@@ -329,9 +344,9 @@ impl Client {
                         response.status(),
                         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
                     ) => {}
-                Ok(response) => return Err(status_error(&Method::POST, response).await),
+                Ok(response) => return Err(status_error(&Method::POST, response).await.into()),
                 Err(error) if error.is_invalid_authorization() => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
         let begun = match begun {
@@ -353,8 +368,11 @@ impl Client {
             HeaderValue::from_static("application/octet-stream"),
         );
         call.payload = Payload::Upload(upload.clone());
-        let response = self.execute(repository, endpoint, &call, true).await?;
-        let response = expect_success(&Method::PUT, response).await?;
+        let sent = self.execute(repository, endpoint, &call, true).await;
+        let response = sent.map_err(PushFailure::Upload)?;
+        let response = expect_success(&Method::PUT, response)
+            .await
+            .map_err(PushFailure::Upload)?;
         confirmed(&response, upload.digest)?;
         Ok(PushOutcome::Uploaded)
     }

@@ -409,6 +409,25 @@ async fn an_upload_that_breaks_begins_again() {
 }
 
 #[tokio::test]
+async fn a_registry_that_begins_no_upload_is_asked_as_often_as_for_anything_else() {
+    let peer = Scripted::start(|asked, _| match asked.line.starts_with("POST") {
+        true => Reply::new(500),
+        false => Reply::new(404),
+    })
+    .await;
+    let blob = Descriptor::of(media_type::OCI_LAYER, b"hello");
+    let source = Arc::new(BytesBlob(Bytes::from_static(b"hello")));
+    let error = client()
+        .push_blob(&reference(&peer.host), &blob, source, &[], Arc::new(|_| ()))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("500"), "{error}");
+    let lines = peer.lines();
+    let posts = lines.iter().filter(|line| line.starts_with("POST"));
+    assert_eq!(posts.count(), 3);
+}
+
+#[tokio::test]
 async fn a_local_file_that_is_too_short_is_not_the_registrys_fault() {
     let peer = Scripted::start(|asked, _| match asked.line.starts_with("POST") {
         true => Reply::new(202).header("location", "/upload"),

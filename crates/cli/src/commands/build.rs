@@ -3,7 +3,7 @@
 mod args;
 
 use std::io::IsTerminal as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use builder::{Builder, Docker, LoadOptions};
@@ -45,13 +45,13 @@ pub(crate) async fn run(app: &App, args: &BuildArgs) -> Result<i32, Error> {
     let mut results = Results {
         quiet: display.quiet,
         mode: Mode::Auto,
-        image_id_file: args.iidfile.as_ref().map(|path| env.path(path)),
-        metadata_file: args.metadata_file.as_ref().map(|path| env.path(path)),
+        image_id_file: named_file(&args.iidfile).map(|path| env.path(path)),
+        metadata_file: named_file(&args.metadata_file).map(|path| env.path(path)),
         call: request.call.clone(),
         metadata_warnings: env.is_true("BUILDX_METADATA_WARNINGS"),
     };
     if let Some(path) = &results.image_id_file {
-        remove_stale(path)?;
+        client::remove_stale_image_id(path)?;
     }
     let mut builder = app.load_builder()?;
     unless_cancelled(&app.cancel, builder.load_nodes(LoadOptions::default())).await?;
@@ -176,12 +176,7 @@ impl LocalState {
     }
 }
 
-/// A build that fails must not leave the ID of an older one.
-fn remove_stale(path: &Path) -> Result<(), Error> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::from(error).context("removing image ID file"))
-        }
-        _ => Ok(()),
-    }
+/// The file that a flag names; nothing where its value is empty.
+fn named_file(flag: &str) -> Option<&str> {
+    Some(flag).filter(|path| !path.is_empty())
 }

@@ -34,8 +34,14 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "string")]
     buildkitd_flags: Option<String>,
     /// BuildKit daemon config file
-    #[arg(long, alias = "config", value_name = "string")]
-    buildkitd_config: Option<PathBuf>,
+    #[arg(
+        long,
+        alias = "config",
+        value_name = "string",
+        default_value = "",
+        hide_default_value = true
+    )]
+    buildkitd_config: String,
     /// Boot builder after creation
     #[arg(long)]
     bootstrap: bool,
@@ -71,7 +77,8 @@ pub(crate) async fn run(app: &App, args: &CreateArgs) -> Result<(), diag::Error>
         platforms: args.platform.clone(),
         driver_opts: args.driver_opt.clone(),
         flags: args.buildkitd_flags.clone(),
-        config: args.buildkitd_config.clone(),
+        config: Some(PathBuf::from(&args.buildkitd_config))
+            .filter(|path| !path.as_os_str().is_empty()),
         endpoint: args.endpoint.first().cloned(),
         append: args.append,
         make_current: args.make_current,

@@ -13,11 +13,13 @@ use proto::control::{DiskUsageRequest, UsageRecord};
 use serde_json::{Map, Value, json};
 
 use super::ls::template_body;
-use super::prune_filter::RecordFilter;
+use super::prune_filter::{RecordFilter, filter};
 use super::{tell_stand_in, timeout};
 use crate::app::App;
 use crate::display::LazyDisplay;
-use crate::format::{TabWriter, Template, decimal_size, go_time, human_duration, timestamp};
+use crate::format::{
+    TabWriter, Template, decimal_size, go_time, human_duration, list_or_null, timestamp,
+};
 use crate::printer;
 
 const DEFAULT_TABLE: &str = "table {{.ID}}\t{{.Reclaimable}}\t{{.Size}}\t{{.LastUsedAt}}";
@@ -50,7 +52,7 @@ Type:         {{ .Type }}
 #[command(override_usage = "du")]
 pub(crate) struct DuArgs {
     /// Provide filter values
-    #[arg(long, value_name = "filter")]
+    #[arg(long, value_name = "filter", value_parser = filter)]
     filter: Vec<String>,
     /// Shorthand for "--format=pretty"
     #[arg(long)]
@@ -175,7 +177,7 @@ fn record_value(record: &UsageRecord, is_table: bool) -> Value {
         ),
         ("LastUsedAt", last_used(record).into()),
         ("Mutable", record.mutable.into()),
-        ("Parents", json!(record.parents)),
+        ("Parents", list_or_null(&record.parents)),
         ("Reclaimable", (!record.in_use).into()),
         ("Shared", record.shared.into()),
         ("Size", format!("{size}{}", star(record.shared)).into()),

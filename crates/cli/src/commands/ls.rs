@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::orphans::{find_orphans, print_orphans};
 use super::timeout;
 use crate::app::App;
-use crate::format::{TabWriter, Template};
+use crate::format::{TabWriter, Template, list_or_null};
 use crate::printer;
 
 const DEFAULT_TABLE: &str =
@@ -290,7 +290,7 @@ fn node_json(node: &Node) -> Value {
         .map(|rule| {
             json!({
                 "all": rule.all,
-                "filter": rule.filters,
+                "filter": list_or_null(&rule.filters),
                 "keepDuration": rule.keep_duration.as_nanos() as i64,
                 "maxUsedSpace": rule.max_used_space,
                 "minFreeSpace": rule.min_free_space,

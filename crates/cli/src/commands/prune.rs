@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::du::{connect_all, last_used};
 use super::orphans::find_orphans;
-use super::prune_filter::RecordFilter;
+use super::prune_filter::{RecordFilter, filter};
 use super::timeout;
 use crate::app::App;
 use crate::format::{TabWriter, decimal_size, go_time, timestamp};
@@ -33,7 +33,7 @@ pub(crate) struct PruneArgs {
     #[arg(short, long)]
     all: bool,
     /// Provide filter values
-    #[arg(long, value_name = "filter")]
+    #[arg(long, value_name = "filter", value_parser = filter)]
     filter: Vec<String>,
     /// Amount of disk space always allowed to keep for cache
     #[arg(long, value_name = "bytes", default_value = "0", hide_default_value = true, value_parser = parse_size)]

@@ -15,15 +15,11 @@ pub(crate) struct RecordFilter {
 }
 
 impl RecordFilter {
-    /// Reads `key=value` and `key` pieces.
+    /// Reads `key=value` pieces.
     pub(crate) fn parse(texts: &[String]) -> Result<Self, diag::Error> {
         let mut by_key: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for text in texts.iter().filter(|text| !text.is_empty()) {
-            let Some((key, value)) = text.split_once('=') else {
-                return Err(diag::Error::invalid(format!(
-                    "invalid argument {text:?} for \"--filter\" flag: bad format of filter (expected name=value)"
-                )));
-            };
+            let (key, value) = filter_parts(text).map_err(diag::Error::invalid)?;
             let values = by_key.entry(key.trim().to_lowercase()).or_default();
             if !values.iter().any(|known| known == value.trim()) {
                 values.push(value.trim().to_owned());
@@ -68,6 +64,19 @@ impl RecordFilter {
     }
 }
 
+/// Checks a `--filter` as a flag.
+pub(crate) fn filter(text: &str) -> Result<String, String> {
+    match text.is_empty() {
+        true => Ok(String::new()),
+        false => filter_parts(text).map(|_| text.to_owned()),
+    }
+}
+
+fn filter_parts(text: &str) -> Result<(&str, &str), String> {
+    text.split_once('=')
+        .ok_or_else(|| "bad format of filter (expected name=value)".to_owned())
+}
+
 fn one_value(key: &str) -> diag::Error {
     diag::Error::invalid(format!("{key:?} filter expects only one value"))
 }
@@ -102,7 +111,7 @@ mod tests {
         );
         assert_eq!(
             parse(&["foo"]).unwrap_err(),
-            "invalid argument \"foo\" for \"--filter\" flag: bad format of filter (expected name=value)"
+            "bad format of filter (expected name=value)"
         );
         assert_eq!(
             parse(&["id=a", "id=b"]).unwrap_err(),

@@ -61,7 +61,10 @@ pub(crate) async fn run(app: &App, args: &RmArgs) -> Result<(), diag::Error> {
         return remove_inactive(app, args).await;
     }
     let names: Vec<String> = if args.names.is_empty() {
-        vec![app.builder.clone().unwrap_or_default()]
+        // By its name, so that what is said of it says whom it is about.
+        let current = Builder::load(&app.docker, app.builder.as_deref());
+        let name = current.ok().map(|builder| builder.name().to_owned());
+        vec![name.or_else(|| app.builder.clone()).unwrap_or_default()]
     } else {
         args.names.clone()
     };

@@ -1,5 +1,7 @@
 //! How values are written for people and scripts, in the forms Go programs use.
 
+use serde_json::Value;
+
 mod duration;
 mod size;
 mod table;
@@ -12,3 +14,11 @@ pub(crate) use size::{binary_size, buildctl_size, decimal_size};
 pub(crate) use table::TabWriter;
 pub(crate) use template::Template;
 pub(crate) use time::{go_time, timestamp};
+
+/// A list as Go programs write it in JSON: an empty one is `null`.
+pub(crate) fn list_or_null<T: Clone + Into<Value>>(items: &[T]) -> Value {
+    match items.is_empty() {
+        true => Value::Null,
+        false => items.to_vec().into(),
+    }
+}

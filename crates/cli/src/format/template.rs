@@ -3,7 +3,7 @@
 //! Actions: `{{.Field.Sub}}`, `{{.}}`, pipelines, `if`/`else if`/`else`/`end`, `range`/`else`/`end`,
 //! `with`/`end`, comments, and trimming with `{{-` and `-}}`. Functions: `json`, `lower`, `upper`,
 //! `title`, `join`, `split`, `truncate`, `pad`, `len`, `index`, `eq`, `ne`, `lt`, `gt`, `le`, `ge`, `not`, `and`,
-//! `or`, `print`, `println`, `printf` (with `%s`, `%v`, `%q`, `%d`, `%t`). Not there: variables, nested
+//! `or`, `print`, `println`, `printf` (with flags, width and precision). Not there: variables, nested
 //! templates.
 
 use serde_json::Value;
@@ -594,23 +594,90 @@ fn title(text: &str) -> String {
 fn printf(format: &str, arguments: &[Value]) -> String {
     let mut out = String::new();
     let mut next = arguments.iter();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        match chars.next() {
+    let mut rest = format;
+    while let Some(at) = rest.find('%') {
+        out.push_str(&rest[..at]);
+        let (verb, after) = Verb::parse(&rest[at + 1..]);
+        rest = after;
+        match verb.letter {
             Some('%') => out.push('%'),
-            Some('q') => {
-                let value = next.next().map(text_of).unwrap_or_default();
-                out.push_str(&format!("{value:?}"));
-            }
-            Some(_) => out.push_str(&next.next().map(text_of).unwrap_or_default()),
-            None => out.push('%'),
+            Some(_) => out.push_str(&verb.format(next.next())),
+            None => out.push_str("%!(NOVERB)"),
         }
     }
+    out.push_str(rest);
     out
+}
+
+/// One `%` of a format: flags, width, precision, letter.
+#[derive(Debug, Default)]
+struct Verb {
+    left: bool,
+    zeros: bool,
+    plus: bool,
+    width: usize,
+    precision: Option<usize>,
+    letter: Option<char>,
+}
+
+/// More than this many columns are taken as a slip.
+const WIDTH_MAX: usize = 1 << 16;
+
+impl Verb {
+    /// Reads what comes after a `%`; gives the rest.
+    fn parse(text: &str) -> (Verb, &str) {
+        let mut verb = Verb::default();
+        let flags = text.len() - text.trim_start_matches(['-', '0', '+', ' ', '#']).len();
+        verb.left = text[..flags].contains('-');
+        verb.zeros = text[..flags].contains('0') && !verb.left;
+        verb.plus = text[..flags].contains('+');
+        let (width, text) = digits(&text[flags..]);
+        verb.width = width.unwrap_or(0).min(WIDTH_MAX);
+        let text = match text.strip_prefix('.') {
+            Some(text) => {
+                let (precision, text) = digits(text);
+                verb.precision = Some(precision.unwrap_or(0));
+                text
+            }
+            None => text,
+        };
+        let mut chars = text.chars();
+        verb.letter = chars.next();
+        (verb, chars.as_str())
+    }
+
+    fn format(&self, value: Option<&Value>) -> String {
+        let letter = self.letter.unwrap_or('v');
+        let Some(value) = value else {
+            return format!("%!{letter}(MISSING)");
+        };
+        let mut text = match (letter, value.as_i64()) {
+            ('x', Some(number)) => format!("{number:x}"),
+            ('X', Some(number)) => format!("{number:X}"),
+            ('d' | 'v', Some(number)) if self.plus => format!("{number:+}"),
+            ('q', _) => format!("{:?}", text_of(value)),
+            _ => text_of(value),
+        };
+        if let (Some(precision), 's' | 'v' | 'q', true) =
+            (self.precision, letter, value.is_string())
+        {
+            text = text.chars().take(precision).collect();
+        }
+        let missing = self.width.saturating_sub(text.chars().count());
+        match (self.left, self.zeros) {
+            (true, _) => text + &" ".repeat(missing),
+            (false, true) => "0".repeat(missing) + &text,
+            (false, false) => " ".repeat(missing) + &text,
+        }
+    }
+}
+
+/// The number that a text begins with, and the rest.
+fn digits(text: &str) -> (Option<usize>, &str) {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    (text[..end].parse().ok(), &text[end..])
 }
 
 #[cfg(test)]
@@ -638,6 +705,15 @@ mod tests {
             ("a{{ .Sub.Key }}b", "avb"),
             ("{{json .Parents}}", r#"["a","b"]"#),
             ("{{.Name | upper | printf \"<%s>\"}}", "<BOX>"),
+            ("{{.Name | printf \"%-6s|%5s|\" \"ab\"}}", "ab    |  box|"),
+            (
+                "{{printf \"%03d %+d %x %.1s %q %%\" .Count .Count 255 .Name .Name}}",
+                "003 +3 ff b \"box\" %",
+            ),
+            (
+                "{{printf \"%s %\" .Name}}{{printf \"%s\"}}",
+                "box %!(NOVERB)%!s(MISSING)",
+            ),
             ("{{if .Flag}}y{{else}}n{{end}}", "y"),
             ("{{if .Empty}}y{{else if eq .Name \"box\"}}z{{end}}", "z"),
             ("{{range .Parents}}[{{.}}]{{end}}", "[a][b]"),

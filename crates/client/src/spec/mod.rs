@@ -13,7 +13,7 @@ pub use call::{CallFunction, parse_call};
 pub use export::{ExportSpec, parse_exports};
 pub use quantity::{
     Entitlements, parse_context_names, parse_entitlements, parse_hosts, parse_key_values,
-    parse_platforms, parse_resources, parse_tags, parse_ulimits,
+    parse_platforms, parse_resources, parse_tags, parse_ulimit, parse_ulimits,
 };
 pub use secret::{SecretSource, SecretSpec, SshSpec, parse_secrets, parse_ssh};
 

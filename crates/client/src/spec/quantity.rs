@@ -85,7 +85,16 @@ pub fn parse_tags(values: &[String]) -> Result<Vec<String>, Error> {
             Ok(_) => Ok(tag.clone()),
             Err(error) => {
                 let message = match error {
-                    ReferenceError::Uppercase(_) => "repository name must be lowercase".to_owned(),
+                    _ if tag.is_empty() => {
+                        "repository name must have at least one component".to_owned()
+                    }
+                    // Said only where lower case would mend it.
+                    ReferenceError::Uppercase(_)
+                        if tag.to_ascii_lowercase().parse::<Reference>().is_ok() =>
+                    {
+                        "repository name must be lowercase".to_owned()
+                    }
+                    ReferenceError::Uppercase(_) => ReferenceError::Format.to_string(),
                     ReferenceError::HexName(_) => return Ok(tag.clone()),
                     other => other.to_string(),
                 };
@@ -250,7 +259,8 @@ fn parse_integer(text: &str) -> Result<i64, String> {
     })
 }
 
-fn parse_ulimit(text: &str) -> Result<(&str, i64, i64), String> {
+/// One limit, `NAME=SOFT[:HARD]`: its name and both values. The error is why it is none.
+pub fn parse_ulimit(text: &str) -> Result<(&str, i64, i64), String> {
     let (name, limits) = text
         .split_once('=')
         .ok_or_else(|| format!("invalid ulimit argument: {text}"))?;
@@ -312,6 +322,11 @@ mod tests {
                 "invalid tag \"FOO\": repository name must be lowercase",
             ),
             ("a b", "invalid tag \"a b\": invalid reference format"),
+            ("A b", "invalid tag \"A b\": invalid reference format"),
+            (
+                "",
+                "invalid tag \"\": repository name must have at least one component",
+            ),
         ] {
             assert_eq!(parse_tags(&list(&[tag])).unwrap_err().to_string(), error);
         }

@@ -84,7 +84,7 @@ fn parse_secret(text: &str) -> Result<SecretSpec, Error> {
         variable = std::mem::take(&mut file);
     }
     if id.is_empty() {
-        return Err(Error::invalid("secret missing ID"));
+        return Err(Error::invalid("secret missing ID").context("failed to build"));
     }
     // A variable wins over a file when both are named.
     let source = match (file.is_empty(), variable.is_empty()) {

@@ -1,7 +1,5 @@
 //! The flags of `build`, with the names, defaults and help of stock's.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use client::{BuildFlags, Environment};
 use diag::Error;
@@ -78,8 +76,13 @@ pub(crate) struct BuildArgs {
     pub(crate) file: String,
 
     /// Write the image ID to a file
-    #[arg(long, value_name = "string")]
-    pub(crate) iidfile: Option<PathBuf>,
+    #[arg(
+        long,
+        value_name = "string",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) iidfile: String,
 
     /// Set metadata for an image
     #[arg(long = "label", value_name = "stringArray")]
@@ -90,8 +93,13 @@ pub(crate) struct BuildArgs {
     pub(crate) load: bool,
 
     /// Write build result metadata to a file
-    #[arg(long, value_name = "string")]
-    pub(crate) metadata_file: Option<PathBuf>,
+    #[arg(
+        long,
+        value_name = "string",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) metadata_file: String,
 
     /// Set the networking mode for the "RUN" instructions during build
     #[arg(long, value_name = "string", default_value = "default")]
@@ -164,7 +172,8 @@ pub(crate) struct BuildArgs {
         long,
         value_name = "bytes",
         default_value = "",
-        hide_default_value = true
+        hide_default_value = true,
+        value_parser = size
     )]
     pub(crate) shm_size: String,
 
@@ -185,8 +194,8 @@ pub(crate) struct BuildArgs {
     )]
     pub(crate) target: String,
 
-    /// Ulimit options
-    #[arg(long = "ulimit", value_name = "ulimit")]
+    /// Ulimit options (default [])
+    #[arg(long = "ulimit", value_name = "ulimit", value_parser = ulimit)]
     pub(crate) ulimits: Vec<String>,
 
     #[command(flatten)]
@@ -224,6 +233,19 @@ struct LegacyArgs {
     rm: bool,
     #[arg(long, hide = true)]
     force_rm: bool,
+}
+
+/// Checks a `--shm-size`; empty is none.
+fn size(text: &str) -> Result<String, String> {
+    match text.is_empty() {
+        true => Ok(String::new()),
+        false => driver::parse_size(text).map(|_| text.to_owned()),
+    }
+}
+
+/// Checks an `--ulimit`.
+fn ulimit(text: &str) -> Result<String, String> {
+    client::spec::parse_ulimit(text).map(|_| text.to_owned())
 }
 
 /// How progress is shown, from `--progress` and `--quiet`.
@@ -290,7 +312,7 @@ impl BuildArgs {
             sbom: self.sbom.clone(),
             annotations: self.annotations.clone(),
             call: call.to_owned(),
-            wants_image_id_file: self.iidfile.is_some(),
+            wants_image_id_file: !self.iidfile.is_empty(),
         })
     }
 
