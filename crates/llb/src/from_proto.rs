@@ -439,7 +439,11 @@ fn mount(mount: pb::Mount, count: usize) -> Result<Mount, LlbError> {
         input: index(mount.input, count)?,
         selector: mount.selector,
         dest: mount.dest,
-        output: output(mount.output)?,
+        output: match kind {
+            // They have none, whatever number a client left there.
+            MountKind::Secret { .. } | MountKind::Ssh { .. } => None,
+            _ => output(mount.output)?,
+        },
         readonly: mount.readonly,
         kind,
         result_id: mount.result_id,

@@ -29,6 +29,8 @@ pub struct Parts {
     pub web: source::http::HttpSource,
     /// Persistent cache mounts.
     pub cache_mounts: CacheMounts,
+    /// Devices that steps may be given; none if the server gives none.
+    pub devices: Option<cdi::Registry>,
     /// Digests of files seen.
     pub files: FileDigests,
     /// How much a step may write.
