@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Dev, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
@@ -15,8 +16,29 @@ use crate::owner::Owner;
 use crate::root::{is_dir, is_link, is_regular};
 use crate::tree_copy::CopyOptions;
 
-/// Where files with several names were put first, by device and inode of the source.
-pub(crate) type Links = HashMap<(u64, u64), (OwnedFd, OsString)>;
+/// Where files with several names were put first.
+#[derive(Default)]
+pub(crate) struct Links {
+    /// Directory and name, by device and inode of the source.
+    first: HashMap<(u64, u64), (Arc<OwnedFd>, OsString)>,
+    /// The directory that was noted last, by its own device and inode. Files of one directory come
+    /// together and share a descriptor: other names of theirs may be anywhere, so all may be kept.
+    dir: Option<((u64, u64), Arc<OwnedFd>)>,
+}
+
+impl Links {
+    fn note(&mut self, inode: (u64, u64), dir: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
+        let stat = rustix::fs::fstat(dir)?;
+        let id = (stat.st_dev, stat.st_ino);
+        let dir = match &self.dir {
+            Some((known, dir)) if *known == id => dir.clone(),
+            _ => Arc::new(duplicate(dir)?),
+        };
+        self.dir = Some((id, dir.clone()));
+        self.first.insert(inode, (dir, name.to_owned()));
+        Ok(())
+    }
+}
 
 /// Files up to this size are copied through memory.
 const SMALL_BYTES: u64 = 16 << 10;
@@ -82,14 +104,13 @@ pub(crate) fn copy_file(
     make_way(options, place)?;
     if is_regular(stat) {
         let inode = (stat.st_dev, stat.st_ino);
-        if let Some((dir, first)) = links.get(&inode) {
-            rustix::fs::linkat(dir, first, target, name, AtFlags::empty())
+        if let Some((dir, first)) = links.first.get(&inode) {
+            rustix::fs::linkat(&**dir, first, target, name, AtFlags::empty())
                 .map_err(at("link", display))?;
         } else {
             copy_plain_file(options, place)?;
-            let dir = duplicate(target).map_err(at("open", display))?;
-            links.insert(inode, (dir, name.to_owned()));
-            return Ok(());
+            let noted = links.note(inode, target, name);
+            return noted.map_err(at("open", display));
         }
     } else if is_link(stat) {
         let link = read_link(source, source_name).map_err(at("readlink", display))?;
@@ -343,4 +364,26 @@ fn copy_through_memory(input: &OwnedFd, output: &OwnedFd) -> Result<(), Errno> {
     std::io::copy(&mut input, &mut output)
         .map(|_| ())
         .map_err(|error| crate::root::errno_of(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_a_directory_with_more_names_share_its_descriptor() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+        let mut links = Links::default();
+        for inode in 0..100 {
+            links.note((1, inode), &fd, OsStr::new("f")).unwrap();
+        }
+        let (shared, _) = &links.first[&(1, 0)];
+        assert!(
+            links
+                .first
+                .values()
+                .all(|(dir, _)| Arc::ptr_eq(dir, shared))
+        );
+    }
 }

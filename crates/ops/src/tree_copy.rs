@@ -178,7 +178,7 @@ fn copy_root(
         display: &display,
     };
     if !is_dir(stat) {
-        return copy_file(options, &place, &mut Links::new());
+        return copy_file(options, &place, &mut Links::default());
     }
     let existing = stat_entry(&target_dir, place.name).map_err(at("lstat", &display))?;
     clear_way(options, &place, existing.as_ref())?;
@@ -201,7 +201,7 @@ fn copy_root(
             options,
             shared,
             pool: Pool::new(scope, shared),
-            links: Links::new(),
+            links: Links::default(),
             frames: vec![top],
         };
         copier.copy_entries(Path::new(""), to)
