@@ -111,6 +111,10 @@ fn targets(entrypoint: &Entrypoint) -> Result<BTreeMap<String, Vec<u8>>> {
         target.insert("location".to_owned(), location(&stage.lines.ranges()));
         list.push(Value::from(target));
     }
+    let list = match list.as_slice() {
+        [] => Value::Null,
+        _ => Value::from(list),
+    };
     let value = json!({"targets": list, "sources": [base64(&entrypoint.file.data)]});
     result(&value, table(&rows, 1))
 }
@@ -261,6 +265,7 @@ fn warning_value(warning: &LintWarning) -> Value {
 
 fn lint_text(entrypoint: &Entrypoint, mut warnings: Vec<LintWarning>) -> String {
     warnings.sort_by_key(|warning| warning.lines.first);
+    let excerpts = diag::Excerpts::new(&entrypoint.file.name, &entrypoint.file.data);
     let mut text = String::new();
     for warning in warnings {
         text.push_str(&format!("\nWARNING: {}", warning.rule.name()));
@@ -269,7 +274,7 @@ fn lint_text(entrypoint: &Entrypoint, mut warnings: Vec<LintWarning>) -> String 
             text.push_str(&format!(" - {url}"));
         }
         text.push_str(&format!("\n{}\n", warning.message));
-        text.push_str(&entrypoint.file.at(warning.lines).excerpt());
+        text.push_str(&excerpts.at(&warning.lines.ranges()));
     }
     text
 }
@@ -301,7 +306,6 @@ fn location(ranges: &[diag::Range]) -> Value {
     };
     let ranges: Vec<Value> = ranges
         .iter()
-        .filter(|range| range.start.line > 0)
         .map(|range| json!({"start": position(range.start), "end": position(range.end)}))
         .collect();
     if ranges.is_empty() {
