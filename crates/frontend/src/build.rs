@@ -151,7 +151,11 @@ async fn read_and_convert(
 /// Shows violations of lint rules.
 pub(crate) async fn warn(client: &Client<'_>, entrypoint: &Entrypoint, warnings: Vec<LintWarning>) {
     for warning in warnings {
-        let location = entrypoint.file.at(warning.lines);
+        let ranges = match warning.lines.first {
+            0 => Vec::new(),
+            _ => warning.lines.ranges(),
+        };
+        let location = entrypoint.file.at_ranges(ranges);
         client
             .host
             .warn(Warning {

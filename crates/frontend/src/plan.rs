@@ -293,12 +293,13 @@ impl Writer<'_> {
                 Op::Exec(exec)
             }
             NodeOp::File(base, changes) => self.file_op(*base, changes, &mut inputs),
-            NodeOp::Merge(merged) => Op::Merge(MergeOp {
-                inputs: merged
-                    .iter()
-                    .map(|output| inputs.index(self.edge(*output)))
-                    .collect(),
-            }),
+            NodeOp::Merge(merged) => {
+                // What is merged twice is an input twice, as stock writes it.
+                inputs.0 = merged.iter().filter_map(|o| self.edge(*o)).collect();
+                Op::Merge(MergeOp {
+                    inputs: (0..inputs.0.len()).map(Some).collect(),
+                })
+            }
             NodeOp::Given(op, given) => {
                 inputs.0 = given
                     .iter()

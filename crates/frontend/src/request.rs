@@ -239,7 +239,7 @@ async fn lint(client: &Client<'_>, entrypoint: &Entrypoint) -> Result<BTreeMap<S
             .locations()
             .iter()
             .flat_map(|l| l.ranges.iter().copied());
-        let location = location(&merged(ranges.collect()));
+        let location = error_location(&merged(ranges.collect()));
         let message = error.to_string();
         value.insert(
             "buildError".to_owned(),
@@ -294,7 +294,17 @@ fn merged(mut ranges: Vec<diag::Range>) -> Vec<diag::Range> {
     out
 }
 
+/// Ranges as JSON has them; what has no line in the file has no range.
 fn location(ranges: &[diag::Range]) -> Value {
+    location_of(ranges, false)
+}
+
+/// The same of an error: the line before the first one counts, it is that of a wrong directive there.
+fn error_location(ranges: &[diag::Range]) -> Value {
+    location_of(ranges, true)
+}
+
+fn location_of(ranges: &[diag::Range], with_line_zero: bool) -> Value {
     let position = |at: diag::Position| {
         let mut value = serde_json::Map::new();
         for (name, number) in [("line", at.line), ("character", at.character)] {
@@ -306,6 +316,7 @@ fn location(ranges: &[diag::Range]) -> Value {
     };
     let ranges: Vec<Value> = ranges
         .iter()
+        .filter(|range| with_line_zero || range.start.line > 0)
         .map(|range| json!({"start": position(range.start), "end": position(range.end)}))
         .collect();
     if ranges.is_empty() {
