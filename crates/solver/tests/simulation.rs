@@ -327,7 +327,7 @@ async fn simulate(seed: u64) {
             })
         });
         for build in builds.collect::<Vec<_>>() {
-            let ended = tokio::time::timeout(Duration::from_secs(30), build).await;
+            let ended = tokio::time::timeout(Duration::from_secs(180), build).await;
             ended
                 .unwrap_or_else(|_| panic!("seed {seed} is stuck"))
                 .unwrap();
@@ -335,7 +335,7 @@ async fn simulate(seed: u64) {
     }
     world.fail_one_in.store(0, Ordering::Relaxed);
     check_second_build_runs_nothing(&solver, &world, &plans[0], seed).await;
-    tokio::time::timeout(Duration::from_secs(30), async {
+    tokio::time::timeout(Duration::from_secs(180), async {
         while solver.in_flight() > 0 {
             tokio::task::yield_now().await;
         }

@@ -107,7 +107,7 @@ impl Engine {
         let socket = directory.join("docker.sock");
         wait_for(
             &format!("Docker Engine ({})", directory.join("log").display()),
-            Duration::from_secs(60),
+            Duration::from_secs(180),
             || {
                 if let Ok(Some(status)) = process.try_wait() {
                     let log = std::fs::read_to_string(directory.join("log")).unwrap_or_default();

@@ -54,7 +54,7 @@ impl Lab {
             .stderr(File::create(directory.join("lab.log")).expect("make the lab's log"));
         let mut keeper = keeper.spawn().expect("start `setsid` (package util-linux)");
         let alive = keeper.stdin.take().expect("a piped stdin");
-        wait_for("the lab", Duration::from_secs(20), || {
+        wait_for("the lab", Duration::from_secs(120), || {
             directory.join("ready").exists()
         });
         let first_process = innermost_child(keeper.id());
@@ -131,7 +131,7 @@ pub(crate) fn end(process: &mut Child) {
     };
     let _ = rustix::process::kill_process(target, rustix::process::Signal::TERM);
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(10) {
+    while start.elapsed() < Duration::from_secs(60) {
         if !matches!(process.try_wait(), Ok(None)) {
             return;
         }

@@ -69,7 +69,7 @@ impl Registry {
                 .status();
             ready.is_ok_and(|status| status.success())
         };
-        wait_for("docker-registry", Duration::from_secs(20), listening);
+        wait_for("docker-registry", Duration::from_secs(120), listening);
         Registry {
             address: format!("{host}:{port}"),
             directory,

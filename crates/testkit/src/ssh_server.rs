@@ -52,14 +52,14 @@ impl SshServer {
             .stdout(Stdio::null())
             .spawn()
             .expect("start ssh-agent (package openssh-client)");
-        wait_for("ssh-agent", Duration::from_secs(20), || socket.exists());
+        wait_for("ssh-agent", Duration::from_secs(120), || socket.exists());
         std::fs::set_permissions(directory.join("user"), PermissionsExt::from_mode(0o600))
             .expect("protect the key");
         run(Command::new("ssh-add")
             .arg("-q")
             .arg(directory.join("user"))
             .env("SSH_AUTH_SOCK", &socket));
-        wait_for("sshd", Duration::from_secs(20), || {
+        wait_for("sshd", Duration::from_secs(120), || {
             std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
         });
         SshServer {

@@ -7,6 +7,7 @@ mod endurance;
 mod layers;
 mod peers;
 mod run;
+mod suites;
 
 use std::process::ExitCode;
 

@@ -1,10 +1,10 @@
 //! The whole test run: formatting, lints, layers, the executable, and every test.
 
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::peers::{self, run};
+use crate::suites;
 
 /// Runs everything; the last line printed is `N passed, N failed`.
 pub fn all() -> Result<(), String> {
@@ -26,30 +26,16 @@ pub fn all() -> Result<(), String> {
     ]))?;
     run(cargo().args(["build", "--release", "--quiet", "-p", "cooperage"]))?;
     run(cargo().args(["build", "--quiet", "-p", "testkit"]))?;
-    let mut tests = cargo()
-        .args(["test", "--workspace", "--no-fail-fast", "--quiet"])
-        .env("COOPERAGE_BIN", executable()?)
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("cargo test: {error}"))?;
-    let (mut passed, mut failed) = (0, 0);
-    if let Some(output) = tests.stdout.take() {
-        for line in BufReader::new(output).lines().map_while(Result::ok) {
-            println!("{line}");
-            if let Some(result) = line.strip_prefix("test result: ") {
-                passed += count(result, "passed");
-                failed += count(result, "failed");
-            }
-        }
+    let mut tally = suites::run(cargo, &executable()?)?;
+    suites::run_examples(cargo(), &mut tally)?;
+    for test in &tally.second {
+        println!("passed only when it ran again, a fault to be found: {test}");
     }
-    let status = tests
-        .wait()
-        .map_err(|error| format!("cargo test: {error}"))?;
-    if !status.success() && failed == 0 {
-        println!("cargo test: {status}");
-        failed = 1;
+    for test in &tally.failed {
+        println!("failed: {test}");
     }
-    println!("{passed} passed, {failed} failed");
+    let failed = tally.failed.len();
+    println!("{} passed, {failed} failed", tally.passed);
     std::process::exit(i32::from(failed > 0));
 }
 
@@ -69,14 +55,4 @@ pub(crate) fn executable() -> Result<PathBuf, String> {
     let path = target.join(host).join("release/cooperage");
     path.canonicalize()
         .map_err(|error| format!("{}: {error}", path.display()))
-}
-
-/// The number before a word in `ok. 3 passed; 0 failed; …`.
-fn count(result: &str, word: &str) -> u64 {
-    result
-        .split(';')
-        .find_map(|part| part.trim().strip_suffix(word))
-        .and_then(|part| part.split_whitespace().last())
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(0)
 }

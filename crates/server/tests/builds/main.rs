@@ -100,7 +100,7 @@ fn main() {
             .build()
             .expect("a runtime");
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let limit = std::time::Duration::from_secs(120);
+            let limit = std::time::Duration::from_secs(300);
             runtime.block_on(async {
                 let finished = tokio::time::timeout(limit, case()).await;
                 finished.expect("the test ends in time");
