@@ -12,7 +12,9 @@ use futures::future::try_join_all;
 use oci::Reference;
 use progress_ui::Progress;
 use proto::control::control_client::ControlClient;
+use session::{ClientSession, SessionHandle};
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 
 use crate::engine_image::ImageLender;
 use crate::engine_push::push_names;
@@ -25,6 +27,7 @@ use crate::join::{Push, join_images};
 use crate::layout::enter_layouts;
 use crate::outcome::{BUILD_REF, CONFIG_DIGEST, Outcome};
 use crate::plan::{NodeFacts, PlanContext, SolvePlan, no_output_warning};
+use crate::remote_dockerfile::fetch;
 use crate::request::BuildRequest;
 use crate::serve::{Peer, Services, session_for};
 use crate::solve::{Response, SolveFailure, solve};
@@ -78,10 +81,13 @@ pub async fn build(builder: &Builder, job: BuildJob) -> Result<Outcome, Error> {
         }
         Ok::<_, Error>((prepared, work))
     };
-    let (prepared, nodes) = tokio::select! {
+    let (mut prepared, nodes) = tokio::select! {
         ready = ready => ready?,
         () = cancel.cancelled() => return Err(Error::canceled()),
     };
+    if let Some((node, _)) = nodes.first() {
+        bring_dockerfile(node, &mut prepared, &cancel).await?;
+    }
     let context = PlanContext {
         request: &prepared.request,
         inputs: &prepared.inputs,
@@ -231,6 +237,55 @@ async fn facts_of(node: &ResolvedNode<'_>, prepared: &Prepared) -> Result<NodeFa
         &machine,
     )
     .await
+}
+
+/// Lets a server fetch the Dockerfile, if it is somewhere in the web.
+async fn bring_dockerfile(
+    node: &ResolvedNode<'_>,
+    prepared: &mut Prepared,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
+    let Some(url) = prepared.inputs.dockerfile_url.clone() else {
+        return Ok(());
+    };
+    let channel = node.connection.channel.clone();
+    let session = ClientSession::builder().build();
+    let opening = open_session(node, &channel, &session);
+    let handle = unless(cancel, opening).await?;
+    let progress = &prepared.services.progress;
+    let fetched = fetch(channel, session.id(), &url, progress, cancel).await;
+    handle.close();
+    let text = fetched.map_err(|failure| failure.error)?;
+    let mut inputs = std::mem::take(&mut prepared.inputs);
+    let placing = tokio::task::spawn_blocking(move || {
+        inputs.set_dockerfile(&text)?;
+        Ok::<_, Error>(inputs)
+    });
+    prepared.inputs = placing
+        .await
+        .map_err(|error| Error::internal(error.to_string()))??;
+    Ok(())
+}
+
+/// Opens a session to the node's server.
+async fn open_session(
+    node: &ResolvedNode<'_>,
+    channel: &Channel,
+    session: &ClientSession,
+) -> Result<SessionHandle, Error> {
+    let pairs = session.headers().pairs().into_iter();
+    let headers: Vec<(String, String)> = pairs.map(|(k, v)| (k.to_owned(), v)).collect();
+    let io = node
+        .node
+        .driver()?
+        .dial_session(&headers)
+        .await
+        .map_err(Error::from)
+        .context("failed to open the session")?;
+    Ok(match io {
+        Some(io) => session.run_on_io(io),
+        None => session.run(ControlClient::new(channel.clone()))?,
+    })
 }
 
 fn check_moby_push(plan: &SolvePlan, several: bool) -> Result<(), Error> {
@@ -432,7 +487,7 @@ fn ended_by_somebody(cause: &str) -> Error {
 /// Opens the session, solves, and ends the session.
 async fn try_solve(
     node: &ResolvedNode<'_>,
-    channel: tonic::transport::Channel,
+    channel: Channel,
     plan: &mut SolvePlan,
     services: &Services,
     lender: &ImageLender,
@@ -446,20 +501,9 @@ async fn try_solve(
     let peer = Peer::new(channel.clone(), driver.is_on_this_machine());
     let session = session_for(plan, services, &peer).map_err(local)?;
     let session = lender.serve(session).build();
-    let pairs = session.headers().pairs().into_iter();
-    let headers: Vec<(String, String)> = pairs.map(|(k, v)| (k.to_owned(), v)).collect();
-    let io = driver
-        .dial_session(&headers)
+    let handle = open_session(node, &channel, &session)
         .await
-        .map_err(Error::from)
-        .context("failed to open the session")
         .map_err(local)?;
-    let handle = match io {
-        Some(io) => session.run_on_io(io),
-        None => session
-            .run(ControlClient::new(channel.clone()))
-            .map_err(|error| local(error.into()))?,
-    };
     let request = plan.to_proto(session.id());
     let steered = plan.call.is_some();
     let result = solve(channel, request, steered, &services.progress, cancel).await;

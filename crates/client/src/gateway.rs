@@ -1,5 +1,5 @@
-//! Steering a build from here: the frontend is called over the gateway API on the control
-//! connection, so that its answer, which is no image, comes back whole.
+//! Steering a build from here: the gateway API is called on the control connection, so that a
+//! frontend's answer which is no image comes back whole, and files of the server can be read.
 
 use diag::Code;
 use prost::Message as _;
@@ -7,7 +7,7 @@ use proto::control::SolveRequest;
 use proto::control::control_client::ControlClient;
 use proto::gateway::llb_bridge_client::LlbBridgeClient;
 use proto::gateway::{self, PingRequest, ReturnRequest};
-use proto::rpc;
+use proto::{fsutil, rpc};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -17,49 +17,84 @@ use crate::solve::Response;
 /// Names the build a gateway call is part of.
 const BUILD_ID: &str = "buildkit-controlapi-buildid";
 
-/// A solve taken apart: the build that waits for a result, and the call that makes it.
-pub(crate) struct Call {
-    build: SolveRequest,
-    frontend: gateway::SolveRequest,
+/// Takes a request apart: the build that waits for a result, and the call of its frontend.
+pub(crate) fn take_frontend(mut build: SolveRequest) -> (SolveRequest, gateway::SolveRequest) {
+    let frontend = gateway::SolveRequest {
+        frontend: std::mem::take(&mut build.frontend),
+        frontend_opt: build.frontend_attrs.clone(),
+        frontend_inputs: std::mem::take(&mut build.frontend_inputs),
+        allow_result_return: true,
+        allow_result_array_ref: true,
+        ..gateway::SolveRequest::default()
+    };
+    (build, frontend)
 }
 
-impl Call {
-    /// Makes the request's frontend the one that is called.
-    pub(crate) fn take_from(mut request: SolveRequest) -> Self {
-        let frontend = gateway::SolveRequest {
-            frontend: std::mem::take(&mut request.frontend),
-            frontend_opt: request.frontend_attrs.clone(),
-            frontend_inputs: std::mem::take(&mut request.frontend_inputs),
-            allow_result_return: true,
-            allow_result_array_ref: true,
-            ..gateway::SolveRequest::default()
-        };
-        Call {
-            build: request,
-            frontend,
-        }
+/// The gateway of one build.
+pub(crate) struct Bridge {
+    client: LlbBridgeClient<Channel>,
+    build: String,
+}
+
+impl Bridge {
+    pub(crate) async fn solve(
+        &mut self,
+        request: gateway::SolveRequest,
+    ) -> Result<gateway::Result, Status> {
+        let request = self.tagged(request)?;
+        let response = self.client.solve(request).await?;
+        Ok(response.into_inner().result.unwrap_or_default())
+    }
+
+    pub(crate) async fn stat_file(
+        &mut self,
+        request: gateway::StatFileRequest,
+    ) -> Result<fsutil::Stat, Status> {
+        let request = self.tagged(request)?;
+        let response = self.client.stat_file(request).await?;
+        Ok(response.into_inner().stat.unwrap_or_default())
+    }
+
+    pub(crate) async fn read_file(
+        &mut self,
+        request: gateway::ReadFileRequest,
+    ) -> Result<Vec<u8>, Status> {
+        let request = self.tagged(request)?;
+        let response = self.client.read_file(request).await?;
+        Ok(response.into_inner().data.to_vec())
+    }
+
+    fn tagged<T>(&self, message: T) -> Result<Request<T>, Status> {
+        let mut request = Request::new(message);
+        let value = MetadataValue::try_from(&self.build)
+            .map_err(|_| Status::internal(format!("{:?} is no build reference", self.build)))?;
+        request.metadata_mut().insert(BUILD_ID, value);
+        Ok(request)
     }
 }
 
-/// Starts the build, calls the frontend in it and gives back its result.
-pub(crate) async fn run(
+/// Starts a build, lets `work` call its gateway, and ends the build with the result or the error of
+/// that. Returns what the exporters answered, and what the work made besides.
+pub(crate) async fn run<T>(
     control: &mut ControlClient<Channel>,
     channel: Channel,
-    call: Call,
-) -> Result<Response, Status> {
-    let reference = call.build.r#ref.clone();
+    build: SolveRequest,
+    work: impl AsyncFnOnce(&mut Bridge) -> Result<(gateway::Result, T), Status>,
+) -> Result<(Response, T), Status> {
+    let mut bridge = Bridge {
+        client: LlbBridgeClient::new(channel),
+        build: build.r#ref.clone(),
+    };
     let steer = async {
-        let mut bridge = LlbBridgeClient::new(channel);
-        bridge.ping(tagged(PingRequest {}, &reference)?).await?;
-        let solved = bridge.solve(tagged(call.frontend, &reference)?).await;
-        let (answer, result) = match solved {
-            Ok(response) => {
-                let result = response.into_inner().result.unwrap_or_default();
+        let ping = bridge.tagged(PingRequest {})?;
+        bridge.client.ping(ping).await?;
+        let (answer, made) = match work(&mut bridge).await {
+            Ok((result, made)) => {
                 let answer = ReturnRequest {
-                    result: Some(result.clone()),
+                    result: Some(result),
                     error: None,
                 };
-                (answer, Ok(result.metadata))
+                (answer, Ok(made))
             }
             Err(status) => {
                 let answer = ReturnRequest {
@@ -69,24 +104,14 @@ pub(crate) async fn run(
                 (answer, Err(status))
             }
         };
-        bridge.r#return(tagged(answer, &reference)?).await?;
-        result
+        let answer = bridge.tagged(answer)?;
+        bridge.client.r#return(answer).await?;
+        made
     };
-    let (built, metadata) = tokio::join!(control.solve(call.build), steer);
-    // When both failed the build's error is the frontend's, told by the one who runs it.
-    let mut response: Response = built?.into_inner().exporter_response.into_iter().collect();
-    for (key, value) in metadata? {
-        response.insert(key, String::from_utf8_lossy(&value).into_owned());
-    }
-    Ok(response)
-}
-
-fn tagged<T>(message: T, reference: &str) -> Result<Request<T>, Status> {
-    let mut request = Request::new(message);
-    let value = MetadataValue::try_from(reference)
-        .map_err(|_| Status::internal(format!("{reference:?} is no build reference")))?;
-    request.metadata_mut().insert(BUILD_ID, value);
-    Ok(request)
+    let (built, made) = tokio::join!(control.solve(build), steer);
+    // When both failed the build's error is the work's, told by the one who runs it.
+    let response = built?.into_inner().exporter_response.into_iter().collect();
+    Ok((response, made?))
 }
 
 fn to_rpc(status: &Status) -> rpc::Status {

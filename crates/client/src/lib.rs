@@ -24,6 +24,7 @@ mod layout;
 mod load;
 mod outcome;
 mod plan;
+mod remote_dockerfile;
 mod report;
 mod request;
 mod serve;

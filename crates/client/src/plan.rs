@@ -69,8 +69,6 @@ pub struct SolvePlan {
     pub frontend: String,
     /// What the frontend is told.
     pub attributes: Attributes,
-    /// A Dockerfile that the server fetches, as an input of the frontend.
-    pub dockerfile_graph: Option<proto::pb::Definition>,
     /// What becomes of the result.
     pub exports: Vec<Export>,
     /// Where caches go.
@@ -128,7 +126,6 @@ impl SolvePlan {
     ) -> Result<Self, Error> {
         let request = context.request;
         let mut plan = SolvePlan {
-            dockerfile_graph: None,
             reference: new_id(),
             frontend: "dockerfile.v0".to_owned(),
             attributes: Attributes::new(),
@@ -182,11 +179,6 @@ impl SolvePlan {
             session: session.to_owned(),
             frontend: self.frontend.clone(),
             frontend_attrs: map(&self.attributes),
-            frontend_inputs: self
-                .dockerfile_graph
-                .iter()
-                .map(|graph| ("dockerfile".to_owned(), graph.clone()))
-                .collect(),
             // Servers from before several outputs read the first one here.
             exporter_deprecated: first.map(|e| e.kind.clone()).unwrap_or_default(),
             exporter_attrs_deprecated: first.map(|e| map(&e.attributes)).unwrap_or_default(),
@@ -368,8 +360,6 @@ impl SolvePlan {
         for (key, value) in &request.labels {
             self.attribute(&format!("label:{key}"), value);
         }
-        self.dockerfile_graph
-            .clone_from(&context.inputs.dockerfile_graph);
         for (key, value) in &context.inputs.attributes {
             let value = match key.starts_with("sharedkey:localdir:") {
                 true => format!("{value}:{}", facts.machine_id),

@@ -15,6 +15,7 @@ use progress_ui::Progress;
 use proto::control::control_client::ControlClient;
 use proto::control::{SolveRequest, StatusRequest};
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::clock::ClockShift;
@@ -38,42 +39,50 @@ pub struct SolveFailure {
 /// What a server said of a result: the exporters' answers, or a called frontend's metadata.
 pub type Response = BTreeMap<String, String>;
 
-/// Runs a solve to its end. With `steered` the frontend is called over the gateway, and its metadata
-/// is part of the response.
+/// Runs a solve to its end. With `by_gateway` the frontend is called over the gateway, and its
+/// metadata is part of the response.
 pub async fn solve(
     channel: Channel,
     request: SolveRequest,
-    steered: bool,
+    by_gateway: bool,
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<Response, SolveFailure> {
-    let reference = request.r#ref.clone();
-    let mut control =
-        ControlClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let ended = CancellationToken::new();
-    let statuses = forward_statuses(control.clone(), reference.clone(), progress, &ended);
-    let call = async {
-        let _ended = ended.clone().drop_guard();
+    if !by_gateway {
+        let mut control = control_of(&channel);
+        let reference = request.r#ref.clone();
         let work = async {
-            if steered {
-                let call = gateway::Call::take_from(request);
-                gateway::run(&mut control, channel, call).await
-            } else {
-                let response = control.solve(request).await?;
-                Ok(response
-                    .into_inner()
-                    .exporter_response
-                    .into_iter()
-                    .collect())
-            }
+            let response = control.solve(request).await?;
+            let response = response.into_inner().exporter_response;
+            Ok(response.into_iter().collect())
         };
-        tokio::select! {
-            result = work => result.map_err(|status: tonic::Status| failure(&status)),
-            () = cancel.cancelled() => Err(canceled()),
-        }
+        return watched(&channel, reference, work, progress, cancel).await;
+    }
+    let (build, frontend) = gateway::take_frontend(request);
+    let work = async |bridge: &mut gateway::Bridge| {
+        let result = bridge.solve(frontend).await?;
+        let metadata = result.metadata.clone();
+        Ok((result, metadata))
     };
-    let (result, ()) = tokio::join!(call, statuses);
-    result
+    let (mut response, metadata) = steered(channel, build, work, progress, cancel).await?;
+    for (key, value) in metadata {
+        response.insert(key, String::from_utf8_lossy(&value).into_owned());
+    }
+    Ok(response)
+}
+
+/// Runs a build that is steered from here to its end, showing its progress: see [`gateway::run`].
+pub(crate) async fn steered<T>(
+    channel: Channel,
+    build: SolveRequest,
+    work: impl AsyncFnOnce(&mut gateway::Bridge) -> Result<(proto::gateway::Result, T), Status>,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<(Response, T), SolveFailure> {
+    let mut control = control_of(&channel);
+    let reference = build.r#ref.clone();
+    let work = gateway::run(&mut control, channel.clone(), build, work);
+    watched(&channel, reference, work, progress, cancel).await
 }
 
 /// The failure of a solve that was cancelled from here.
@@ -84,7 +93,32 @@ pub fn canceled() -> SolveFailure {
     }
 }
 
-fn failure(status: &tonic::Status) -> SolveFailure {
+fn control_of(channel: &Channel) -> ControlClient<Channel> {
+    ControlClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// Does a build's work while its progress is shown, until it ends or is cancelled.
+async fn watched<T>(
+    channel: &Channel,
+    reference: String,
+    work: impl Future<Output = Result<T, Status>>,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<T, SolveFailure> {
+    let ended = CancellationToken::new();
+    let statuses = forward_statuses(control_of(channel), reference, progress, &ended);
+    let call = async {
+        let _ended = ended.clone().drop_guard();
+        tokio::select! {
+            result = work => result.map_err(|status| failure(&status)),
+            () = cancel.cancelled() => Err(canceled()),
+        }
+    };
+    let (result, ()) = tokio::join!(call, statuses);
+    result
+}
+
+fn failure(status: &Status) -> SolveFailure {
     let connection_lost = is_connection_failure(status);
     let error = from_status(status).context("failed to solve");
     let error = match error.code() {

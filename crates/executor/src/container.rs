@@ -22,6 +22,7 @@ pub struct Container {
     pub(crate) pidfd: Arc<OwnedFd>,
     pub(crate) cgroup: StepPlan,
     pub(crate) insecure: bool,
+    pub(crate) keyring: String,
 }
 
 impl Process {
@@ -45,6 +46,7 @@ impl Process {
             pidfd: Arc::new(pidfd),
             cgroup: self.cgroup_plan().clone(),
             insecure: self.is_insecure(),
+            keyring: self.keyring().to_owned(),
         }))
     }
 }

@@ -22,6 +22,7 @@ use crate::cgroup::{Cgroups, Layout, StepPlan};
 use crate::container::Container;
 use crate::control;
 use crate::error::ExecError;
+use crate::keyring;
 use crate::launch::{
     Command, Exited, Failure, Launch, LaunchMount, LaunchSource, Limit, Prepare, Report,
     write_message,
@@ -29,7 +30,7 @@ use crate::launch::{
 use crate::network::{self, HOSTNAME_DEFAULT, NetworkConfig};
 use crate::observer::{StartObserver, StartWatch};
 use crate::platforms;
-use crate::spec::{ExitStatus, MountSource, ProcessIo, ProcessSpec, WindowSize};
+use crate::spec::{DeviceNode, ExitStatus, MountSource, ProcessIo, ProcessSpec, WindowSize};
 
 /// Longest name of a step in bytes: it becomes the name of a directory.
 const ID_LENGTH_MAX: usize = 128;
@@ -226,6 +227,7 @@ pub struct Process {
     supervisor_id: u32,
     cgroup: StepPlan,
     insecure: bool,
+    keyring: String,
     /// The unfinished line from the supervisor.
     line: Vec<u8>,
     pid: Option<i32>,
@@ -284,6 +286,11 @@ impl Process {
 
     pub(crate) fn is_insecure(&self) -> bool {
         self.insecure
+    }
+
+    /// The name of its session keyring.
+    pub(crate) fn keyring(&self) -> &str {
+        &self.keyring
     }
 
     /// A supervisor that does not listen any more has no process any more.
@@ -407,6 +414,10 @@ impl Inner {
         launch.terminal = terminal;
         launch.has_stdin = stdin.is_some();
         launch.joins = container.is_some();
+        launch.keyring = match container {
+            Some(container) => container.keyring.clone(),
+            None => keyring::new_name().map_err(ExecError::Spawn)?,
+        };
         let specification = write_message(&launch, &files).map_err(ExecError::Spawn)?;
         let streams = stdin.iter().chain(&others).map(AsFd::as_fd);
         let namespace = network.iter().map(|network| network.namespace.as_fd());
@@ -427,6 +438,7 @@ impl Inner {
             supervisor_id: supervisor.id,
             cgroup: supervisor.cgroup,
             insecure: spec.insecure,
+            keyring: launch.keyring,
             line: Vec::new(),
             pid: None,
             ended: None,
@@ -437,7 +449,8 @@ impl Inner {
     /// Gives the step to a spare, or to a new supervisor when there is none or it needs one of its
     /// own kind.
     fn hand_over(&self, spec: &ProcessSpec, fds: &[BorrowedFd<'_>]) -> io::Result<Supervisor> {
-        if !spec.insecure && spec.cgroup_parent.is_empty() {
+        let devices = devices_of(spec);
+        if !spec.insecure && spec.cgroup_parent.is_empty() && devices.is_empty() {
             // The last one is the most likely to be still there.
             loop {
                 let Some(spare) = self.spares.lock().pop() else {
@@ -448,7 +461,7 @@ impl Inner {
                 }
             }
         }
-        let supervisor = self.supervisor(&spec.cgroup_parent, !spec.insecure)?;
+        let supervisor = self.supervisor(&spec.cgroup_parent, !spec.insecure, devices)?;
         control::send_fds(&supervisor.control, b'l', fds)?;
         Ok(supervisor)
     }
@@ -462,6 +475,7 @@ impl Inner {
         let prepare = Prepare {
             cgroup: container.cgroup.clone(),
             guard_devices: false,
+            devices: Vec::new(),
             joins: true,
         };
         let supervisor = self.prepared(prepare, Some(container.pidfd.as_fd()))?;
@@ -470,12 +484,18 @@ impl Inner {
         Ok(supervisor)
     }
 
-    /// Starts a supervisor that prepares for a step.
-    fn supervisor(&self, cgroup_parent: &str, guard_devices: bool) -> io::Result<Supervisor> {
+    /// Starts a supervisor that prepares for a step with some devices besides the usual ones.
+    fn supervisor(
+        &self,
+        cgroup_parent: &str,
+        guard_devices: bool,
+        devices: Vec<DeviceNode>,
+    ) -> io::Result<Supervisor> {
         let number = self.step_number.fetch_add(1, Ordering::Relaxed);
         let prepare = Prepare {
             cgroup: self.cgroups.plan(&format!("step-{number}"), cgroup_parent),
             guard_devices,
+            devices,
             joins: false,
         };
         self.prepared(prepare, None)
@@ -522,7 +542,7 @@ impl Inner {
             }
         }
         while self.spares.lock().len() < self.spares_max {
-            match self.supervisor("", true) {
+            match self.supervisor("", true, Vec::new()) {
                 Ok(supervisor) => self.spares.lock().push(supervisor),
                 Err(error) => {
                     tracing::debug!(%error, "cannot make a spare supervisor");
@@ -579,8 +599,17 @@ impl Inner {
             terminal: None,
             has_stdin: false,
             joins: false,
+            keyring: String::new(),
         })
     }
+}
+
+fn devices_of(spec: &ProcessSpec) -> Vec<DeviceNode> {
+    let devices = spec.mounts.iter().filter_map(|mount| match &mount.source {
+        MountSource::Device(node) => Some(node.clone()),
+        _ => None,
+    });
+    devices.collect()
 }
 
 fn launch_mounts<'a>(
@@ -597,6 +626,7 @@ fn launch_mounts<'a>(
                 })?)
             }
             MountSource::Tmpfs { size } => LaunchSource::Tmpfs { size: *size },
+            MountSource::Device(node) => LaunchSource::Device(node.clone()),
             MountSource::File {
                 data,
                 uid,

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::StepPlan;
-use crate::spec::{MountFlags, UserIds, WindowSize};
+use crate::spec::{DeviceNode, MountFlags, UserIds, WindowSize};
 
 /// What can be done before it is known which step it is for.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -25,6 +25,8 @@ pub(crate) struct Prepare {
     pub(crate) cgroup: StepPlan,
     /// Whether only the usual devices can be opened.
     pub(crate) guard_devices: bool,
+    /// What can be opened besides.
+    pub(crate) devices: Vec<DeviceNode>,
     /// Whether it is for a process in a container that is there: a pidfd of the container's first
     /// process came along, and the cgroup is that container's.
     pub(crate) joins: bool,
@@ -59,6 +61,8 @@ pub(crate) struct Launch {
     pub(crate) has_stdin: bool,
     /// Whether it runs in a container that is there, so that nothing is made or mounted for it.
     pub(crate) joins: bool,
+    /// The name of its session keyring, which nothing outside of its container has.
+    pub(crate) keyring: String,
 }
 
 /// A mount in that form.
@@ -87,6 +91,7 @@ pub(crate) enum LaunchSource {
         gid: u32,
         mode: u32,
     },
+    Device(DeviceNode),
 }
 
 /// A resource limit with the system's number.

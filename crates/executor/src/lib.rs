@@ -21,6 +21,7 @@ mod control;
 mod error;
 mod executor;
 mod init;
+mod keyring;
 mod launch;
 mod network;
 mod observer;
@@ -42,8 +43,8 @@ pub use observer::StartObserver;
 pub use passwd::resolve_user;
 pub use platforms::{Emulation, emulation, emulator_hint, platforms, platforms_now};
 pub use spec::{
-    ExitStatus, MountFlags, MountSource, ProcessIo, ProcessMount, ProcessSpec, Stdio, Terminal,
-    UserIds, WindowSize,
+    DeviceKind, DeviceNode, ExitStatus, MountFlags, MountSource, ProcessIo, ProcessMount,
+    ProcessSpec, Stdio, Terminal, UserIds, WindowSize,
 };
 
 /// The word that, as the first argument, makes the executable call [`init_main`].

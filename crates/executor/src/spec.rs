@@ -113,6 +113,42 @@ pub enum MountSource {
         /// Permission bits.
         mode: u32,
     },
+    /// A device node made for this process, which it can open as the node says.
+    Device(DeviceNode),
+}
+
+/// A device node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceNode {
+    /// Its kind.
+    pub kind: DeviceKind,
+    /// The kernel's number of the driver; 0 for a named pipe.
+    pub major: u32,
+    /// The driver's number of the device.
+    pub minor: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Whether it can be opened for reading.
+    pub read: bool,
+    /// Whether it can be opened for writing.
+    pub write: bool,
+    /// This machine's node of it, used where none can be made.
+    pub host_path: PathBuf,
+}
+
+/// Kinds of device nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceKind {
+    /// A character device.
+    Char,
+    /// A block device.
+    Block,
+    /// A named pipe.
+    Fifo,
 }
 
 impl std::fmt::Debug for MountSource {
@@ -127,6 +163,7 @@ impl std::fmt::Debug for MountSource {
                 .field("gid", gid)
                 .field("mode", mode)
                 .finish_non_exhaustive(),
+            MountSource::Device(node) => node.fmt(f),
         }
     }
 }

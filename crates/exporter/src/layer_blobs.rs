@@ -45,7 +45,7 @@ impl LayerBlobs {
         lease: &Lease,
     ) -> Result<ImageLayer> {
         let missing = || Error::internal(format!("a stack has no layer {index}"));
-        let id = stack.0.get(index).copied().ok_or_else(missing)?;
+        let id = stack.get(index).ok_or_else(missing)?;
         let blob = match compression.force {
             false => match self.layers.stored_blob(id, lease)? {
                 Some(blob) => blob,
@@ -87,7 +87,8 @@ impl LayerBlobs {
         compression: LayerCompression,
         lease: &Lease,
     ) -> Result<LayerBlob> {
-        let id = stack.0[index];
+        let missing = || Error::internal(format!("a stack has no layer {index}"));
+        let id = stack.get(index).ok_or_else(missing)?;
         let lock = self.lock(format!("{id} {compression:?}"));
         let _alone = lock.lock();
         for (_, blob) in self.layers.blobs(id)? {

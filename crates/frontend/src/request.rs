@@ -20,6 +20,7 @@ const DESCRIBE: &str = "frontend.subrequests.describe";
 const LINT: &str = "frontend.lint";
 const OUTLINE: &str = "frontend.outline";
 const TARGETS: &str = "frontend.targets";
+const CONVERT: &str = "frontend.convertllb";
 
 /// The metadata that answers a request.
 pub(crate) async fn answer(
@@ -32,6 +33,7 @@ pub(crate) async fn answer(
         LINT => lint(client, entrypoint).await,
         OUTLINE => outline(client, entrypoint).await,
         TARGETS => targets(entrypoint),
+        CONVERT => convertllb(client, entrypoint).await,
         other => Err(Error::unsupported(Unsupported::Subrequest(
             other.to_owned(),
         ))),
@@ -200,6 +202,23 @@ fn outline_text(outline: &Outline) -> String {
         text.push('\n');
     }
     text
+}
+
+/// The graph of the target as JSON, without running anything.
+async fn convertllb(
+    client: &Client<'_>,
+    entrypoint: &Entrypoint,
+) -> Result<BTreeMap<String, Vec<u8>>> {
+    let linter = Linter::new(lint_config(client.options, &entrypoint.file.data)?);
+    let outcome = convert(client, &entrypoint.file, None, &linter, false).await;
+    warn(client, entrypoint, linter.warnings()).await;
+    let value = llb::graph_json(&outcome?.graph);
+    let value = value.ok_or_else(|| Error::internal("the graph is no LLB"))?;
+    let json = serde_json::to_string_pretty(&value).map_err(|e| Error::internal(e.to_string()))?;
+    Ok(BTreeMap::from([
+        ("result.json".to_owned(), go_json(&json).into_bytes()),
+        ("version".to_owned(), b"0.1.0".to_vec()),
+    ]))
 }
 
 async fn lint(client: &Client<'_>, entrypoint: &Entrypoint) -> Result<BTreeMap<String, Vec<u8>>> {

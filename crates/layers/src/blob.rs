@@ -28,7 +28,7 @@ impl LayerStore {
         level: Option<i32>,
     ) -> Result<LayerBlob> {
         let hold = self.try_hold(stack)?;
-        let Some(id) = stack.0.get(index).copied() else {
+        let Some(id) = stack.get(index) else {
             let count = stack.len();
             return Err(crate::LayerError::Index { index, count });
         };
@@ -59,7 +59,7 @@ impl LayerStore {
         compression: Compression,
         level: Option<i32>,
     ) -> Result<LayerBlob> {
-        let made_on = self.database().info(id)?.and_then(|info| info.made_on);
+        let made_on = self.register().made_on(id);
         // The stack may be gone meanwhile; then everything in the layer is written.
         let lower = match &made_on {
             Some(below) if self.contains(below) => self.mount(below).ok(),

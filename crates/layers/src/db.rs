@@ -4,7 +4,8 @@
 //! meta(key, value)                         boot_id: when the unsynced layers were written
 //! layers(id, description, record_type,     one row a committed layer
 //!        created_us, last_used_us, usage_count,
-//!        made_on,                          JSON list of ids, or NULL
+//!        made_on,                          JSON list of ids, bottom first; or one id as JSON text:
+//!                                          what that was made on, and it; or NULL
 //!        size, whiteouts,                  NULL until somebody asked
 //!        synced)                           1 once its files are known to be on disk
 //! blobs(layer, key, blob)                  key: compression, such as `gzip` or `gzip:9`
@@ -20,7 +21,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::{LayerBlob, LayerId, LayerInfo, LayerNote, LayerStack, RecordType, Result};
+use crate::{LayerBlob, LayerId, LayerInfo, LayerNote, MadeOn, RecordType, Result};
 
 /// How much of the database is kept in memory, in KiB; the kernel caches the file as well.
 const CACHE_KIB: i64 = 512;
@@ -99,9 +100,9 @@ impl Database {
         &self,
         id: LayerId,
         note: &LayerNote,
-        made_on: Option<&LayerStack>,
+        made_on: Option<&MadeOn>,
     ) -> Result<()> {
-        let made_on = made_on.and_then(|stack| serde_json::to_string(stack).ok());
+        let made_on = made_on.and_then(|below| serde_json::to_string(below).ok());
         self.0
             .lock()
             .prepare_cached(
@@ -143,6 +144,21 @@ impl Database {
         )?;
         let read = |row: &Row<'_>| read_info(id, row);
         Ok(statement.query_row([id.to_string()], read).optional()?)
+    }
+
+    /// Every layer with what it was made on, if that is known.
+    pub(crate) fn all_made_on(&self) -> Result<Vec<(LayerId, Option<MadeOn>)>> {
+        let connection = self.0.lock();
+        let mut statement = connection.prepare("SELECT id, made_on FROM layers")?;
+        let rows = statement.query_map([], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?))
+        })?;
+        rows.map(|row| {
+            let (id, made_on) = row?;
+            let made_on = made_on.and_then(|text| serde_json::from_str(&text).ok());
+            Ok((id.parse()?, made_on))
+        })
+        .collect()
     }
 
     /// What is known of every layer, with what was measured of it; blobs are missing.
@@ -292,6 +308,15 @@ impl Database {
             .lock()
             .execute("DELETE FROM flats WHERE id = ?1", [id.to_string()])?;
         Ok(())
+    }
+
+    /// The joined directories that have a layer in them.
+    pub(crate) fn flats_with(&self, layer: LayerId) -> Result<Vec<LayerId>> {
+        let connection = self.0.lock();
+        let mut statement =
+            connection.prepare_cached("SELECT id FROM flats WHERE instr(layers, ?1) > 0")?;
+        let rows = statement.query_map([layer.to_string()], |row| row.get::<_, String>(0))?;
+        rows.map(|text| text?.parse()).collect()
     }
 
     pub(crate) fn flats(&self) -> Result<Vec<(LayerId, Vec<LayerId>)>> {

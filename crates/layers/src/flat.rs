@@ -59,11 +59,9 @@ impl LayerStore {
 
     /// Gives up the joined directories that have a layer in them.
     pub(crate) fn drop_flats_with(&self, layer: LayerId) -> Result<()> {
-        for (id, layers) in self.database().flats()? {
-            if layers.contains(&layer) {
-                self.database().delete_flat(id)?;
-                self.reaper().discard(&self.flat_path(id))?;
-            }
+        for id in self.database().flats_with(layer)? {
+            self.database().delete_flat(id)?;
+            self.reaper().discard(&self.flat_path(id))?;
         }
         Ok(())
     }

@@ -9,22 +9,27 @@ use crate::{LayerId, LayerNote, LayerStack, Result, overlay};
 
 /// Keeps layers from being removed until it and all its clones are dropped.
 #[derive(Clone)]
-pub struct LayerHold(#[expect(dead_code, reason = "it is there to be dropped")] Arc<Held>);
+pub struct LayerHold(Arc<Held>);
 
 struct Held {
     store: LayerStore,
-    layers: Vec<LayerId>,
+    stack: LayerStack,
 }
 
 impl LayerHold {
-    pub(crate) fn new(store: LayerStore, layers: Vec<LayerId>) -> Self {
-        LayerHold(Arc::new(Held { store, layers }))
+    pub(crate) fn new(store: LayerStore, stack: LayerStack) -> Self {
+        LayerHold(Arc::new(Held { store, stack }))
+    }
+
+    /// The store that the layers are in.
+    pub fn store(&self) -> &LayerStore {
+        &self.0.store
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.store.release(&self.layers);
+        self.store.register().release(&self.stack);
     }
 }
 
@@ -60,7 +65,7 @@ impl NewLayer {
 
     /// Makes it a layer that is protected from removal from the first moment.
     pub fn commit_held(self, note: LayerNote) -> Result<(LayerId, LayerHold)> {
-        let hold = self.store.hold(&LayerStack(vec![self.id]));
+        let hold = self.store.hold(&self.id.into());
         self.store.adopt(self.id, &self.fs, &note, None)?;
         Ok((self.id, hold))
     }
@@ -252,11 +257,5 @@ fn discard(store: &LayerStore, dir: &Path) {
     }
     if let Err(error) = store.reaper().discard(dir) {
         tracing::warn!(%error, "left for the next start");
-    }
-}
-
-impl From<LayerId> for LayerStack {
-    fn from(id: LayerId) -> Self {
-        LayerStack(vec![id])
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -68,10 +69,10 @@ impl<'de> Deserialize<'de> for LayerId {
     }
 }
 
-/// A filesystem state: layers, bottom first. The empty stack is the empty directory.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct LayerStack(pub Vec<LayerId>);
+/// A filesystem state: layers, bottom first. The empty stack is the empty directory. Clones share their
+/// list.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerStack(Arc<[LayerId]>);
 
 impl LayerStack {
     /// The stack without layers.
@@ -94,6 +95,16 @@ impl LayerStack {
         self.0.iter().copied()
     }
 
+    /// The layers as a slice, bottom first.
+    pub fn as_slice(&self) -> &[LayerId] {
+        &self.0
+    }
+
+    /// The layer at that place, counted from the bottom.
+    pub fn get(&self, index: usize) -> Option<LayerId> {
+        self.0.get(index).copied()
+    }
+
     /// The topmost layer.
     pub fn top(&self) -> Option<LayerId> {
         self.0.last().copied()
@@ -102,27 +113,25 @@ impl LayerStack {
     /// This stack with one more layer on top.
     #[must_use]
     pub fn with(&self, layer: LayerId) -> Self {
-        let mut layers = self.0.clone();
-        layers.push(layer);
-        LayerStack(layers)
+        [self.as_slice(), &[layer]].concat().into()
     }
 
     /// This stack with another laid on top of it.
     #[must_use]
     pub fn joined(&self, upper: &LayerStack) -> Self {
-        LayerStack([self.0.as_slice(), &upper.0].concat())
+        [self.as_slice(), upper.as_slice()].concat().into()
     }
 
     /// Its lowest `count` layers (all, if it has fewer).
     #[must_use]
     pub fn prefix(&self, count: usize) -> Self {
-        LayerStack(self.0[..count.min(self.0.len())].to_vec())
+        LayerStack(self.0[..count.min(self.0.len())].into())
     }
 
     /// What lies above `lower`, if that is how this stack begins.
     pub fn above(&self, lower: &LayerStack) -> Option<Self> {
-        let rest = self.0.strip_prefix(lower.0.as_slice())?;
-        Some(LayerStack(rest.to_vec()))
+        let rest = self.0.strip_prefix(lower.as_slice())?;
+        Some(LayerStack(rest.into()))
     }
 
     /// The layers that matter: of a layer that occurs more than once only the topmost place does.
@@ -131,6 +140,30 @@ impl LayerStack {
         let mut layers: Vec<LayerId> = self.iter().rev().filter(|id| seen.insert(*id)).collect();
         layers.reverse();
         layers
+    }
+}
+
+impl From<Vec<LayerId>> for LayerStack {
+    fn from(layers: Vec<LayerId>) -> Self {
+        LayerStack(layers.into())
+    }
+}
+
+impl From<LayerId> for LayerStack {
+    fn from(id: LayerId) -> Self {
+        LayerStack([id].into())
+    }
+}
+
+impl Serialize for LayerStack {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for LayerStack {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Vec::deserialize(deserializer).map(Vec::into)
     }
 }
 
@@ -166,8 +199,8 @@ mod tests {
     #[test]
     fn stacks_are_cut_joined_and_freed_of_repeats() {
         let ids: Vec<LayerId> = (1..=3).map(LayerId).collect();
-        let stack = LayerStack(ids.clone());
-        assert_eq!(stack.above(&stack.prefix(1)).unwrap().0, ids[1..]);
+        let stack = LayerStack::from(ids.clone());
+        assert_eq!(stack.above(&stack.prefix(1)).unwrap().as_slice(), &ids[1..]);
         assert_eq!(stack.prefix(2).above(&stack), None);
         let twice = stack.joined(&stack.prefix(1));
         assert_eq!(twice.effective(), [ids[1], ids[2], ids[0]]);

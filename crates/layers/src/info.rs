@@ -87,6 +87,26 @@ pub struct LayerBlob {
     pub diff_id: Digest,
 }
 
+/// What a layer was made on. A long chain of steps takes one id for each of them, not all below.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum MadeOn {
+    /// The stack that this layer was made on, with this layer on top.
+    Layer(LayerId),
+    /// Any other stack.
+    Stack(LayerStack),
+}
+
+impl MadeOn {
+    /// The layers named, the topmost last. They and what they were made on are all that is below.
+    pub fn layers(&self) -> &[LayerId] {
+        match self {
+            MadeOn::Layer(id) => std::slice::from_ref(id),
+            MadeOn::Stack(stack) => stack.as_slice(),
+        }
+    }
+}
+
 /// All that is known about a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerInfo {
@@ -104,8 +124,8 @@ pub struct LayerInfo {
     pub usage_count: u64,
     /// Bytes of disk blocks it occupies.
     pub size: u64,
-    /// The stack it was made on, if it was made by [`crate::LayerStore::writable`].
-    pub made_on: Option<LayerStack>,
+    /// What it was made on, if it was made by [`crate::LayerStore::writable`].
+    pub made_on: Option<MadeOn>,
     /// It packed, the way that was recorded first.
     pub blob: Option<LayerBlob>,
     /// Whether something uses it at the moment.

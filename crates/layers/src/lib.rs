@@ -45,6 +45,7 @@ mod merged;
 mod oracle_tests;
 mod overlay;
 mod reaper;
+mod register;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -54,7 +55,7 @@ pub use archive::Compression;
 pub use error::LayerError;
 pub use handles::{LayerHold, MountedStack, NewLayer, WritableStack};
 pub use id::{LayerId, LayerStack};
-pub use info::{LayerBlob, LayerInfo, LayerNote, RecordType};
+pub use info::{LayerBlob, LayerInfo, LayerNote, MadeOn, RecordType};
 pub use store::{Backend, LayerStore};
 pub use unpack::{PackedLayer, Unpacked};
 

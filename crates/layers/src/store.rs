@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use oci::Digest;
-use parking_lot::Mutex;
 use rustix::fs::{FileType, FlockOperation};
 
 use crate::db::{Database, Measure};
@@ -17,9 +16,10 @@ use crate::locks::KeyedLocks;
 use crate::merged::{Transfer, lstat, materialise, names};
 use crate::overlay::{self, Api, Request};
 use crate::reaper::Reaper;
+use crate::register::Register;
 use crate::{
-    LayerBlob, LayerError, LayerHold, LayerId, LayerInfo, LayerNote, LayerStack, MountedStack,
-    NewLayer, Result, WritableStack,
+    LayerBlob, LayerError, LayerHold, LayerId, LayerInfo, LayerNote, LayerStack, MadeOn,
+    MountedStack, NewLayer, Result, WritableStack,
 };
 
 const FORMAT: u32 = 1;
@@ -59,9 +59,7 @@ struct Inner {
     overlay: Option<Api>,
     lowers_max: usize,
     database: Database,
-    /// How often each layer is held. Locked while a layer is removed, so that nobody can begin to use
-    /// it at that moment.
-    holds: Mutex<HashMap<LayerId, usize>>,
+    register: Register,
     flat_locks: KeyedLocks<Option<(LayerId, usize)>>,
     blob_locks: KeyedLocks<String>,
     reaper: Reaper,
@@ -92,7 +90,7 @@ impl LayerStore {
         let database = Database::open(&dir.join("layers.db"))?;
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         database.enter_boot(boot_id.trim())?;
-        sweep_known(dir, &database)?;
+        let register = Register::of(sweep_known(dir, &database)?);
         let overlay = choose(dir, backend)?;
         let reaper = Reaper::start(dir.join("trash"))?;
         let lowers_max = overlay
@@ -103,7 +101,7 @@ impl LayerStore {
             overlay,
             lowers_max,
             database,
-            holds: Mutex::default(),
+            register,
             flat_locks: KeyedLocks::default(),
             blob_locks: KeyedLocks::default(),
             reaper,
@@ -138,25 +136,30 @@ impl LayerStore {
     /// Protects the layers of a stack from removal. Whether they are there is not looked at: see
     /// [`LayerStore::try_hold`].
     pub fn hold(&self, stack: &LayerStack) -> LayerHold {
-        let mut holds = self.0.holds.lock();
-        for id in stack.iter() {
-            *holds.entry(id).or_insert(0) += 1;
-        }
-        LayerHold::new(self.clone(), stack.0.clone())
+        self.0.register.hold(stack);
+        LayerHold::new(self.clone(), stack.clone())
     }
 
     /// Protects the layers of a stack from removal if all of them are there.
     pub fn try_hold(&self, stack: &LayerStack) -> Result<LayerHold> {
-        let hold = self.hold(stack);
-        match stack.iter().find(|id| !self.layer_path(*id).is_dir()) {
-            Some(id) => Err(LayerError::NotFound(id)),
-            None => Ok(hold),
-        }
+        self.0.register.try_hold(stack)?;
+        Ok(LayerHold::new(self.clone(), stack.clone()))
     }
 
     /// True if all layers of a stack are there.
     pub fn contains(&self, stack: &LayerStack) -> bool {
-        stack.iter().all(|id| self.layer_path(id).is_dir())
+        self.0.register.contains(stack)
+    }
+
+    /// The short form of a stack, which [`LayerStore::stack_of`] makes it of again.
+    pub fn short_form(&self, stack: &LayerStack) -> MadeOn {
+        self.0.register.short_form(stack)
+    }
+
+    /// The stack of that short form; `None` if a layer that it is found by is gone. Whether all others
+    /// are there is not looked at.
+    pub fn stack_of(&self, short: &MadeOn) -> Option<LayerStack> {
+        self.0.register.stack_of(short)
     }
 
     /// All that is known about a layer, or `None` if there is none of that name.
@@ -166,7 +169,7 @@ impl LayerStore {
         };
         info.size = self.size(id)?;
         info.blob = self.blob(id)?;
-        info.held = self.0.holds.lock().contains_key(&id);
+        info.held = self.0.register.is_held(id);
         Ok(Some(info))
     }
 
@@ -191,9 +194,8 @@ impl LayerStore {
             info.blob = packed.first().cloned();
             infos.push((info, packed));
         }
-        let holds = self.0.holds.lock();
         for (info, _) in &mut infos {
-            info.held = holds.contains_key(&info.id);
+            info.held = self.0.register.is_held(info.id);
         }
         Ok(infos)
     }
@@ -218,7 +220,7 @@ impl LayerStore {
 
     /// Notes that layers were used now.
     pub fn touch(&self, stack: &LayerStack) -> Result<()> {
-        self.0.database.touch(&stack.0)
+        self.0.database.touch(stack.as_slice())
     }
 
     /// Removes a layer.
@@ -226,14 +228,12 @@ impl LayerStore {
     /// # Errors
     /// [`LayerError::Held`] while something uses it.
     pub fn remove(&self, id: LayerId) -> Result<()> {
-        let holds = self.0.holds.lock();
-        if holds.contains_key(&id) {
-            return Err(LayerError::Held(id));
-        }
+        let removal = self.0.register.removal(id)?;
         self.drop_flats_with(id)?;
         if !self.0.database.delete(id)? {
             return Err(LayerError::NotFound(id));
         }
+        removal.done();
         self.0.reaper.discard(&self.layer_path(id))
     }
 
@@ -321,16 +321,8 @@ impl LayerStore {
         self.0.lowers_max
     }
 
-    pub(crate) fn release(&self, layers: &[LayerId]) {
-        let mut holds = self.0.holds.lock();
-        for id in layers {
-            if let Some(count) = holds.get_mut(id) {
-                *count -= 1;
-                if *count == 0 {
-                    holds.remove(id);
-                }
-            }
-        }
+    pub(crate) fn register(&self) -> &Register {
+        &self.0.register
     }
 
     /// Makes the directory in which a layer is prepared, with the empty `fs` in it.
@@ -353,9 +345,13 @@ impl LayerStore {
     ) -> Result<()> {
         let path = self.layer_path(id);
         fs::rename(fs, &path).map_err(LayerError::io("rename to", &path))?;
-        let recorded = self.0.database.insert(id, note, made_on);
+        let made_on = made_on.map(|stack| self.0.register.short_form(stack));
+        let recorded = self.0.database.insert(id, note, made_on.as_ref());
         match &recorded {
-            Ok(()) => self.grown(),
+            Ok(()) => {
+                self.0.register.add(id, made_on);
+                self.grown();
+            }
             Err(_) => self.0.reaper.discard(&path)?,
         }
         recorded
@@ -434,7 +430,10 @@ impl LayerStore {
             whiteouts: false,
         };
         walk(&self.layer_path(id), &mut measure, &mut HashSet::new())?;
-        self.0.database.set_measure(id, measure)?;
+        // It may be that nothing can be written: who looks at a full disk wants to know the more.
+        if let Err(error) = self.0.database.set_measure(id, measure) {
+            tracing::debug!(%error, "the size of a layer is not remembered");
+        }
         Ok(measure)
     }
 }
@@ -493,6 +492,7 @@ fn choose(dir: &Path, backend: Backend) -> Result<Option<Api>> {
     match (probed, backend) {
         (Ok(api), _) => Ok(Some(api)),
         (Err(error), Backend::Overlay) => Err(error),
+        (Err(error), _) if error.is_full_disk() => Err(error),
         (Err(error), _) => {
             tracing::warn!(%error, "overlayfs does not work here; layers are copied together");
             Ok(None)
@@ -518,27 +518,29 @@ fn sweep_mounts(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Brings directories and database together: what only one of them knows goes.
-fn sweep_known(dir: &Path, database: &Database) -> Result<()> {
+/// Brings directories and database together: what only one of them knows goes. The rest is returned.
+fn sweep_known(dir: &Path, database: &Database) -> Result<Vec<(LayerId, Option<MadeOn>)>> {
     let layers = dir.join("layers");
-    let mut known: HashSet<String> = HashSet::new();
-    for id in database.ids()? {
+    let mut whole = Vec::new();
+    for (id, made_on) in database.all_made_on()? {
         match layers.join(id.to_string()).is_dir() {
-            true => _ = known.insert(id.to_string()),
+            true => whole.push((id, made_on)),
             false => _ = database.delete(id)?,
         }
     }
+    let known: HashSet<String> = whole.iter().map(|(id, _)| id.to_string()).collect();
     sweep_unknown(dir, &layers, &known)?;
     let flats = dir.join("flat");
     let mut known_flats = HashSet::new();
     for (id, parts) in database.flats()? {
-        let whole = parts.iter().all(|part| known.contains(&part.to_string()));
-        match whole && flats.join(id.to_string()).is_dir() {
+        let complete = parts.iter().all(|part| known.contains(&part.to_string()));
+        match complete && flats.join(id.to_string()).is_dir() {
             true => _ = known_flats.insert(id.to_string()),
             false => database.delete_flat(id)?,
         }
     }
-    sweep_unknown(dir, &flats, &known_flats)
+    sweep_unknown(dir, &flats, &known_flats)?;
+    Ok(whole)
 }
 
 fn sweep_unknown(dir: &Path, parent: &Path, known: &HashSet<String>) -> Result<()> {

@@ -106,7 +106,7 @@ impl LayerStore {
                 });
             }
         });
-        let mut stack = LayerStack::empty();
+        let mut ids: Vec<LayerId> = Vec::new();
         let mut holds = Vec::new();
         for (layer, result) in layers.iter().zip(results) {
             let mut unpacked = match result.into_inner() {
@@ -114,13 +114,15 @@ impl LayerStore {
                 None => Unpacked::NeedsLowers,
             };
             if matches!(unpacked, Unpacked::NeedsLowers) {
-                unpacked = self.unpack_blob(content, layer, Some(&stack))?;
+                let below = ids.iter().copied().collect();
+                unpacked = self.unpack_blob(content, layer, Some(&below))?;
             }
             if let Unpacked::Layer(id, hold) = unpacked {
-                stack.0.push(id);
+                ids.push(id);
                 holds.push(hold);
             }
         }
+        let stack = LayerStack::from(ids);
         let hold = self.hold(&stack);
         Ok((stack, hold))
     }

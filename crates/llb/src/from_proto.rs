@@ -435,15 +435,15 @@ fn mount(mount: pb::Mount, count: usize) -> Result<Mount, LlbError> {
             size: mount.tmpfs_opt.map_or(0, |opt| opt.size.max(0) as u64),
         },
     };
-    let output = match kind {
-        MountKind::Secret { .. } | MountKind::Ssh { .. } => None,
-        _ => output(mount.output)?,
-    };
     Ok(Mount {
         input: index(mount.input, count)?,
         selector: mount.selector,
         dest: mount.dest,
-        output,
+        output: match kind {
+            // They have none, whatever number a client left there.
+            MountKind::Secret { .. } | MountKind::Ssh { .. } => None,
+            _ => output(mount.output)?,
+        },
         readonly: mount.readonly,
         kind,
         result_id: mount.result_id,

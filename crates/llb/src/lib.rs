@@ -8,6 +8,7 @@
 
 mod from_proto;
 mod graph;
+mod json;
 mod ops;
 mod to_proto;
 
@@ -16,6 +17,7 @@ pub use from_proto::{
     source_location,
 };
 pub use graph::{Edge, Graph, GraphBuilder, ProgressGroup, Vertex, VertexMeta};
+pub use json::graph_json;
 pub use ops::{
     BuildOp, CacheSharing, ChownOpt, ContentCache, CopyAction, DiffOp, ExecOp, FileAction,
     FileActionKind, FileOp, MergeOp, MkDirAction, MkFileAction, Mount, MountKind, NetMode, Op,

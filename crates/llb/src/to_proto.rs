@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use oci::Platform;
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, int64};
 use proto::pb;
 
 use crate::{
-    ChownOpt, Edge, ExecOp, FileAction, FileActionKind, Graph, Mount, MountKind, Op, ProxyEnv,
-    UserOpt, VertexMeta,
+    BuildOp, ChownOpt, Edge, ExecOp, FileAction, FileActionKind, Graph, Mount, MountKind, Op,
+    ProxyEnv, UserOpt, VertexMeta,
 };
 
 /// The wire bytes of a vertex; their sha256 is its digest.
@@ -28,12 +29,8 @@ pub fn marshal_vertex(op: &Op, inputs: &[Edge], platform: Option<&Platform>) -> 
         constraints: Some(pb::WorkerConstraints { filter: Vec::new() }),
         op: None,
     };
-    let alone = pb::Op {
-        op: Some(op_to_proto(op)),
-        ..pb::Op::default()
-    };
     let mut bytes = surroundings.encode_to_vec();
-    bytes.extend(alone.encode_to_vec());
+    bytes.extend(marshal_op(op));
     bytes
 }
 
@@ -160,8 +157,9 @@ fn meta_to_proto(meta: &VertexMeta) -> pb::OpMetadata {
     }
 }
 
-fn op_to_proto(op: &Op) -> pb::op::Op {
-    match op {
+/// What a vertex does, as a part of its message.
+fn marshal_op(op: &Op) -> Vec<u8> {
+    let op = match op {
         Op::Source(source) => pb::op::Op::Source(pb::SourceOp {
             identifier: source.identifier.clone(),
             attrs: source.attrs.clone(),
@@ -185,24 +183,54 @@ fn op_to_proto(op: &Op) -> pb::op::Op {
                 input: index(diff.upper),
             }),
         }),
-        Op::Build(build) => pb::op::Op::Build(pb::BuildOp {
-            builder: build.builder,
-            inputs: build
-                .inputs
-                .iter()
-                .map(|(name, input)| {
-                    (
-                        name.clone(),
-                        pb::BuildInput {
-                            input: *input as i64,
-                        },
-                    )
-                })
-                .collect(),
-            def: None,
-            attrs: build.attrs.clone(),
-        }),
+        Op::Build(build) => return marshal_build(build),
+    };
+    let alone = pb::Op {
+        op: Some(op),
+        ..pb::Op::default()
+    };
+    alone.encode_to_vec()
+}
+
+/// Field numbers of `Op.build`, and of `BuildOp`.
+const BUILD: u32 = 5;
+const BUILDER: u32 = 1;
+const INPUTS: u32 = 2;
+const ATTRS: u32 = 4;
+
+/// The part of a vertex that is a build operation. An input with number 0 is an empty message, which
+/// generated code leaves out of its map, and for whose absence BuildKit ends with a panic.
+fn marshal_build(build: &BuildOp) -> Vec<u8> {
+    let mut body = Vec::new();
+    if build.builder != 0 {
+        int64::encode(BUILDER, &build.builder, &mut body);
     }
+    for (name, input) in &build.inputs {
+        let input = pb::BuildInput {
+            input: *input as i64,
+        };
+        put_entry(&mut body, INPUTS, name, &input.encode_to_vec());
+    }
+    for (name, value) in &build.attrs {
+        put_entry(&mut body, ATTRS, name, value.as_bytes());
+    }
+    let mut bytes = Vec::new();
+    put(&mut bytes, BUILD, &body);
+    bytes
+}
+
+/// An entry of a map, with key and value even where they are empty.
+fn put_entry(out: &mut Vec<u8>, field: u32, key: &str, value: &[u8]) {
+    let mut entry = Vec::new();
+    put(&mut entry, 1, key.as_bytes());
+    put(&mut entry, 2, value);
+    put(out, field, &entry);
+}
+
+fn put(out: &mut Vec<u8>, field: u32, bytes: &[u8]) {
+    encode_key(field, WireType::LengthDelimited, out);
+    encode_varint(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
 }
 
 /// -1 stands for "no input" and for "no output" on the wire.
@@ -287,7 +315,7 @@ fn mount_to_proto(mount: &Mount) -> pb::Mount {
         selector: mount.selector.clone(),
         dest: mount.dest.clone(),
         output: match mount.kind {
-            // Stock leaves the field of mounts that never have an output alone.
+            // As stock's library leaves it, so that digests are the same.
             MountKind::Secret { .. } | MountKind::Ssh { .. } => 0,
             _ => index(mount.output),
         },
@@ -428,6 +456,44 @@ fn owner_to_proto(owner: &ChownOpt) -> pb::ChownOpt {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_build_operation_has_its_input_even_if_that_is_the_first() {
+        let op = BuildOp {
+            builder: -1,
+            inputs: [("a".to_owned(), 0), ("b".to_owned(), 1)].into(),
+            attrs: [("f".to_owned(), String::new())].into(),
+        };
+        let bytes = marshal_op(&Op::Build(op));
+        let minus_one = b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01";
+        let inputs = b"\x12\x05\x0a\x01a\x12\x00\x12\x07\x0a\x01b\x12\x02\x08\x01";
+        let attrs = b"\x22\x05\x0a\x01f\x12\x00";
+        let body = [&minus_one[..], inputs, attrs].concat();
+        assert_eq!(bytes, [&[0x2a, body.len() as u8], body.as_slice()].concat());
+        let decoded = pb::Op::decode(bytes.as_slice()).unwrap();
+        let Some(pb::op::Op::Build(build)) = decoded.op else {
+            panic!("{decoded:?}");
+        };
+        assert_eq!((build.builder, build.inputs["b"].input), (-1, 1));
+        assert_eq!(
+            (build.inputs["a"].input, build.attrs["f"].as_str()),
+            (0, "")
+        );
+    }
+
+    #[test]
+    fn an_agent_s_mount_has_the_output_that_stock_leaves_there() {
+        let wire = pb::Mount {
+            input: -1,
+            dest: "/agent".to_owned(),
+            mount_type: pb::MountType::Ssh as i32,
+            ssh_opt: Some(pb::SshOpt::default()),
+            ..pb::Mount::default()
+        };
+        let mount = crate::mount_from_proto(wire.clone(), 0).unwrap();
+        assert_eq!(mount.output, None);
+        assert_eq!(mount_to_proto(&mount), wire);
+    }
 
     #[test]
     fn no_key_travels_without_its_value() {

@@ -18,6 +18,9 @@ use crate::tree_copy::CopyOptions;
 /// Where files with several names were put first, by device and inode of the source.
 pub(crate) type Links = HashMap<(u64, u64), (OwnedFd, OsString)>;
 
+/// Files up to this size are copied through memory.
+const SMALL_BYTES: u64 = 16 << 10;
+
 /// An entry to be copied, and where.
 pub(crate) struct Place<'a> {
     /// The directory it is in, and its name there.
@@ -36,20 +39,19 @@ pub(crate) fn copy_plain_file(options: &CopyOptions, place: &Place<'_>) -> Resul
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let input = rustix::fs::openat(place.source, place.source_name, flags, Mode::empty())
         .map_err(at("copy", place.display))?;
-    let output = match create(place) {
+    let bits = bits(options, place.stat);
+    let output = match create(place, bits) {
         // Something is there: what to do about it is another matter.
         Err(Errno::EXIST) => {
             make_way(options, place)?;
-            create(place)
+            create(place, bits)
         }
         other => other,
     };
     let output = output.map_err(at("copy", place.display))?;
     copy_bytes(&input, &output, place.stat.st_size as u64).map_err(at("copy", place.display))?;
     let owner = options.owner.unwrap_or(owner_of(place.stat));
-    let (uid, gid) = ids(owner);
-    rustix::fs::fchown(&output, uid, gid).map_err(at("lchown", place.display))?;
-    rustix::fs::fchmod(&output, bits(options, place.stat)).map_err(at("chmod", place.display))?;
+    set_owner_and_bits(&output, owner, bits, place.display)?;
     for (key, value) in file_xattrs(&input).map_err(at("listxattr", place.display))? {
         if let Err(errno) = set_file_xattr(&output, &key, &value) {
             let path = place.display;
@@ -201,9 +203,32 @@ fn make_way(options: &CopyOptions, place: &Place<'_>) -> Result<(), OpError> {
     }
 }
 
-fn create(place: &Place<'_>) -> Result<OwnedFd, Errno> {
+/// Makes the file, as far as that goes with the bits it is to have.
+fn create(place: &Place<'_>, bits: Mode) -> Result<OwnedFd, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(place.target, place.name, flags, Mode::from_raw_mode(0o600))
+    let plain = bits & (Mode::RWXU | Mode::RWXG | Mode::RWXO);
+    rustix::fs::openat(place.target, place.name, flags, plain)
+}
+
+/// Gives a new file its owner and permission bits. Mostly it has them from the beginning, and to look
+/// costs a fraction of a change.
+fn set_owner_and_bits(
+    file: &OwnedFd,
+    owner: Owner,
+    bits: Mode,
+    display: &str,
+) -> Result<(), OpError> {
+    let made = rustix::fs::fstat(file).map_err(at("lstat", display))?;
+    let is_owned = (made.st_uid, made.st_gid) == (owner.uid, owner.gid);
+    if !is_owned {
+        let (uid, gid) = ids(owner);
+        rustix::fs::fchown(file, uid, gid).map_err(at("lchown", display))?;
+    }
+    // A change of owner drops bits.
+    if !is_owned || made.st_mode & 0o7777 != bits.as_raw_mode() {
+        rustix::fs::fchmod(file, bits).map_err(at("chmod", display))?;
+    }
+    Ok(())
 }
 
 fn owner_of(stat: &Stat) -> Owner {
@@ -262,6 +287,9 @@ fn make_node(dir: &OwnedFd, name: &OsStr, stat: &Stat) -> Result<(), Errno> {
 /// within the kernel, else through memory. `size` is what the source should have: nothing changes
 /// it, so nobody asks once more whether there is more.
 fn copy_bytes(input: &OwnedFd, output: &OwnedFd, size: u64) -> Result<(), Errno> {
+    if size <= SMALL_BYTES {
+        return copy_small(input, output, size as usize);
+    }
     let mut left = size;
     while left > 0 {
         let piece = left.min(1 << 30) as usize;
@@ -280,6 +308,31 @@ fn copy_bytes(input: &OwnedFd, output: &OwnedFd, size: u64) -> Result<(), Errno>
             ) => return copy_through_memory(input, output),
             Err(errno) => return Err(errno),
         }
+    }
+    Ok(())
+}
+
+/// Copies a small file: the kernel's ways have more to prepare than there is to copy.
+fn copy_small(input: &OwnedFd, output: &OwnedFd, size: usize) -> Result<(), Errno> {
+    let mut buffer = [0; SMALL_BYTES as usize];
+    let mut left = size;
+    while left > 0 {
+        let read = match rustix::io::read(input, &mut buffer[..left]) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno),
+        };
+        let mut rest = &buffer[..read];
+        while !rest.is_empty() {
+            match rustix::io::write(output, rest) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(written) => rest = &rest[written..],
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        left -= read;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use oci::Digest;
 use ops::OpError;
 use ops::contenthash::{FileDigests, Selector, Tree, content_digest};
+use session::diffcopy::Listing;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -20,14 +21,19 @@ fn dir(files: &[(&str, &str)]) -> TempDir {
     dir
 }
 
+/// The digest of what is on disk; that of a single layer by its listing must be the same.
 fn try_digest(layers: &[&TempDir], selectors: &[Selector]) -> Result<Digest, OpError> {
-    let tree = Tree::open(layers.iter().map(|layer| layer.path())).unwrap();
-    content_digest(
-        &tree,
-        selectors,
-        &FileDigests::new(),
-        &CancellationToken::new(),
-    )
+    let of = |tree: Tree| {
+        let (files, cancel) = (FileDigests::new(), CancellationToken::new());
+        content_digest(&tree, selectors, &files, &cancel)
+    };
+    let found = of(Tree::open(layers.iter().map(|layer| layer.path())).unwrap());
+    if let [only] = layers {
+        let listing = Listing::of(only.path()).unwrap();
+        let listed = of(Tree::listed(only.path(), listing).unwrap());
+        assert_eq!(format!("{found:?}"), format!("{listed:?}"));
+    }
+    found
 }
 
 fn digest(layers: &[&TempDir], selectors: &[Selector]) -> Digest {
@@ -148,4 +154,53 @@ fn links_are_followed_where_asked_and_missing_paths_are_named() {
             .unwrap_err()
             .is_not_found()
     );
+}
+
+#[test]
+fn a_listing_says_of_every_kind_of_file_what_is_on_disk() {
+    let dir = dir(&[("f", "1"), ("d/e/g", "2"), ("d-e", ""), ("d/z", "3")]);
+    let at = |path: &str| dir.path().join(path);
+    symlink("../f", at("d/link")).unwrap();
+    symlink("nowhere", at("broken")).unwrap();
+    std::fs::hard_link(at("f"), at("d/other-name")).unwrap();
+    std::fs::set_permissions(at("f"), std::fs::Permissions::from_mode(0o4711)).unwrap();
+    std::fs::set_permissions(at("d/e"), std::fs::Permissions::from_mode(0o1777)).unwrap();
+    std::os::unix::fs::chown(at("d-e"), Some(7), Some(8)).unwrap();
+    let node = |path: &str, kind, device| {
+        let mode = rustix::fs::Mode::from_raw_mode(0o620);
+        rustix::fs::mknodat(rustix::fs::CWD, at(path), kind, mode, device).unwrap();
+    };
+    node("fifo", rustix::fs::FileType::Fifo, 0);
+    node(
+        "null",
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::makedev(1, 3),
+    );
+    node(
+        "loop",
+        rustix::fs::FileType::BlockDevice,
+        rustix::fs::makedev(7, 259),
+    );
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(at("d/z"), "user.a", b"1", flags).unwrap();
+    rustix::fs::setxattr(at("d"), "trusted.a", b"2", flags).unwrap();
+    // Each of these compares both.
+    for path in [
+        "/",
+        "/f",
+        "/d",
+        "/d/e",
+        "/d/link",
+        "/d/other-name",
+        "/null",
+        "/loop",
+        "/fifo",
+    ] {
+        digest(&[&dir], &[Selector::path(path)]);
+        let followed = digest(&[&dir], &[Selector::followed(path)]);
+        assert_ne!(followed, Digest::of(b""), "{path}");
+    }
+    digest(&[&dir], &[pattern("/d*/*")]);
+    assert!(try_digest(&[&dir], &[Selector::followed("/broken")]).is_err());
+    assert!(try_digest(&[&dir], &[Selector::path("/d/../d-e/x")]).is_err());
 }

@@ -237,6 +237,15 @@ async fn specification(
 fn workers(record: &proto::worker::WorkerRecord) -> String {
     let platforms = record.platforms.iter().map(llb::platform_from_proto);
     let version = record.buildkit_version.clone().unwrap_or_default();
+    let devices = record.cdi_devices.iter().map(|device| {
+        serde_json::json!({
+            "name": device.name,
+            "autoAllow": device.auto_allow,
+            "annotations": device.annotations.iter().collect::<BTreeMap<_, _>>(),
+            "onDemand": device.on_demand,
+        })
+    });
+    let devices: Vec<_> = devices.collect();
     let worker = serde_json::json!({
         "id": record.id,
         "labels": record.labels.iter().collect::<BTreeMap<_, _>>(),
@@ -247,7 +256,8 @@ fn workers(record: &proto::worker::WorkerRecord) -> String {
             "version": version.version,
             "revision": version.revision,
         },
-        "cdiDevices": null,
+        // Go writes an empty list so.
+        "cdiDevices": (!devices.is_empty()).then_some(devices),
     });
     serde_json::Value::Array(vec![worker]).to_string()
 }

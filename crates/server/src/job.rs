@@ -161,10 +161,14 @@ impl Job {
     }
 
     /// Takes a graph into the build. Nothing runs yet.
-    pub fn load(&self, graph: Graph, definition: Option<pb::Definition>) -> Result<Arc<SolvedRef>> {
+    pub fn load(
+        &self,
+        mut graph: Graph,
+        definition: Option<pb::Definition>,
+    ) -> Result<Arc<SolvedRef>> {
         self.running.announce(&graph);
         self.entitlements
-            .check(&graph)
+            .check(&mut graph, self.parts.ops.devices.as_ref())
             .map_err(|error| self.running.locate(error))?;
         for digest in &graph.order {
             let Some(vertex) = graph.vertex(digest) else {

@@ -46,6 +46,7 @@ mod peer;
 pub mod progress_log;
 mod prune;
 mod reading;
+mod reserve;
 mod resolving;
 pub mod running;
 mod server;

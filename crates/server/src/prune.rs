@@ -20,8 +20,15 @@ const EVICTED_KEYS_MAX: usize = 20_000;
 
 impl Cache {
     /// Removes what a policy says, telling of each record. Blocks on the disk.
-    pub fn prune(&self, policy: &Policy, mut removed: impl FnMut(&Record)) -> Result<()> {
+    pub fn prune(&self, policy: &Policy, removed: impl FnMut(&Record)) -> Result<()> {
         let _one = self.pruning.lock();
+        self.reserve.give_way();
+        let pruned = self.prune_alone(policy, removed);
+        self.reserve.take();
+        pruned
+    }
+
+    fn prune_alone(&self, policy: &Policy, mut removed: impl FnMut(&Record)) -> Result<()> {
         let filters = Filters::parse(&policy.filters)?;
         let records = self.records()?;
         let mut left: i64 = records.iter().map(|record| record.size_bytes).sum();

@@ -158,6 +158,7 @@ fn response(source: pb::SourceOp, meta: SourceMeta, no_config: bool) -> ResolveS
         ..ResolveSourceMetaResponse::default()
     };
     match meta {
+        SourceMeta::Nothing => {}
         SourceMeta::Image { digest, config } => {
             response.image = Some(ResolveSourceImageResponse {
                 digest: digest.to_string(),

@@ -50,6 +50,7 @@ use crate::history::History;
 use crate::listen::Listener;
 use crate::metrics::Metrics;
 use crate::parts::{Builds, ServerParts};
+use crate::reserve::Reserve;
 use crate::trace::{OtlpConfig, Tracer};
 use crate::usage::Cache;
 use crate::worker::Worker;
@@ -101,6 +102,8 @@ impl Server {
         let lock = RootLock::take(&root)?;
         let state = root.join("v1");
         std::fs::create_dir_all(&state)?;
+        let reserve = Reserve::of(&state);
+        reserve.give_way();
         let temporary = state.join("tmp");
         match std::fs::remove_dir_all(&temporary) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -131,6 +134,7 @@ impl Server {
             content.clone(),
             config.history.clone(),
         )?);
+        reserve.take();
         let metrics = Arc::new(Metrics::default());
         let ops = Arc::new(ops::work::Parts {
             layers: layers.clone(),
@@ -140,6 +144,7 @@ impl Server {
             git: GitSource::open(state.join("git"), layers.clone())?,
             web: HttpSource::open(state.join("http"), layers.clone())?,
             cache_mounts,
+            devices: open_devices(&config),
             files: FileDigests::new(),
             log_limits: LogLimits::from_env(),
             run_dir: temporary.join("run"),
@@ -157,7 +162,7 @@ impl Server {
             solver: Solver::new(keys, config.worker.oci.max_parallelism),
             sessions: SessionManager::new(),
             registry: registry_client(&config),
-            entitlements: Entitlements::configured(&config.entitlements)?,
+            entitlements: Entitlements::of_server(&config)?,
             builds: Builds::default(),
             notices: Mutex::new(notices),
             staging: temporary.join("staging"),
@@ -227,6 +232,15 @@ impl Server {
         self.parts.tracer.drain(TRACES_TIMEOUT).await;
         served.map(|_| ())
     }
+}
+
+/// The devices that steps may be given; says which of their descriptions cannot be used.
+fn open_devices(config: &Config) -> Option<cdi::Registry> {
+    let registry = config.cdi.registry()?;
+    for fault in registry.scan().faults() {
+        tracing::warn!("devices of {}: {}", fault.path.display(), fault.reason);
+    }
+    Some(registry)
 }
 
 /// Serves one listener until `stop` fires and builds have ended.

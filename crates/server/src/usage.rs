@@ -22,6 +22,7 @@ use solver::KeyStore;
 
 use crate::filters::Filters;
 use crate::history::History;
+use crate::reserve::Reserve;
 use crate::wire::timestamp;
 
 /// One thing in the cache.
@@ -47,7 +48,7 @@ pub struct Record {
     pub in_use: bool,
     /// What it was made on, directly.
     pub parents: Vec<String>,
-    /// All layers it was made on.
+    /// Layers it was made on: those, and what they were made on, must stay as long as it does.
     pub made_on: Vec<LayerId>,
 }
 
@@ -73,6 +74,7 @@ pub struct Cache {
     pub(crate) keys: Arc<dyn KeyStore<Output>>,
     pub(crate) history: Arc<History>,
     pub(crate) root: PathBuf,
+    pub(crate) reserve: Reserve,
     /// One pruning at a time.
     pub(crate) pruning: Mutex<()>,
 }
@@ -91,6 +93,7 @@ impl Cache {
             content,
             keys,
             history,
+            reserve: Reserve::of(&root),
             root,
             pruning: Mutex::new(()),
         }
@@ -147,7 +150,7 @@ impl Cache {
                 .iter()
                 .filter_map(|blob| blobs.remove(&blob.descriptor.digest))
                 .sum();
-            let made_on = info.made_on.map(|stack| stack.0).unwrap_or_default();
+            let made_on = info.made_on.map_or(Vec::new(), |on| on.layers().to_vec());
             records.push(Record {
                 id: info.id.to_string(),
                 place: Place::Layer(info.id),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use diag::{Context, Result};
 use oci::Platform;
 use parking_lot::Mutex;
-use proto::worker::{BuildkitVersion, WorkerRecord};
+use proto::worker::{BuildkitVersion, CdiDevice, WorkerRecord};
 
 use crate::config::Config;
 use crate::filters::Filters;
@@ -24,6 +24,7 @@ pub struct Worker {
     configured: Vec<Platform>,
     platforms_age_max: Duration,
     detected: Mutex<Option<(Instant, Vec<Platform>)>>,
+    devices: Option<cdi::Registry>,
     /// What GC does, in order.
     pub policies: Vec<Policy>,
 }
@@ -59,6 +60,7 @@ impl Worker {
                 .platforms_cache_max_age
                 .map_or(PLATFORMS_AGE_MAX, |span| span.0),
             detected: Mutex::new(None),
+            devices: config.cdi.registry(),
             policies: gc_policy::policies(worker, gc_policy::disk(root)),
         })
     }
@@ -90,7 +92,7 @@ impl Worker {
         }))
     }
 
-    /// As clients see it.
+    /// As clients see it. May block, as [`Worker::platforms`].
     pub fn to_proto(&self) -> WorkerRecord {
         WorkerRecord {
             id: self.id.clone(),
@@ -102,9 +104,21 @@ impl Worker {
                 .collect(),
             gc_policy: gc_policy::to_proto(&self.policies),
             buildkit_version: Some(buildkit_version()),
-            cdi_devices: Vec::new(),
+            cdi_devices: self.devices.as_ref().map(devices).unwrap_or_default(),
         }
     }
+}
+
+/// The devices there are now.
+fn devices(registry: &cdi::Registry) -> Vec<CdiDevice> {
+    let devices = registry.scan().list().into_iter();
+    let to_proto = |device: cdi::Device| CdiDevice {
+        name: device.name,
+        auto_allow: device.auto_allow,
+        annotations: device.annotations.into_iter().collect(),
+        on_demand: false,
+    };
+    devices.map(to_proto).collect()
 }
 
 /// The version as clients see it.

@@ -80,6 +80,8 @@ pub(crate) async fn sync(
             progress,
             on_change: request.on_change,
             fetch_all: request.fetch_all,
+            known: request.known,
+            on_listing: request.on_listing,
             ..ReceiveOptions::default()
         };
         let tree = Tree {

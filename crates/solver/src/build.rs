@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use diag::{Error, Result};
 use futures::future::{BoxFuture, FutureExt, try_join_all};
@@ -66,8 +67,11 @@ struct Node<W: Work> {
     key: OnceCell<Result<Keyed<W::Output>>>,
     outputs: OnceCell<Result<Vec<W::Output>>>,
     subscription: Mutex<Option<Arc<Subscription<W>>>>,
+    /// Set when work for it that was given up had been told to have begun: what is found afterwards was
+    /// not simply there.
+    begun: AtomicBool,
     /// Set when the observers were told of the vertex's end, which happens once.
-    ended: std::sync::atomic::AtomicBool,
+    ended: AtomicBool,
 }
 
 /// What is known of a vertex before it is run.
@@ -82,6 +86,12 @@ struct Keyed<O> {
     evicted: bool,
     /// Whether pinning the identity was visible work.
     started: bool,
+}
+
+impl<W: Work> Node<W> {
+    fn note_begun(&self, begun: bool) {
+        self.begun.fetch_or(begun, Ordering::Relaxed);
+    }
 }
 
 impl<W: Work> Drop for Node<W> {
@@ -141,7 +151,8 @@ impl<W: Work> Build<W> {
             key: OnceCell::new(),
             outputs: OnceCell::new(),
             subscription: Mutex::new(None),
-            ended: std::sync::atomic::AtomicBool::new(false),
+            begun: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
         });
         nodes.insert(vertex, node.clone());
         Ok(NodeRef(node))
@@ -276,6 +287,8 @@ impl<W: Work> Build<W> {
         let own = |error: Error| error.vertex(node.vertex.to_string());
         let watcher =
             RunContext::single(node.vertex, self.context.clone(), self.cancel.child_token());
+        // Whoever waits for this may go away, and another look from the start.
+        let _told = Told(node, &watcher);
         // Inputs are keyed beside the pinning of this vertex: neither needs the other.
         let inputs = (0..node.inputs.len()).map(|at| self.keyed_input(node, at));
         let inputs = try_join_all(inputs);
@@ -407,6 +420,7 @@ impl<W: Work> Build<W> {
                         && !self.cancel.is_cancelled() =>
                 {
                     attempts += 1;
+                    node.note_begun(subscription.has_started());
                     node.subscription.lock().take();
                 }
                 _ => break (subscription, landed),
@@ -450,9 +464,22 @@ impl<W: Work> Build<W> {
     }
 
     fn end(&self, node: &Node<W>, outcome: Outcome<'_>) {
-        if !node.ended.swap(true, std::sync::atomic::Ordering::Relaxed) {
+        let outcome = match outcome {
+            Outcome::Cached if node.begun.load(Ordering::Relaxed) => Outcome::Done,
+            outcome => outcome,
+        };
+        if !node.ended.swap(true, Ordering::Relaxed) {
             self.context.completed(&node.vertex, outcome);
         }
+    }
+}
+
+/// Notes on its way out whether the vertex was told to have begun.
+struct Told<'a, W: Work>(&'a Node<W>, &'a RunContext<W::Context>);
+
+impl<W: Work> Drop for Told<'_, W> {
+    fn drop(&mut self) {
+        self.0.note_begun(self.1.has_started());
     }
 }
 

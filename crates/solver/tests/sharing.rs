@@ -11,7 +11,7 @@ use diag::{Error, Result};
 use oci::Digest;
 use parking_lot::Mutex;
 use solver::{
-    Context, Identity, InputKey, KeyPart, KeyStore, Miss, Outcome, RunContext, Solver,
+    Context, Identity, InputKey, KeyPart, KeyStore, Miss, Outcome, RecordNote, RunContext, Solver,
     SqliteKeyStore, Work,
 };
 use tokio::sync::Semaphore;
@@ -266,6 +266,38 @@ async fn a_client_that_goes_away_does_not_take_others_down() {
     t.stage.go.add_permits(2);
     assert_eq!(second.await.unwrap().unwrap(), ["asking"]);
     assert!(t.runs("asking") <= 2);
+}
+
+#[tokio::test]
+async fn what_began_is_not_called_cached_when_another_build_has_made_it_meanwhile() {
+    let t = theatre(0);
+    let asking = Step {
+        waits: true,
+        asks: true,
+        ..step("asking")
+    };
+    let (leaving, staying) = (t.client(), t.client());
+    let (first, node) = t.build(&leaving, std::slice::from_ref(&asking));
+    let first = tokio::spawn(async move { first.outputs(&node).await });
+    t.until_running(1).await;
+    let (second, node) = t.build(&staying, std::slice::from_ref(&asking));
+    let key = second.key(&node).await.unwrap();
+    let second = tokio::spawn(async move { second.outputs(&node).await });
+    // It takes up the work, which has begun, when it is polled first.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    let made = ["made".to_owned()];
+    t.store
+        .save(&key, &[key], &made, &RecordNote::default())
+        .unwrap();
+    leaving.gone.store(true, Ordering::SeqCst);
+    first.abort();
+    let _ = first.await;
+    t.stage.go.add_permits(1);
+    assert_eq!(second.await.unwrap().unwrap(), made);
+    assert_eq!(t.runs("asking"), 1);
+    assert_eq!(staying.ended.lock()[&Digest::of("asking")], "done");
 }
 
 #[tokio::test]

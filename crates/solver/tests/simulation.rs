@@ -101,6 +101,8 @@ struct Plan {
 struct Step {
     plan: Plan,
     name: Digest,
+    /// What its source was when it was pinned: it may be another by the time the work runs.
+    pinned: Mutex<Option<u64>>,
 }
 
 /// What a vertex reads of an input keyed by content.
@@ -145,6 +147,7 @@ impl Work for Step {
             if value.is_multiple_of(3) {
                 context.emit(value);
             }
+            *self.pinned.lock() = Some(value);
             parts.push(KeyPart::new("pinned", value.to_string()));
         }
         Ok(Identity::of(parts))
@@ -181,7 +184,7 @@ impl Work for Step {
             return Err(Error::new(diag::Code::Unknown, "fault"));
         }
         let read: Vec<u64> = match self.plan.inputs.is_empty() {
-            true => vec![world.sources.lock()[&self.plan.op]],
+            true => vec![self.pinned.lock().unwrap()],
             false => inputs
                 .iter()
                 .zip(&self.plan.partial)
@@ -263,6 +266,7 @@ fn add(build: &solver::Build<Step>, plan: &[Plan]) -> Vec<solver::NodeRef<Step>>
                     Step {
                         plan: step.clone(),
                         name,
+                        pinned: Mutex::default(),
                     },
                     &inputs,
                 )

@@ -450,6 +450,11 @@ impl<'a> Exchange<'a> {
             let shown = diag::redact_url(&request.url);
             Error::invalid(format!("parse {shown:?}: {error}"))
         })?;
+        if let Some(escape) = bad_escape(url.path()) {
+            let shown = diag::redact_url(&request.url);
+            let text = format!("parse {shown:?}: invalid URL escape {escape:?}");
+            return Err(Error::invalid(text));
+        }
         let mut headers = HeaderMap::new();
         for (name, value) in &request.headers {
             let name = HeaderName::from_bytes(name.as_bytes());
@@ -471,6 +476,16 @@ impl<'a> Exchange<'a> {
             headers,
         })
     }
+}
+
+/// The first `%` of a path that no two hexadecimal digits follow, with what does.
+fn bad_escape(path: &str) -> Option<&str> {
+    let starts = path.match_indices('%').map(|(at, _)| at);
+    starts
+        .map(|at| path.get(at..at + 3).unwrap_or(&path[at..]))
+        .find(|escape| {
+            escape.len() < 3 || !escape[1..].bytes().all(|byte| byte.is_ascii_hexdigit())
+        })
 }
 
 async fn download(request: &HttpRequest, mut response: Response, path: &Path) -> Result<Digest> {

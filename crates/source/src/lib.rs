@@ -12,7 +12,7 @@
 //! name stands for now; *pulling* makes a layer stack of it. Work asked for twice at the same time is
 //! done once.
 //!
-//! This crate knows nothing of sessions: a client is seen through [`image::ContentProvider`],
+//! This crate opens no sessions and has of them only what a folder's listing is: a client is seen through [`image::ContentProvider`],
 //! [`oci_layout::BlobStore`] and [`local::DirSync`].
 
 pub mod blob;
@@ -25,8 +25,8 @@ pub mod oci_layout;
 mod file_layer;
 mod flatten;
 mod flights;
+mod listings;
 mod pull;
 mod resolve;
 mod state_file;
 mod stream;
-mod tree_digest;

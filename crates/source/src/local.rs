@@ -7,13 +7,15 @@
 //!
 //! ```text
 //! <dir>/superblock
-//! <dir>/<sha256 of the key>.json   the stack and its digest
-//! <dir>/<sha256 of the key>.sums   digests of its entries, to compute the next digest from changes
+//! <dir>/<sha256 of the key>.json    the stack and its digest
+//! <dir>/<name of the stack>.list    what it holds, so that nobody need walk it (see [`Listings`])
 //! ```
 //!
 //! **Invariant**: a state is written only after its layers were committed. A state whose layers are
-//! gone counts as none: the client then sends everything again.
+//! gone counts as none: the client then sends everything again. A listing belongs to one stack, whose
+//! layers never change, so it is true as long as it is there.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,12 +24,13 @@ use diag::Result;
 use layers::{LayerError, LayerHold, LayerNote, LayerStack, LayerStore, RecordType};
 use oci::Digest;
 use serde::{Deserialize, Serialize};
+use session::diffcopy::Listing;
 
 use crate::flatten::flatten;
 use crate::flights::Flights;
+use crate::listings::Listings;
 use crate::resolve::blocking;
 use crate::state_file::{read_state, sweep, write_state};
-use crate::tree_digest::TreeSums;
 
 /// Version of the directory's format.
 const FORMAT: u32 = 1;
@@ -40,7 +43,8 @@ const LAYERS_MAX: usize = 8;
 #[async_trait]
 pub trait DirSync: Send + Sync {
     /// Makes `dest`, which has what the client had the last time, the same as the client's folder.
-    async fn sync(&self, dest: &Path) -> Result<DirChanges>;
+    /// `known` is what it has, if that is known.
+    async fn sync(&self, dest: &Path, known: Option<Arc<Listing>>) -> Result<DirChanges>;
 }
 
 /// What a synchronisation did.
@@ -48,17 +52,8 @@ pub trait DirSync: Send + Sync {
 pub struct DirChanges {
     /// Entries made, changed or removed.
     pub count: u64,
-    /// Which, relative to the folder; `None` if that was not noted down.
-    pub paths: Option<Vec<PathChange>>,
-}
-
-/// An entry that changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PathChange {
-    /// The path in bytes, relative to the folder.
-    pub path: Vec<u8>,
-    /// True if it is there no more, with everything below.
-    pub removed: bool,
+    /// What the folder holds now; `None` if it has to be walked to know.
+    pub listing: Option<Listing>,
 }
 
 /// Which folder of which client.
@@ -88,6 +83,7 @@ pub struct LocalSnapshot {
 #[derive(Clone)]
 pub struct LocalSource {
     dir: PathBuf,
+    listings: Listings,
     layers: LayerStore,
     flights: Arc<Flights<Digest>>,
 }
@@ -107,6 +103,7 @@ impl LocalSource {
         std::fs::create_dir_all(&dir)?;
         content::check_superblock(&dir, FORMAT)?;
         let source = LocalSource {
+            listings: Listings::new(&dir),
             dir,
             layers,
             flights: Arc::default(),
@@ -127,7 +124,8 @@ impl LocalSource {
         let key = Digest::of(&request.shared_key);
         let _alone = self.flights.enter(key).await;
         let (layers, path) = (self.layers.clone(), self.state_path(key));
-        let (state, writable) = blocking(move || {
+        let listings = self.listings.clone();
+        let (state, writable, known) = blocking(move || {
             // A layer of the last state may be removed at this moment.
             let state: Option<State> = read_state(&path);
             let known = state.and_then(|state| {
@@ -136,14 +134,31 @@ impl LocalSource {
                 (!gone).then_some((state, writable))
             });
             match known {
-                Some((state, writable)) => Ok((Some(state), writable?)),
-                None => Ok((None, layers.writable(&LayerStack::empty())?)),
+                Some((state, writable)) => {
+                    let known = listings.read(&state.stack);
+                    Ok((Some(state), writable?, known))
+                }
+                None => {
+                    let writable = layers.writable(&LayerStack::empty())?;
+                    Ok((None, writable, Some(Listing::default())))
+                }
             }
         })
         .await?;
-        let changes = client.sync(&writable.path()).await?;
+        let changes = client.sync(&writable.path(), known.map(Arc::new)).await;
+        if let (Err(_), Some(state)) = (&changes, &state) {
+            // Should the listing have been why, the folder is walked the next time.
+            self.listings.remove(&state.stack);
+        }
+        let changes = changes?;
         let (own, request) = (self.clone(), request.clone());
         blocking(move || own.finish(key, &request, state, writable, changes)).await
+    }
+
+    /// What a stack holds, if it is the last state of a folder and that was written down. Blocks on the
+    /// disk.
+    pub fn listing(&self, stack: &LayerStack) -> Option<Listing> {
+        self.listings.read(stack)
     }
 
     /// Removes what is known of folders whose layers are gone. Blocks on the disk.
@@ -160,9 +175,14 @@ impl LocalSource {
                 continue;
             };
             let state: Option<State> = read_state(&path);
-            if !state.is_some_and(|state| self.layers.contains(&state.stack)) {
+            if !state
+                .as_ref()
+                .is_some_and(|state| self.layers.contains(&state.stack))
+            {
                 std::fs::remove_file(&path)?;
-                let _ = std::fs::remove_file(self.sums_path(key));
+                if let Some(state) = state {
+                    self.listings.remove(&state.stack);
+                }
             }
         }
         Ok(())
@@ -188,21 +208,27 @@ impl LocalSource {
                 hold,
             });
         }
-        let sums = self.sums(key, state.as_ref(), &writable.path(), &changes)?;
+        let listing = match changes.listing {
+            Some(listing) => listing,
+            None => Listing::of(&writable.path())?,
+        };
         let note = LayerNote::new(format!("local source for {}", request.name))
             .of_type(RecordType::SourceLocal);
         let (mut stack, mut hold) = writable.commit_held(note.clone())?;
         if stack.len() > LAYERS_MAX {
             (stack, hold) = flatten(&self.layers, &stack, note)?;
         }
+        let before = state.map(|state| state.stack);
         let state = State {
             name: request.name.clone(),
-            digest: sums.digest(),
+            digest: listing.digest(),
             stack,
         };
-        // Sums that belong to no state are found out, so their order does not matter.
-        sums.write(&self.sums_path(key), &state.stack)?;
+        self.listings.write(&state.stack, &listing)?;
         write_state(&self.state_path(key), &state)?;
+        if let Some(before) = before.filter(|before| *before != state.stack) {
+            self.listings.remove(&before);
+        }
         Ok(LocalSnapshot {
             stack: state.stack,
             digest: state.digest,
@@ -211,39 +237,31 @@ impl LocalSource {
         })
     }
 
-    /// The digests of all entries: the last ones with the changes made to them, or all anew.
-    fn sums(
-        &self,
-        key: Digest,
-        state: Option<&State>,
-        root: &Path,
-        changes: &DirChanges,
-    ) -> Result<TreeSums> {
-        let known = state.and_then(|state| TreeSums::read(&self.sums_path(key), &state.stack));
-        match (known, &changes.paths) {
-            (Some(mut sums), Some(paths)) => {
-                sums.apply(root, paths)?;
-                Ok(sums)
-            }
-            _ => TreeSums::of(root),
-        }
-    }
-
     fn state_path(&self, key: Digest) -> PathBuf {
         self.dir.join(format!("{}.json", key.hex()))
     }
 
-    fn sums_path(&self, key: Digest) -> PathBuf {
-        self.dir.join(format!("{}.sums", key.hex()))
-    }
-
     fn sweep(&self) -> Result<()> {
+        let state_of = |path: &Path| {
+            let state = read_state::<State>(path);
+            state.filter(|state| self.layers.contains(&state.stack))
+        };
+        let mut listed = HashSet::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "json")
+            {
+                listed.extend(state_of(&path).map(|state| self.listings.path(&state.stack)));
+            }
+        }
         sweep(&self.dir, |path| {
             match path.extension().and_then(|extension| extension.to_str()) {
-                Some("json") => read_state::<State>(path)
-                    .is_some_and(|state| self.layers.contains(&state.stack)),
-                Some("sums") => path.with_extension("json").exists(),
-                Some("new") => false,
+                Some("json") => state_of(path).is_some(),
+                Some("list") => listed.contains(path),
+                // Half written, or of versions before there were listings.
+                Some("new" | "sums") => false,
                 _ => true,
             }
         })
@@ -253,6 +271,7 @@ impl LocalSource {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use layers::Backend;
     use parking_lot::Mutex;
@@ -264,7 +283,10 @@ mod tests {
     struct Folder {
         files: Mutex<BTreeMap<String, String>>,
         sent: Mutex<Vec<String>>,
-        silent_about_paths: bool,
+        without_listing: bool,
+        fails: bool,
+        /// How often it was said what the destination holds.
+        listings_known: AtomicUsize,
     }
 
     impl Folder {
@@ -275,13 +297,13 @@ mod tests {
 
     #[async_trait]
     impl DirSync for Folder {
-        async fn sync(&self, dest: &Path) -> Result<DirChanges> {
+        async fn sync(&self, dest: &Path, known: Option<Arc<Listing>>) -> Result<DirChanges> {
+            if let Some(known) = known {
+                assert_eq!(*known, Listing::of(dest)?, "a listing is always true");
+                self.listings_known.fetch_add(1, Ordering::Relaxed);
+            }
             let files = self.files.lock().clone();
-            let mut paths = Vec::new();
-            let mut note = |name: &str, removed| {
-                let path = name.as_bytes().to_vec();
-                paths.push(PathChange { path, removed });
-            };
+            let mut count = 0;
             for (name, text) in &files {
                 let path = dest.join(name);
                 if std::fs::read_to_string(&path).is_ok_and(|known| known == *text) {
@@ -289,13 +311,12 @@ mod tests {
                 }
                 if let Some((dir, _)) = name.split_once('/') {
                     std::fs::create_dir_all(dest.join(dir))?;
-                    note(dir, false);
                 }
                 let temporary = dest.join(".tmp");
                 std::fs::write(&temporary, text)?;
                 std::fs::rename(&temporary, &path)?;
                 self.sent.lock().push(name.clone());
-                note(name, false);
+                count += 1;
             }
             for entry in std::fs::read_dir(dest)? {
                 let name = entry?.file_name().into_string().unwrap();
@@ -307,12 +328,16 @@ mod tests {
                         true => std::fs::remove_dir_all(path)?,
                         false => std::fs::remove_file(path)?,
                     }
-                    note(&name, true);
+                    count += 1;
                 }
             }
+            if self.fails {
+                return Err(diag::Error::internal("the client went away"));
+            }
+            let listing = (!self.without_listing).then(|| Listing::of(dest));
             Ok(DirChanges {
-                count: paths.len() as u64,
-                paths: (!self.silent_about_paths).then_some(paths),
+                count,
+                listing: listing.transpose()?,
             })
         }
     }
@@ -383,7 +408,7 @@ mod tests {
         assert_eq!(third.digest, first.digest);
         // The same folder of somebody else, computed as a whole, has the same digest.
         let other = Folder {
-            silent_about_paths: true,
+            without_listing: true,
             ..Folder::default()
         };
         other.put("d/b", "2");
@@ -403,7 +428,7 @@ mod tests {
         let first = site.source.snapshot(&request(), &folder).await.unwrap();
         site.source.forget_gone().unwrap();
         let count = || std::fs::read_dir(&site.states).unwrap().count();
-        assert_eq!(count(), 3, "the superblock, the state and its sums");
+        assert_eq!(count(), 3, "the superblock, the state and its listing");
         let LocalSnapshot {
             stack,
             digest,
@@ -474,29 +499,67 @@ mod tests {
         assert_eq!(names, ["superblock"]);
     }
 
+    fn listings(site: &Site) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&site.states).unwrap();
+        entries
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == "list")
+            })
+            .collect()
+    }
+
     #[tokio::test]
-    async fn damaged_sums_are_computed_anew() {
+    async fn a_damaged_listing_counts_as_none_and_is_made_anew() {
         let (site, folder) = (site(), Folder::default());
         folder.put("a", "1");
-        site.source.snapshot(&request(), &folder).await.unwrap();
-        for entry in std::fs::read_dir(&site.states).unwrap() {
-            let path = entry.unwrap().path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "sums")
-            {
-                let mut bytes = std::fs::read(&path).unwrap();
-                let middle = bytes.len() / 2;
-                bytes[middle] ^= 1;
-                std::fs::write(&path, bytes).unwrap();
-            }
-        }
+        let first = site.source.snapshot(&request(), &folder).await.unwrap();
+        assert!(site.source.listing(&first.stack).is_some());
+        let [path] = listings(&site).try_into().unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert!(site.source.listing(&first.stack).is_none());
         folder.put("b", "2");
+        let known = folder.listings_known.load(Ordering::Relaxed);
         let changed = site.source.snapshot(&request(), &folder).await.unwrap();
+        assert_eq!(folder.listings_known.load(Ordering::Relaxed), known);
         let mounted = site.layers.mount(&changed.stack).unwrap();
-        assert_eq!(
-            TreeSums::of(mounted.path()).unwrap().digest(),
-            changed.digest
-        );
+        let expected = Listing::of(mounted.path()).unwrap();
+        assert_eq!(expected.digest(), changed.digest);
+        assert_eq!(site.source.listing(&changed.stack), Some(expected));
+    }
+
+    #[tokio::test]
+    async fn a_listing_goes_with_the_state_it_belongs_to() {
+        let (site, folder) = (site(), Folder::default());
+        folder.put("a", "1");
+        let first = site.source.snapshot(&request(), &folder).await.unwrap();
+        folder.put("a", "2");
+        let second = site.source.snapshot(&request(), &folder).await.unwrap();
+        assert!(site.source.listing(&first.stack).is_none());
+        assert!(site.source.listing(&second.stack).is_some());
+        std::fs::write(site.states.join("00.list"), "of nothing").unwrap();
+        std::fs::write(site.states.join("00.list.new"), "half").unwrap();
+        let again = LocalSource::open(&site.states, site.layers.clone()).unwrap();
+        assert!(again.listing(&second.stack).is_some());
+        assert_eq!(listings(&site).len(), 1);
+        assert!(!site.states.join("00.list.new").exists());
+    }
+
+    #[tokio::test]
+    async fn after_a_failed_synchronisation_the_folder_is_walked() {
+        let (site, mut folder) = (site(), Folder::default());
+        folder.put("a", "1");
+        site.source.snapshot(&request(), &folder).await.unwrap();
+        folder.fails = true;
+        assert!(site.source.snapshot(&request(), &folder).await.is_err());
+        folder.fails = false;
+        let known = folder.listings_known.load(Ordering::Relaxed);
+        let last = site.source.snapshot(&request(), &folder).await.unwrap();
+        assert_eq!(folder.listings_known.load(Ordering::Relaxed), known);
+        assert_eq!(last.changed, 0);
     }
 }

@@ -56,7 +56,7 @@ impl ImageSource {
                     }
                 }
             };
-            stack.0.push(id);
+            stack = stack.with(id);
             holds.push(hold);
         }
         let hold = self.layers.hold(&stack);

@@ -30,6 +30,8 @@ pub struct EngineOptions<'a> {
     /// Also listens at this port of 127.0.0.1, for clients with a certificate; see
     /// [`Engine::certificates`].
     pub tls_port: Option<u16>,
+    /// Whether steps of builds may ask for every right.
+    pub insecure_steps: bool,
     /// Further arguments of `dockerd`.
     pub arguments: &'a [&'a str],
 }
@@ -206,6 +208,9 @@ fn configuration_for(
         let runtime = wrap_runtime(directory);
         configuration["runtimes"] = serde_json::json!({"wrapped": {"path": runtime}});
         configuration["default-runtime"] = "wrapped".into();
+    }
+    if options.insecure_steps {
+        configuration["builder"] = serde_json::json!({"entitlements": {"security-insecure": true}});
     }
     if release == Release::NewestContainerd {
         configuration["features"] = serde_json::json!({"containerd-snapshotter": true});

@@ -1,4 +1,5 @@
-//! A web server with git repositories: Debian's `git http-backend` behind the smallest HTTP server.
+//! A web server with git repositories and plain files: Debian's `git http-backend` behind the smallest
+//! HTTP server.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -26,7 +27,8 @@ pub struct GitRequestSeen {
     pub answer_bytes: usize,
 }
 
-/// A running server. What is below `/moved` of it is answered by a redirect to the same without it.
+/// A running server. What is below `/moved` of it is answered by a redirect to the same without it;
+/// what is below `/files` are the files of that folder.
 ///
 /// It serves in threads of this process, so it is in the network of the thread that started it, and
 /// ends with the process.
@@ -102,6 +104,11 @@ fn answer(
     } else if options.authorization.is_some() && options.authorization != seen.authorization {
         let head = "401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"git\"";
         (head.to_owned(), Vec::new())
+    } else if let Some(name) = target.strip_prefix("/files/") {
+        match std::fs::read(root.join("files").join(name)) {
+            Ok(content) => ("200 OK".to_owned(), content),
+            Err(_) => ("404 Not Found".to_owned(), Vec::new()),
+        }
     } else {
         backend(root, &method, &target, &header, body, options)?
     };

@@ -1,8 +1,6 @@
 //! A small base image of Debian's static busybox, for amd64 and arm64, made on the spot.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -99,27 +97,16 @@ impl BaseImage {
     /// Pushes it to a plain registry as `repository:tag`. The calling thread must be in the lab's
     /// network.
     pub fn push(&self, registry: &Registry, repository: &str, tag: &str) {
-        let address = registry.address();
         for (manifest, parts) in &self.manifests {
             for part in parts {
-                push_blob(address, repository, &self.blob(&part.digest), &part.digest);
+                registry.push_blob(repository, &self.blob(&part.digest));
             }
+            let bytes = self.blob(&manifest.digest);
             let name = manifest.digest.to_string();
-            push_manifest(
-                address,
-                repository,
-                &name,
-                manifest,
-                &self.blob(&manifest.digest),
-            );
+            registry.push_manifest(repository, &name, &manifest.media_type, &bytes);
         }
-        push_manifest(
-            address,
-            repository,
-            tag,
-            &self.index,
-            &self.blob(&self.index.digest),
-        );
+        let bytes = self.blob(&self.index.digest);
+        registry.push_manifest(repository, tag, &self.index.media_type, &bytes);
     }
 
     /// Loads the amd64 image into an Engine as `name` (with tag).
@@ -197,43 +184,4 @@ fn store(directory: &Path, media_type: &str, bytes: &[u8]) -> Descriptor {
 fn run(command: &mut Command) {
     let status = command.status().expect("run a program");
     assert!(status.success(), "{command:?}: {status}");
-}
-
-fn push_blob(address: &str, repository: &str, bytes: &[u8], digest: &Digest) {
-    let start = request(
-        address,
-        "POST",
-        &format!("/v2/{repository}/blobs/uploads/"),
-        "",
-        b"",
-    );
-    let location = start
-        .lines()
-        .find_map(|line| line.strip_prefix("Location: "))
-        .unwrap_or_else(|| panic!("no upload location in {start}"));
-    let path = location.split_once("/v2/").expect("a registry path").1;
-    let path = format!("/v2/{path}&digest={digest}");
-    let end = request(address, "PUT", &path, "application/octet-stream", bytes);
-    assert!(end.starts_with("HTTP/1.1 201"), "{end}");
-}
-
-fn push_manifest(address: &str, repository: &str, name: &str, what: &Descriptor, bytes: &[u8]) {
-    let path = format!("/v2/{repository}/manifests/{name}");
-    let answer = request(address, "PUT", &path, &what.media_type, bytes);
-    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
-}
-
-/// One plain HTTP request; the answer's head.
-fn request(address: &str, method: &str, path: &str, content_type: &str, body: &[u8]) -> String {
-    let mut stream = TcpStream::connect(address).expect("reach the registry");
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
-         Content-Type: {content_type}\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).expect("send the request");
-    stream.write_all(body).expect("send the body");
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("read the answer");
-    String::from_utf8_lossy(&answer).replace("\r\n", "\n")
 }

@@ -142,7 +142,7 @@ pub(crate) fn end(process: &mut Child) {
 }
 
 /// Waits until `done` says so, looking often; panics with what was waited for after `at_most`.
-pub(crate) fn wait_for(what: &str, at_most: Duration, mut done: impl FnMut() -> bool) {
+pub fn wait_for(what: &str, at_most: Duration, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(
@@ -162,7 +162,7 @@ fn innermost_child(process: u32) -> u32 {
     innermost
 }
 
-fn first_child(process: u32) -> Option<u32> {
+pub(crate) fn first_child(process: u32) -> Option<u32> {
     let children = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
     children.ok()?.split_whitespace().next()?.parse().ok()
 }

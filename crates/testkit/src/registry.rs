@@ -1,9 +1,13 @@
 //! Debian's `docker-registry`, plain or with TLS and passwords.
 
 use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+use oci::Digest;
 
 use crate::Lab;
 use crate::certificates::write_certificates;
@@ -87,6 +91,34 @@ impl Registry {
         self.directory.join("ca.pem")
     }
 
+    /// Puts a blob into a plain registry. The calling thread must be in the lab's network.
+    pub fn push_blob(&self, repository: &str, bytes: &[u8]) {
+        let uploads = format!("/v2/{repository}/blobs/uploads/");
+        let start = request(&self.address, "POST", &uploads, "", b"");
+        let location = start
+            .lines()
+            .find_map(|line| line.strip_prefix("Location: "))
+            .unwrap_or_else(|| panic!("no upload location in {start}"));
+        let path = location.split_once("/v2/").expect("a registry path").1;
+        let path = format!("/v2/{path}&digest={}", Digest::of(bytes));
+        let end = request(
+            &self.address,
+            "PUT",
+            &path,
+            "application/octet-stream",
+            bytes,
+        );
+        assert!(end.starts_with("HTTP/1.1 201"), "{end}");
+    }
+
+    /// Puts a manifest or an index into a plain registry, by a tag or its digest. What it names must
+    /// be there. The calling thread must be in the lab's network.
+    pub fn push_manifest(&self, repository: &str, name: &str, media_type: &str, bytes: &[u8]) {
+        let path = format!("/v2/{repository}/manifests/{name}");
+        let answer = request(&self.address, "PUT", &path, media_type, bytes);
+        assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    }
+
     /// What the registry stores, as docker-registry lays it out.
     pub fn data(&self) -> PathBuf {
         self.directory.join("data/docker/registry/v2")
@@ -106,4 +138,19 @@ fn write_passwords(path: &Path) {
         .expect("run `htpasswd` (package apache2-utils)");
     assert!(output.status.success(), "htpasswd failed");
     std::fs::write(path, output.stdout).expect("write the passwords");
+}
+
+/// One plain HTTP request; the answer's head.
+fn request(address: &str, method: &str, path: &str, content_type: &str, body: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).expect("reach the registry");
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+         Content-Type: {content_type}\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).expect("send the request");
+    stream.write_all(body).expect("send the body");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("read the answer");
+    String::from_utf8_lossy(&answer).replace("\r\n", "\n")
 }

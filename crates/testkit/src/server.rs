@@ -1,103 +1,205 @@
 //! A build server as a process of its own on a private root, without any Docker Engine.
+//!
+//! [`ServerSetup`] says which and how; [`BuildServer`] is a running one. It is in the network of the
+//! thread that starts it, or in all namespaces of a [`Lab`]; either way it ends when it is dropped.
 
 use std::fs::File;
-use std::os::unix::process::CommandExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
-use crate::Tool;
-use crate::lab::wait_for;
+use crate::lab::{end, first_child, wait_for};
+use crate::{Lab, Tool};
 
-/// How long a server may take to answer, and to end when asked to.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a server may take to answer, and to end when asked to: it waits for the disk at both, which
+/// others may keep busy.
+const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A running server; dropping it kills it.
-pub struct BuildServer {
-    process: Child,
+/// How a server is started. Its directory gets `b.sock`, where it listens, `buildkitd.log` and
+/// `root`, its state, which a later server in the same directory finds again.
+#[derive(Clone, Debug)]
+pub struct ServerSetup {
+    executable: PathBuf,
     directory: PathBuf,
-    buildctl: Tool,
+    tool: Tool,
+    first: Option<&'static str>,
+    args: Vec<String>,
+    environment: Vec<(String, String)>,
+    /// Whether the process is a child of the one that is started, which enters a lab.
+    in_lab: bool,
 }
 
-impl BuildServer {
-    /// Starts the executable's `buildkitd` with its state in `<directory>/root` and waits until it
-    /// answers. A root that is there is used again.
-    pub fn start(executable: &Path, directory: &Path) -> BuildServer {
-        Self::start_with(executable, directory, "")
+impl ServerSetup {
+    /// `EXECUTABLE buildkitd`, which is ours.
+    pub fn new(executable: &Path, directory: &Path) -> ServerSetup {
+        ServerSetup {
+            first: Some("buildkitd"),
+            ..Self::stock(executable, directory)
+        }
     }
 
-    /// The same with that text as its `buildkitd.toml`.
-    pub fn start_with(executable: &Path, directory: &Path, configuration: &str) -> BuildServer {
-        let process = Self::command(executable, directory, configuration)
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", executable.display()));
-        let buildctl = Tool::new(executable, directory)
-            .arg("buildctl")
-            .arg("--addr")
-            .arg(&address(directory));
-        let mut server = BuildServer {
-            process,
+    /// Another BuildKit: a program that is a server itself.
+    pub fn stock(buildkitd: &Path, directory: &Path) -> ServerSetup {
+        ServerSetup {
+            executable: buildkitd.to_owned(),
             directory: directory.to_owned(),
-            buildctl,
-        };
-        wait_for("the build server", PATIENCE, || {
-            if let Ok(Some(status)) = server.process.try_wait() {
-                panic!("the build server ended: {status}\n{}", server.log());
-            }
-            server.buildctl.run(&["debug", "info"]).code == 0
-        });
+            tool: Tool::new(buildkitd, directory),
+            first: None,
+            args: Vec::new(),
+            environment: Vec::new(),
+            in_lab: false,
+        }
+    }
+
+    /// The same in all namespaces of a lab, with which it ends at the latest.
+    #[must_use]
+    pub fn in_lab(mut self, lab: &Lab) -> Self {
+        self.tool = lab.tool(&self.executable, &self.directory);
+        self.in_lab = true;
+        self
+    }
+
+    /// The same with further arguments.
+    #[must_use]
+    pub fn args<S: AsRef<str>>(mut self, args: &[S]) -> Self {
+        self.args
+            .extend(args.iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// The same with a variable set; it has `PATH`, `HOME` and `TZ` anyway.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it and waits until it answers; panics with its log if it ends instead.
+    pub fn start(self) -> BuildServer {
+        let mut server = self.start_without_waiting();
+        server.wait_until_it_answers();
         server
     }
 
-    /// The command that [`BuildServer::start_with`] runs; what it says goes to `buildkitd.log`.
-    pub fn command(executable: &Path, directory: &Path, configuration: &str) -> Command {
-        std::fs::create_dir_all(directory).expect("make the server's directory");
-        let file = directory.join("buildkitd.toml");
-        std::fs::write(&file, configuration).expect("write the configuration");
+    /// Starts it; whether and when it answers is not waited for.
+    pub fn start_without_waiting(self) -> BuildServer {
+        BuildServer {
+            process: self.spawn(),
+            setup: self,
+        }
+    }
+
+    /// Starts one that does not come up: how it ended and what it wrote.
+    pub fn refusal(&self) -> (ExitStatus, String) {
+        let before = self.log().len();
+        let status = self.spawn().wait().expect("wait for the build server");
+        (status, self.log().split_off(before))
+    }
+
+    fn spawn(&self) -> Child {
+        std::fs::create_dir_all(&self.directory).expect("make the server's directory");
         let log = File::options()
             .create(true)
             .append(true)
-            .open(directory.join("buildkitd.log"))
+            .open(self.log_path())
             .expect("make the server's log");
-        let mut command = Command::new(executable);
-        command
-            .arg("buildkitd")
-            .arg("--root")
-            .arg(directory.join("root"))
-            .args(["--addr", &address(directory)])
-            .arg("--config")
-            .arg(file)
-            .current_dir(directory)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("HOME", directory)
+        self.command()
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(log.try_clone().expect("share the log"))
             .stderr(log)
-            .process_group(0);
+            .process_group(0)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{:?}: {error}", self.tool))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.tool.command(self.first.as_slice());
+        command
+            .arg("--root")
+            .arg(self.directory.join("root"))
+            .arg("--addr")
+            .arg(format!("unix://{}", self.socket().display()))
+            .args(&self.args)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
-    /// `buildctl` for this server.
-    pub fn buildctl(&self) -> &Tool {
-        &self.buildctl
+    fn socket(&self) -> PathBuf {
+        self.directory.join("b.sock")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.join("buildkitd.log")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+}
+
+/// A running server; dropping it ends it.
+pub struct BuildServer {
+    process: Child,
+    setup: ServerSetup,
+}
+
+impl BuildServer {
+    /// Ours with nothing special about it; see [`ServerSetup::new`].
+    pub fn start(executable: &Path, directory: &Path) -> BuildServer {
+        ServerSetup::new(executable, directory).start()
+    }
+
+    /// Another BuildKit is only waited for until it listens, which it does last.
+    fn wait_until_it_answers(&mut self) {
+        wait_for("the build server", PATIENCE, || {
+            if let Ok(Some(status)) = self.process.try_wait() {
+                panic!("the build server ended: {status}\n{}", self.log());
+            }
+            let listens = UnixStream::connect(self.setup.socket()).is_ok();
+            let ours = self.setup.first.is_some();
+            listens && (!ours || self.buildctl().run(&["debug", "info"]).code == 0)
+        });
+    }
+
+    /// Where it listens, always the first of its addresses.
+    pub fn socket(&self) -> PathBuf {
+        self.setup.socket()
+    }
+
+    /// The same as clients and drivers take it: `unix://…`.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
+    /// `EXECUTABLE buildctl` for this server, which is ours.
+    pub fn buildctl(&self) -> Tool {
+        Tool::new(&self.setup.executable, &self.setup.directory)
+            .arg("buildctl")
+            .arg("--addr")
+            .arg(&self.address())
     }
 
     /// Its root directory.
     pub fn root(&self) -> PathBuf {
-        self.directory.join("root")
+        self.setup.directory.join("root")
     }
 
-    /// What all servers in this directory said.
+    /// What all servers in this directory wrote.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.join("buildkitd.log")).unwrap_or_default()
+        self.setup.log()
     }
 
     /// Its process id.
     pub fn process_id(&self) -> u32 {
-        self.process.id()
+        let started = self.process.id();
+        match self.setup.in_lab {
+            true => first_child(started).unwrap_or(started),
+            false => started,
+        }
     }
 
     /// Bytes of memory it has resident.
@@ -113,7 +215,7 @@ impl BuildServer {
 
     /// How many threads it has.
     pub fn threads(&self) -> usize {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id()));
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process_id()));
         tasks.map_or(0, Iterator::count)
     }
 
@@ -123,37 +225,77 @@ impl BuildServer {
     }
 
     fn status_bytes(&self, field: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()));
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process_id()));
         let status = status.unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix(field));
         let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
         kib.unwrap_or(0) * 1024
     }
 
-    /// Kills it at once, as the kernel does when memory is short.
-    pub fn kill(mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.process_id() as i32).expect("a process id");
+        kill_process(pid, signal).expect("send the build server a signal");
+    }
+
+    /// Waits for its end; panics if it does not come.
+    pub fn wait(mut self) -> ExitStatus {
+        let mut status = None;
+        wait_for("the end of the build server", PATIENCE, || {
+            status = self.process.try_wait().expect("ask for the server's end");
+            status.is_some()
+        });
+        status.expect("waited for")
     }
 
     /// Asks it to stop and waits until it has.
-    pub fn stop(mut self) {
-        if let Some(pid) = Pid::from_raw(self.process.id() as i32) {
-            let _ = kill_process(pid, Signal::TERM);
+    pub fn stop(self) {
+        self.signal(Signal::TERM);
+        self.wait();
+    }
+
+    /// Kills it at once, as the kernel does when memory is short.
+    pub fn kill(mut self) {
+        self.kill_now();
+    }
+
+    /// Kills it and starts it again, with these arguments more from now on.
+    pub fn kill_and_restart(&mut self, more: &[&str]) {
+        self.kill_now();
+        self.setup = self.setup.clone().args(more);
+        self.process = self.setup.spawn();
+        self.wait_until_it_answers();
+    }
+
+    /// Ends it as an abort does, with nothing in the way of a core dump; whether there was one.
+    pub fn abort(&mut self) -> bool {
+        let pid = Pid::from_raw(self.process_id() as i32);
+        let none = Rlimit {
+            current: None,
+            maximum: None,
+        };
+        prlimit(pid, Resource::Core, none).expect("allow a core dump");
+        self.signal(Signal::ABORT);
+        let status = self.process.wait().expect("wait for the build server");
+        status.core_dumped()
+    }
+
+    fn kill_now(&mut self) {
+        if let Some(pid) = Pid::from_raw(self.process_id() as i32) {
+            let _ = kill_process(pid, Signal::KILL);
         }
-        wait_for("the end of the build server", PATIENCE, || {
-            !matches!(self.process.try_wait(), Ok(None))
-        });
+        let _ = self.process.wait();
     }
 }
 
 impl Drop for BuildServer {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        if !matches!(self.process.try_wait(), Ok(None)) {
+            return;
+        }
+        match self.setup.in_lab {
+            true => end(&mut self.process),
+            false => self.kill_now(),
+        }
     }
-}
-
-fn address(directory: &Path) -> String {
-    format!("unix://{}/b.sock", directory.display())
 }

@@ -26,6 +26,7 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
                 "registry",
                 "executor",
                 "engine-api",
+                "cdi",
             ],
             &["layers"],
         ],

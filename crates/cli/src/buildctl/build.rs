@@ -19,6 +19,8 @@ use proto::pb::{Definition, Op};
 use proto::prost::Message;
 use tokio_util::sync::CancellationToken;
 
+use crate::printer;
+
 /// Flags of `build`.
 #[derive(Debug, Args)]
 pub(super) struct BuildArgs {
@@ -74,6 +76,13 @@ pub(super) async fn run(
 ) -> Result<(), diag::Error> {
     let env = Environment::current();
     let mut plan = plan(args, &env)?;
+    // Something other than a build: the answer is the frontend's, and no exporter sees it.
+    let asks = plan.attributes.contains_key("requestid");
+    if asks {
+        plan.attributes
+            .entry("frontend.caps".to_owned())
+            .or_insert_with(|| "moby.buildkit.frontend.subrequests".to_owned());
+    }
     let definition = match args.frontend.is_empty() {
         true => Some(definition_of_stdin(args.no_cache).await?),
         false => None,
@@ -103,7 +112,7 @@ pub(super) async fn run(
     let solved = client::solve(
         connection.channel.clone(),
         request,
-        false,
+        asks,
         &display.progress(),
         cancel,
     )
@@ -112,7 +121,10 @@ pub(super) async fn run(
     // Closing waits for the terminal, which may be slow.
     let closed = tokio::task::spawn_blocking(move || display.finish()).await;
     closed.map_err(|error| diag::Error::internal(error.to_string()))?;
-    let response = solved.map_err(|failure| failure.error)?;
+    let mut response = solved.map_err(|failure| failure.error)?;
+    if asks {
+        print_answer(&mut response);
+    }
     client::enter_layouts(&plan, &response).await?;
     if let Some(path) = &args.metadata_file {
         let values: serde_json::Map<String, serde_json::Value> = response
@@ -123,6 +135,24 @@ pub(super) async fn run(
         write_file(path, &text)?;
     }
     Ok(())
+}
+
+/// Prints what a frontend answered, as text if it has one, and leaves what exporters said.
+fn print_answer(response: &mut client::Response) {
+    let answers = |key: &String| key.starts_with("result.") || key == "version";
+    let all = std::mem::take(response).into_iter();
+    let (answer, rest): (client::Response, client::Response) = all.partition(|(k, _)| answers(k));
+    *response = rest;
+    if let Some(text) = answer.get("result.txt") {
+        printer::out(text.clone());
+        return;
+    }
+    for (key, value) in answer.iter().filter(|(key, _)| key.starts_with("result.")) {
+        printer::out_line(format!(
+            "{key}
+{value}"
+        ));
+    }
 }
 
 fn plan(args: &BuildArgs, env: &Environment) -> Result<SolvePlan, diag::Error> {
@@ -154,7 +184,6 @@ fn plan(args: &BuildArgs, env: &Environment) -> Result<SolvePlan, diag::Error> {
     let local_dirs = paths(&args.local, "local")?;
     let oci_layouts = paths(&args.oci_layout, "oci-layout")?;
     Ok(SolvePlan {
-        dockerfile_graph: None,
         reference: new_id(),
         frontend: args.frontend.clone(),
         attributes,

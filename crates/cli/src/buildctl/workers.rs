@@ -8,7 +8,7 @@ use driver::Connection;
 use oci::Platform;
 use proto::control::control_client::ControlClient;
 use proto::control::{InfoRequest, ListWorkersRequest};
-use proto::worker::{BuildkitVersion, GcPolicy, WorkerRecord};
+use proto::worker::{BuildkitVersion, CdiDevice, GcPolicy, WorkerRecord};
 use serde_json::{Value, json};
 
 use crate::format::{TabWriter, Template, buildctl_size, go_duration};
@@ -134,7 +134,25 @@ fn worker_json(worker: &WorkerRecord) -> Value {
         "platforms": platforms,
         "gcPolicy": worker.gc_policy.iter().map(rule_json).collect::<Vec<_>>(),
         "buildkitVersion": version_json(&worker.buildkit_version.clone().unwrap_or_default()),
+        "cdiDevices": devices_json(worker),
     })
+}
+
+/// The devices, or `null` as Go writes an empty list.
+fn devices_json(worker: &WorkerRecord) -> Value {
+    let device = |device: &CdiDevice| {
+        let annotations: BTreeMap<&String, &String> = device.annotations.iter().collect();
+        json!({
+            "name": device.name,
+            "autoAllow": device.auto_allow,
+            "annotations": annotations,
+            "onDemand": device.on_demand,
+        })
+    };
+    match worker.cdi_devices.as_slice() {
+        [] => Value::Null,
+        devices => devices.iter().map(device).collect(),
+    }
 }
 
 fn rule_json(rule: &GcPolicy) -> Value {
@@ -158,6 +176,7 @@ fn write_worker(writer: &mut TabWriter, worker: &WorkerRecord) {
     for (key, value) in labels {
         writer.line(format!("\t{key}:\t{value}"));
     }
+    write_devices(writer, worker);
     for (index, rule) in worker.gc_policy.iter().enumerate() {
         writer.line(format!("GC Policy rule#{index}:"));
         writer.line(format!("\tAll:\t{}", rule.all));
@@ -176,6 +195,25 @@ fn write_worker(writer: &mut TabWriter, worker: &WorkerRecord) {
             if bytes > 0 {
                 writer.line(format!("\t{name}:\t{}", buildctl_size(bytes)));
             }
+        }
+    }
+    writer.write("\n");
+}
+
+fn write_devices(writer: &mut TabWriter, worker: &WorkerRecord) {
+    if worker.cdi_devices.is_empty() {
+        return;
+    }
+    writer.line("Devices:");
+    for device in &worker.cdi_devices {
+        writer.line(format!("\tName:\t{}", device.name));
+        match device.on_demand {
+            true => writer.line("\tOnDemand:\ttrue"),
+            false => writer.line(format!("\tAutoAllow:\t{}", device.auto_allow)),
+        }
+        let annotations: BTreeMap<&String, &String> = device.annotations.iter().collect();
+        for (key, value) in annotations {
+            writer.line(format!("\tAnnotations:\t{key}:\t{value}"));
         }
     }
     writer.write("\n");

@@ -4,7 +4,6 @@
 //! Looked at once per build, also when several nodes build.
 
 mod oci_layout;
-mod remote_dockerfile;
 mod stdin;
 
 use std::collections::BTreeMap;
@@ -47,8 +46,8 @@ pub struct Inputs {
     pub uploads: Vec<Upload>,
     /// What tells this directory from others to the server, without this machine's identity.
     pub shared_key: String,
-    /// A Dockerfile that the server fetches, as an input of the frontend.
-    pub dockerfile_graph: Option<proto::pb::Definition>,
+    /// The URL of a Dockerfile that a server fetches for us, until [`Inputs::set_dockerfile`].
+    pub dockerfile_url: Option<String>,
     /// What the user calls the Dockerfile.
     pub dockerfile_source: String,
     /// Capabilities the frontend must have.
@@ -79,10 +78,32 @@ impl Inputs {
         for (name, place) in &request.named_contexts {
             loader.load_named_context(name, place)?;
         }
+        refuse_targets(request)?;
         let mut inputs = loader.inputs;
         inputs.capabilities.sort();
         inputs.capabilities.dedup();
         Ok(inputs)
+    }
+
+    /// Takes the text of the Dockerfile that [`Inputs::dockerfile_url`] names. Blocking.
+    pub fn set_dockerfile(&mut self, text: &[u8]) -> Result<(), Error> {
+        self.dockerfile_url = None;
+        self.place_text(text)
+    }
+
+    /// Lets the session serve a Dockerfile of which only the text is known.
+    fn place_text(&mut self, text: &[u8]) -> Result<(), Error> {
+        let directory = self.temporary("dockerfile")?;
+        fs::write(directory.join("Dockerfile"), text)?;
+        self.local_dirs.insert("dockerfile".to_owned(), directory);
+        Ok(())
+    }
+
+    fn temporary(&mut self, prefix: &str) -> Result<PathBuf, Error> {
+        let directory = tempfile::Builder::new().prefix(prefix).tempdir()?;
+        let path = directory.path().to_path_buf();
+        self.temporary.push(Arc::new(directory));
+        Ok(path)
     }
 }
 
@@ -163,7 +184,7 @@ impl Loader<'_> {
             ));
         }
         self.dockerfile = Dockerfile::Text(read_all(stdin)?);
-        let empty = self.temporary("empty-dir")?;
+        let empty = self.inputs.temporary("empty-dir")?;
         self.inputs.local_dirs.insert("context".to_owned(), empty);
         Ok(())
     }
@@ -186,16 +207,16 @@ impl Loader<'_> {
             path => path.to_owned(),
         };
         if git_ref::is_http(&request.dockerfile) {
-            return self.place_remote_dockerfile(&request.dockerfile);
+            // Its server fetches it: the builder's network and trust count, and not this machine's.
+            self.inputs.dockerfile_url = Some(request.dockerfile.clone());
+            self.attribute("dockerfilekey", "dockerfile");
+            self.attribute("filename", "Dockerfile");
+            return Ok(());
         }
         match std::mem::replace(&mut self.dockerfile, Dockerfile::Remote) {
             Dockerfile::Remote => {}
             Dockerfile::Text(text) => {
-                let directory = self.temporary("dockerfile")?;
-                fs::write(directory.join("Dockerfile"), text)?;
-                self.inputs
-                    .local_dirs
-                    .insert("dockerfile".to_owned(), directory);
+                self.inputs.place_text(&text)?;
                 self.dockerfile_name = "Dockerfile".to_owned();
                 self.attribute("dockerfilekey", "dockerfile");
             }
@@ -213,20 +234,6 @@ impl Loader<'_> {
         }
         let name = self.dockerfile_name.clone();
         self.attribute("filename", &name);
-        Ok(())
-    }
-
-    fn place_remote_dockerfile(&mut self, url: &str) -> Result<(), Error> {
-        if matches!(self.dockerfile, Dockerfile::Remote) {
-            return Err(Error::unimplemented(format!(
-                "a Dockerfile from a URL with a context that the server fetches is not supported: {}",
-                diag::redact_url(url)
-            ))
-            .hint("fetch the file and give its path, or pass it on standard input with `-f -`"));
-        }
-        self.inputs.dockerfile_graph = Some(remote_dockerfile::graph(url));
-        self.capability("moby.buildkit.frontend.inputs");
-        self.attribute("filename", "Dockerfile");
         Ok(())
     }
 
@@ -286,13 +293,6 @@ impl Loader<'_> {
         Ok(())
     }
 
-    fn temporary(&mut self, prefix: &str) -> Result<PathBuf, Error> {
-        let directory = tempfile::Builder::new().prefix(prefix).tempdir()?;
-        let path = directory.path().to_path_buf();
-        self.inputs.temporary.push(Arc::new(directory));
-        Ok(path)
-    }
-
     fn attribute(&mut self, key: &str, value: &str) {
         self.inputs
             .attributes
@@ -301,6 +301,18 @@ impl Loader<'_> {
 
     fn capability(&mut self, name: &str) {
         self.inputs.capabilities.push(name.to_owned());
+    }
+}
+
+/// Other targets are there only in a bake, which builds several.
+fn refuse_targets(request: &BuildRequest) -> Result<(), Error> {
+    let mut contexts = request.named_contexts.iter();
+    let target = contexts.find_map(|(name, place)| Some((name, place.strip_prefix("target:")?)));
+    match target {
+        Some((name, target)) => Err(Error::not_found(format!(
+            "failed to find target {target} for context {name}"
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -122,17 +122,37 @@ fn remote_contexts_are_the_servers() {
 }
 
 #[test]
-fn a_dockerfile_from_a_url_is_an_input_of_the_frontend() {
+fn a_dockerfile_from_a_url_is_served_once_its_text_is_known() {
     let place = Place::new();
-    let inputs = place.load(".", "https://h/x/my.Dockerfile", b"").unwrap();
-    assert_eq!(inputs.attributes["filename"], "Dockerfile");
-    let graph = inputs.dockerfile_graph.unwrap();
-    assert_eq!(graph.def.len(), 2);
-    assert!(!inputs.local_dirs.contains_key("dockerfile"));
-    let error = place
-        .load("https://h/x.git", "https://h/Dockerfile", b"")
-        .unwrap_err();
-    assert!(error.to_string().contains("not supported"), "{error}");
+    let url = "https://h/x/my.Dockerfile";
+    let archive = [0x1f, 0x8b, 8, 0];
+    for context in [".", "-", "https://h/x.git", "https://h/x.tar"] {
+        let mut inputs = place.load(context, url, &archive).unwrap();
+        assert_eq!(inputs.attributes["filename"], "Dockerfile");
+        assert_eq!(inputs.attributes["dockerfilekey"], "dockerfile");
+        assert_eq!(inputs.dockerfile_url.as_deref(), Some(url));
+        assert!(!inputs.local_dirs.contains_key("dockerfile"));
+        inputs.set_dockerfile(b"FROM a\n").unwrap();
+        assert_eq!(inputs.dockerfile_url, None);
+        let file = inputs.local_dirs["dockerfile"].join("Dockerfile");
+        assert_eq!(std::fs::read(file).unwrap(), b"FROM a\n");
+    }
+    assert_eq!(
+        place.load("-", url, b"FROM a\n").unwrap_err(),
+        "ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles"
+    );
+}
+
+#[test]
+fn a_dockerfile_from_standard_input_goes_with_contexts_of_the_server() {
+    let place = Place::new();
+    for context in ["https://h/x.git", "https://h/x.tar"] {
+        let inputs = place.load(context, "-", b"FROM a\n").unwrap();
+        assert_eq!(inputs.attributes["context"], context);
+        assert_eq!(inputs.attributes["dockerfilekey"], "dockerfile");
+        let file = inputs.local_dirs["dockerfile"].join("Dockerfile");
+        assert_eq!(std::fs::read(file).unwrap(), b"FROM a\n");
+    }
 }
 
 #[test]
@@ -190,5 +210,9 @@ fn named_contexts_are_served_or_passed_on() {
     assert_eq!(
         place.load_with(".", "", &["a=nope"], b"").unwrap_err(),
         "failed to get build context a: stat nope: no such file or directory"
+    );
+    assert_eq!(
+        place.load_with(".", "", &["a=target:b"], b"").unwrap_err(),
+        "failed to find target b for context a"
     );
 }

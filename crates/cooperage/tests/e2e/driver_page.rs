@@ -160,6 +160,53 @@ fn a_builder_uses_the_network_it_was_given() {
 }
 
 #[test]
+fn steps_on_a_bridge_reach_containers_of_the_builders_network_by_name() {
+    let shop = Workshop::open();
+    let registry = shop.registry();
+    let base = format!("{}/busybox", registry.address());
+    shop.engine.docker(&["network", "create", "foonet"]);
+    let neighbour = ["run", "-d", "--network=foonet", "--name=neighbour", &base];
+    let serve = ["busybox", "httpd", "-f", "-h", "/etc"];
+    shop.engine.docker(&[&neighbour[..], &serve].concat());
+    let config = shop.lab.directory().join("bridge.toml");
+    std::fs::write(&config, "[worker.oci]\n  networkMode = \"bridge\"\n").unwrap();
+    shop.cooperage.ok(&[
+        "create",
+        "--name=c",
+        "--use",
+        "--driver-opt=network=foonet",
+        "--buildkitd-config",
+        &text(&config),
+    ]);
+    let dockerfile = format!(
+        "FROM {base} AS run\n\
+         RUN ip route > /routes; cat /etc/resolv.conf > /resolver\n\
+         RUN nslookup neighbour && wget -q -O /fetched http://neighbour/passwd\n\
+         FROM scratch\nCOPY --from=run /routes /resolver /fetched /\n"
+    );
+    let context = shop.context("names", &[("Dockerfile", &dockerfile)]);
+    for (name, client) in [("ours", &shop.cooperage), ("stock", &shop.stock())] {
+        let out = shop.lab.subdirectory(&format!("out-{name}"));
+        let output = format!("type=local,dest={}", text(&out));
+        client.ok(&[
+            "build",
+            "--builder=c",
+            "--no-cache",
+            "-o",
+            &output,
+            &context,
+        ]);
+        let read = |file: &str| std::fs::read_to_string(out.join(file)).unwrap();
+        assert!(read("fetched").starts_with("root:x:0:0:"));
+        let route = "default via 10.10.0.1 dev eth0";
+        assert!(read("routes").starts_with(route), "{}", read("routes"));
+        // The Engine's name server is at the loopback of the builder, which steps do not share.
+        let resolver = read("resolver");
+        assert!(resolver.contains("nameserver 10.10.0.1\n"), "{resolver}");
+    }
+}
+
+#[test]
 fn a_loaded_image_runs() {
     let shop = Workshop::open();
     let registry = shop.registry();

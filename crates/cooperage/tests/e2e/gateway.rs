@@ -4,24 +4,29 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use testkit::{Registry, Tool, program};
+use testkit::{BuildServer, Registry, Tool, program};
 
-use crate::build_server::BuildServer;
-use crate::workshop::{Workshop, text};
+use crate::workshop::{Workshop, server, text};
 
 /// A server, and a registry with a base image and the frontend.
-struct Shop {
-    shop: Workshop,
-    registry: Registry,
+pub struct Shop {
+    pub shop: Workshop,
+    pub registry: Registry,
     _server: BuildServer,
 }
 
 impl Shop {
-    fn open() -> Shop {
+    pub fn open() -> Shop {
+        Self::with_flags(&[])
+    }
+
+    /// With more flags for the server.
+    pub fn with_flags(flags: &[&str]) -> Shop {
         let shop = Workshop::open();
         let registry = shop.registry();
         let config = text(&shop.plain_http(&registry));
-        let server = BuildServer::start_with(&shop.lab, &["--config", &config], &[]);
+        let flags = [&["--config", &config], flags].concat();
+        let server = server(&shop.lab).args(&flags).start();
         shop.cooperage.ok(&[
             "create",
             "--name",
@@ -30,8 +35,9 @@ impl Shop {
             "remote",
             &server.address(),
         ]);
-        let dockerfile =
-            "FROM scratch\nCOPY gateway-frontend /frontend\nENTRYPOINT [\"/frontend\"]\n";
+        let dockerfile = "FROM scratch\nCOPY gateway-frontend /frontend\n\
+                          LABEL moby.buildkit.frontend.caps=moby.buildkit.frontend.contexts,moby.buildkit.frontend.inputs\n\
+                          ENTRYPOINT [\"/frontend\"]\n";
         let context = shop.context("frontend", &[("Dockerfile", dockerfile)]);
         let copy = Path::new(&context).join("gateway-frontend");
         std::fs::copy(program("gateway-frontend"), copy).unwrap();
@@ -46,7 +52,7 @@ impl Shop {
     }
 
     /// A context whose file is in the frontend's language.
-    fn context(&self, name: &str, lines: &str) -> String {
+    pub fn context(&self, name: &str, lines: &str) -> String {
         let at = self.registry.address();
         let file = format!("# syntax={at}/frontend:1\nimage {at}/busybox:latest\n{lines}");
         let hello = format!("FROM {at}/busybox\nARG WHO\nRUN echo hello $WHO > /hello\n");
@@ -55,19 +61,19 @@ impl Shop {
     }
 
     /// Both clients, by name.
-    fn clients(&self) -> [(&'static str, Tool); 2] {
+    pub fn clients(&self) -> [(&'static str, Tool); 2] {
         [
             ("ours", self.shop.cooperage.clone()),
             ("stock", self.shop.stock()),
         ]
     }
 
-    fn out(&self, name: &str) -> String {
+    pub fn out(&self, name: &str) -> String {
         text(&self.shop.lab.subdirectory(&format!("out-{name}")))
     }
 }
 
-const BUILD: &[&str] = &["build", "--builder", "far", "--progress", "plain"];
+pub const BUILD: &[&str] = &["build", "--builder", "far", "--progress", "plain"];
 
 #[test]
 fn a_frontend_image_builds_for_either_client() {

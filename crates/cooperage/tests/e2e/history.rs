@@ -2,11 +2,11 @@
 
 use std::process::Stdio;
 
+use rustix::process::Signal;
 use serde_json::Value;
-use testkit::{Lab, Peers, Tool};
+use testkit::{BuildServer, Lab, Peers, Tool};
 
-use crate::build_server::{BuildServer, wait_until};
-use crate::workshop::text;
+use crate::workshop::{server, text, wait_until};
 
 /// Stock's client with a builder `far` for the server.
 fn stock(lab: &Lab, server: &BuildServer) -> Tool {
@@ -45,7 +45,7 @@ fn short(record: &Value) -> String {
 fn stock_lists_shows_exports_and_removes_our_records() {
     let lab = Lab::start();
     lab.enter_network();
-    let server = BuildServer::start(&lab);
+    let server = server(&lab).start();
     let stock = stock(&lab, &server);
     let good = context(
         &lab,
@@ -146,7 +146,7 @@ fn stock_lists_shows_exports_and_removes_our_records() {
 fn records_outlive_a_killed_server_and_what_it_was_building_is_a_failed_record() {
     let lab = Lab::start();
     lab.enter_network();
-    let server = BuildServer::start(&lab);
+    let server = server(&lab).start();
     let stock = stock(&lab, &server);
     let done = context(
         &lab,
@@ -168,11 +168,11 @@ fn records_outlive_a_killed_server_and_what_it_was_building_is_a_failed_record()
     wait_until("a running build", || {
         listed(&stock)[0]["status"] == "Running"
     });
-    server.signal("KILL");
+    server.signal(Signal::KILL);
     server.wait();
     client.wait().unwrap();
 
-    let _server = BuildServer::start(&lab);
+    let _restarted = crate::workshop::server(&lab).start();
     let records = listed(&stock);
     let statuses: Vec<_> = records
         .iter()

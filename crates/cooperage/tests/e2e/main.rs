@@ -4,8 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
-mod build_server;
 mod counted;
+mod devices;
 mod disk;
 mod docker_driver;
 mod driver_page;
@@ -14,12 +14,15 @@ mod engine_images;
 mod faults;
 mod flow;
 mod gateway;
+mod gateway_calls;
 mod history;
 mod layouts;
 mod matrix;
 mod mistakes;
 mod options;
 mod remote;
+mod remote_files;
+mod requests;
 mod server_flags;
 mod sources;
 mod state;

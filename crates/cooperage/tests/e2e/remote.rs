@@ -4,8 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use testkit::{SshServer, Tool, write_certificates};
 
-use crate::build_server::BuildServer;
-use crate::workshop::{Workshop, text};
+use crate::workshop::{Workshop, server, text};
 
 const DOCKERFILE: &str =
     "FROM scratch\nCOPY busybox /bin/sh\nRUN [\"/bin/sh\", \"-c\", \"echo made > /f\"]\n";
@@ -23,7 +22,7 @@ fn remote_servers_are_reached_over_tcp_with_certificates_of_both_sides() {
         ["--tlskey", &file("server.key")],
     ];
     let args = [&["--addr", address], tls.concat().as_slice()].concat();
-    let _server = BuildServer::start_with(&shop.lab, &args, &[]);
+    let _server = server(&shop.lab).args(&args).start();
     let context = shop.context_with_busybox("tls", &[("Dockerfile", DOCKERFILE)]);
     let options = format!(
         "cacert={},cert={},key={}",

@@ -5,10 +5,10 @@ use std::net::TcpStream;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::Stdio;
 
+use rustix::process::Signal;
 use testkit::{Lab, Peers, Tool};
 
-use crate::build_server::{BuildServer, wait_until};
-use crate::workshop::{executable, text};
+use crate::workshop::{executable, server, text, wait_until};
 
 /// Where the lab's servers give their metrics.
 const DEBUG: &str = "127.0.0.1:6060";
@@ -42,7 +42,7 @@ fn runs(word: &str) -> bool {
 fn a_stopped_server_tells_its_clients_and_leaves_nothing_behind() {
     let lab = Lab::start();
     lab.enter_network();
-    let server = BuildServer::start_with(&lab, &["--debugaddr", DEBUG], &[]);
+    let server = server(&lab).args(&["--debugaddr", DEBUG]).start();
     let stock = Tool::new(Peers::find().buildx(), &lab.subdirectory("home"));
     let address = server.address();
     stock.ok(&[
@@ -64,7 +64,7 @@ fn a_stopped_server_tells_its_clients_and_leaves_nothing_behind() {
         let (_, metrics) = get("/metrics");
         metrics.contains("cooperage_step_start_seconds_count 1") && runs(&seconds)
     });
-    server.signal("TERM");
+    server.signal(Signal::TERM);
     let status = server.wait();
     assert!(status.success(), "{status}");
     let build = build.wait_with_output().unwrap();
@@ -75,7 +75,7 @@ fn a_stopped_server_tells_its_clients_and_leaves_nothing_behind() {
         "{said}"
     );
     assert!(!runs(&seconds));
-    assert!(!lab.directory().join("server/buildkitd.sock").exists());
+    assert!(!lab.directory().join("server/b.sock").exists());
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(lab.name()), "{mounts}");
 }
@@ -84,14 +84,14 @@ fn a_stopped_server_tells_its_clients_and_leaves_nothing_behind() {
 fn a_second_signal_ends_the_server_at_once() {
     let lab = Lab::start();
     lab.enter_network();
-    let server = BuildServer::start(&lab);
+    let server = server(&lab).start();
     // A client that says nothing is waited for, but not now.
     let _silent = UnixStream::connect(server.socket()).unwrap();
-    server.signal("TERM");
+    server.signal(Signal::TERM);
     wait_until("a stopping server", || {
         server.log().contains("stopping server")
     });
-    server.signal("INT");
+    server.signal(Signal::INT);
     assert_eq!(server.wait().code(), Some(1));
 }
 
@@ -99,7 +99,7 @@ fn a_second_signal_ends_the_server_at_once() {
 fn metrics_are_at_the_debug_address_and_profiles_are_not() {
     let lab = Lab::start();
     lab.enter_network();
-    let server = BuildServer::start_with(&lab, &[], &[("BUILDKITD_DEBUGADDR", DEBUG)]);
+    let server = server(&lab).env("BUILDKITD_DEBUGADDR", DEBUG).start();
     let (status, metrics) = get("/metrics");
     assert_eq!(status, 200);
     assert!(
@@ -116,7 +116,7 @@ fn metrics_are_at_the_debug_address_and_profiles_are_not() {
         assert_eq!(status, expected, "{path}");
         assert!(said.contains("/metrics"), "{said}");
     }
-    server.signal("TERM");
+    server.signal(Signal::TERM);
     assert!(server.wait().success());
 }
 
@@ -131,9 +131,9 @@ fn service_managers_are_told_of_readiness_and_of_the_end() {
         let count = manager.recv(&mut bytes).unwrap();
         String::from_utf8_lossy(&bytes[..count]).into_owned()
     };
-    let server = BuildServer::start_with(&lab, &[], &[("NOTIFY_SOCKET", &text(&path))]);
+    let server = server(&lab).env("NOTIFY_SOCKET", &text(&path)).start();
     assert_eq!(heard(), "READY=1");
-    server.signal("TERM");
+    server.signal(Signal::TERM);
     assert_eq!(heard(), "STOPPING=1");
     assert!(server.wait().success());
 }
@@ -152,7 +152,7 @@ fn the_log_names_what_a_configuration_gets_wrong_and_can_be_json() {
         "--log-format=json",
         "--oci-worker-no-process-sandbox",
     ];
-    let server = BuildServer::start_with(&lab, &args, &[]);
+    let server = server(&lab).args(&args).start();
     let log = server.log();
     for expected in [
         &format!(
@@ -195,8 +195,8 @@ fn servers_that_cannot_start_say_why() {
             "debug address fd:// not supported",
         ),
     ] {
-        let (code, log) = BuildServer::refusal(&lab, args);
-        assert_eq!(code, Some(1), "{args:?}\n{log}");
+        let (status, log) = server(&lab).args(args).refusal();
+        assert_eq!(status.code(), Some(1), "{args:?}\n{log}");
         assert!(log.contains(expected), "{expected}\n{log}");
     }
 }

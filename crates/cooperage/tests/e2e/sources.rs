@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use testkit::{Engine, GitServer, GitServerOptions, GitWork, Tool};
+use testkit::{Engine, GitServer, GitServerOptions, GitWork, SshServer, SshServerOptions, Tool};
 
 use crate::workshop::{Workshop, text};
 
@@ -167,4 +167,67 @@ fn a_private_repository_needs_a_token() {
         config.contains(&repository) && !config.contains("oak"),
         "{config}"
     );
+}
+
+#[test]
+fn a_private_repository_is_reached_over_ssh_with_the_clients_agent() {
+    let shop = Workshop::open();
+    let options = SshServerOptions {
+        address: Engine::GATEWAY,
+        port: 22,
+        ..SshServerOptions::default()
+    };
+    let ssh = SshServer::start_with(&shop.lab.subdirectory("ssh"), options);
+    let part = GitWork::init(&shop.lab.subdirectory("www/part"), &[]);
+    part.put("p", "part");
+    part.commit("first");
+    let work = GitWork::init(&shop.lab.subdirectory("www/r"), &[]);
+    work.put("Dockerfile", "FROM scratch\nCOPY . /\n");
+    work.put("a", "1");
+    work.git(&["submodule", "--quiet", "add", &text(part.path()), "part"]);
+    let relative = ["submodule.part.url", "../../part/.git"];
+    work.git(&[&["config", "-f", ".gitmodules"][..], &relative].concat());
+    work.commit("first");
+    let path = work.path().join(".git");
+    let short = format!("root@{}:{}", Engine::GATEWAY, path.display());
+    let added = format!("FROM scratch\nADD --keep-git-dir {short}#main /r\n");
+    let context = shop.context("add", &[("Dockerfile", &added)]);
+    shop.cooperage
+        .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
+    let first = ["build", "--builder=c", "--progress=plain", "--no-cache"];
+    // Hints reach our client alone.
+    let told = "give the build an agent with `--ssh default`";
+    for (name, client, cause) in [
+        ("ours", &shop.cooperage, told),
+        ("stock", &shop.stock(), "unset ssh forward key default"),
+    ] {
+        let agent = text(&ssh.agent());
+        let with_agent = client.clone().env("SSH_AUTH_SOCK", &agent);
+        let build = |name: &str, args: &[&str]| {
+            let out = shop.lab.directory().join(name);
+            let output = format!("type=local,dest={}", text(&out));
+            with_agent.ok(&[&first[..], &["--ssh=default", "-o", &output], args].concat());
+            out
+        };
+        let out = build(&format!("{name}-url"), &[&ssh.url(&path)]);
+        assert_eq!(
+            (read(&out, "a"), read(&out, "part/p")),
+            ("1".into(), "part".into())
+        );
+        let out = build(&format!("{name}-added"), &[&context]);
+        assert_eq!(
+            (read(&out, "r/a"), read(&out, "r/part/p")),
+            ("1".into(), "part".into())
+        );
+        assert!(out.join("r/.git/HEAD").exists());
+        let refused = client.run(&[&first[..], &[&context]].concat());
+        let said = format!("{}{}", refused.stdout, refused.stderr);
+        assert!(refused.code != 0 && said.contains(cause), "{said}");
+        // The host is reached and has no such repository.
+        let nowhere = ssh.url("/nonexistent.git".as_ref());
+        let refused = with_agent.run(&[&first[..], &["--ssh=default", &nowhere]].concat());
+        let said = format!("{}{}", refused.stdout, refused.stderr);
+        let cause = "does not appear to be a git repository";
+        assert!(refused.code != 0 && said.contains(cause), "{said}");
+    }
 }

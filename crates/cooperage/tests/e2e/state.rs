@@ -3,8 +3,9 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::{Duration, Instant, SystemTime};
 
-use testkit::{BuildServer, Output, Peers, Tool};
+use testkit::{BuildServer, Lab, Output, Peers, Registry, RegistryAccess, ServerSetup, Tool};
 
 use crate::workshop::{executable, text};
 
@@ -42,15 +43,17 @@ fn cached(output: &Output) -> usize {
     output.stderr.matches("CACHED").count()
 }
 
+/// Those of the clock's second, as a number that is another each time.
+fn nanoseconds() -> u32 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap().subsec_nanos()
+}
+
 #[test]
 fn a_server_killed_at_any_instant_loses_at_most_what_was_running() {
     let directory = directory();
-    let from_time = || {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        now.unwrap().subsec_nanos().into()
-    };
     let given = std::env::var("COOPERAGE_CRASH_SEED").ok();
-    let seed = given.map_or_else(from_time, |seed| seed.parse().unwrap());
+    let seed = given.map_or_else(|| nanoseconds().into(), |seed| seed.parse().unwrap());
     eprintln!("COOPERAGE_CRASH_SEED={seed}");
     let report = testkit::crash(&executable(), directory.path(), seed, 8);
     assert!(
@@ -179,16 +182,162 @@ fn state_of_a_newer_version_is_refused_wherever_it_is() {
         let superblock = state.join(part).join("superblock");
         let known = std::fs::read(&superblock).unwrap();
         std::fs::write(&superblock, "{\"format\":99}").unwrap();
-        let output = BuildServer::command(&executable(), directory.path(), "")
-            .stderr(Stdio::piped())
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let setup = ServerSetup::new(&executable(), directory.path());
+        let (status, said) = setup.refusal();
         assert!(
-            !output.status.success() && said.contains("has format 99"),
+            !status.success() && said.contains("has format 99"),
             "{part}: {said}"
         );
         std::fs::write(&superblock, known).unwrap();
     }
     BuildServer::start(&executable(), directory.path()).stop();
+}
+
+#[test]
+fn a_server_killed_in_its_first_moments_starts_again() {
+    let directory = directory();
+    let context = context(&directory);
+    let begun = Instant::now();
+    BuildServer::start(&executable(), &directory.path().join("whole")).kill();
+    let time = begun.elapsed();
+    for sixth in 0..6 {
+        let place = directory.path().join(format!("{sixth}"));
+        let server = ServerSetup::new(&executable(), &place).start_without_waiting();
+        std::thread::sleep(time * sixth / 6);
+        server.kill();
+        let server = BuildServer::start(&executable(), &place);
+        if sixth % 3 == 0 {
+            build(&server, &context);
+            assert_eq!(cached(&build(&server, &context)), 2);
+        }
+        server.kill();
+    }
+}
+
+/// Does a build with that server and kills it after a part of the time that such builds took so far.
+fn kill_while_building(server: BuildServer, args: &[&str], longest: Duration) {
+    let mut client = server
+        .buildctl()
+        .command(args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(longest * (nanoseconds() / 1000 % 1000) / 1000);
+    server.kill();
+    client.wait().unwrap();
+}
+
+fn kill_while_pushing_and_pulling() {
+    let lab = Lab::start();
+    lab.enter_network();
+    let registry = Registry::start(&lab, RegistryAccess::Plain, "127.0.0.1", 5000);
+    let directory = directory();
+    let context = context(&directory);
+    let start = || BuildServer::start(&executable(), directory.path());
+    let mut longest = [Duration::from_secs(2); 2];
+    for round in 0..2 {
+        let name = format!("{}/noise:{round}", registry.address());
+        let push = format!("--output=type=image,name={name},push=true");
+        let made = format!(
+            "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"dd\", \
+             \"if=/dev/urandom\", \"of=/{round}\", \"bs=1M\", \"count=8\"]\n"
+        );
+        let used = format!("FROM {name}\nRUN [\"/bin/busybox\", \"md5sum\", \"/{round}\"]\n");
+        for (step, dockerfile) in [made, used].into_iter().enumerate() {
+            std::fs::write(context.join("Dockerfile"), dockerfile).unwrap();
+            let local = |name: &str| format!("--local={name}={}", context.display());
+            let (context, dockerfile) = (local("context"), local("dockerfile"));
+            let mut args = vec!["build", "--frontend=dockerfile.v0", "--progress=plain"];
+            args.extend([context.as_str(), dockerfile.as_str()]);
+            if step == 0 {
+                args.push(&push);
+            }
+            kill_while_building(start(), &args, longest[step]);
+            let server = start();
+            let begun = Instant::now();
+            server.buildctl().ok(&args);
+            longest[step] = begun.elapsed();
+            // So that it is pulled then.
+            server.buildctl().ok(&["prune", "--all"]);
+            testkit::check_blobs(&server.root(), &format!("round {round}, step {step}"));
+            server.kill();
+        }
+    }
+}
+
+#[test]
+fn a_server_killed_while_it_pushes_or_pulls_does_it_again() {
+    // In a thread of its own, as the network is the thread's.
+    std::thread::spawn(kill_while_pushing_and_pulling)
+        .join()
+        .unwrap();
+}
+
+/// On a disk of its own, of 64 MiB: `sh -c … sh EXECUTABLE DIRECTORY`.
+const ON_A_FULL_DISK: &str = r#"
+set -eu
+executable=$1 directory=$2
+mount -t tmpfs -o size=64m tmpfs "$directory/root"
+ctl() { "$executable" buildctl --addr "unix://$directory/b.sock" "$@"; }
+start() {
+    "$executable" buildkitd --root "$directory/root" --addr "unix://$directory/b.sock" >>"$directory/log" 2>&1 &
+    server=$!
+    until ctl debug info >/dev/null 2>&1; do
+        kill -0 $server || { cat "$directory/log" >&2; exit 1; }
+        sleep 0.05
+    done
+}
+build() {
+    ctl build --frontend=dockerfile.v0 --progress=plain \
+        --local="context=$directory/context" --local="dockerfile=$directory/context"
+}
+fill() {
+    cat /dev/zero 2>/dev/null >"$directory/root/fill-$1" || true
+    test "$(df --output=avail "$directory/root" | tail -1)" -eq 0
+}
+check() {
+    ctl du >/dev/null
+    ctl prune --all >/dev/null
+    rm "$directory"/root/fill-*
+    build
+    build 2>"$directory/said"
+    test "$(grep -c CACHED "$directory/said")" -eq 2
+}
+trap 'kill $server || true; wait' EXIT
+start
+build
+echo "killed and started on a full disk" >&2
+fill 1
+kill -9 $server
+wait $server || true
+start
+check
+echo "builds on a full disk" >&2
+ctl prune --filter id==none >/dev/null
+fill 2
+if build 2>"$directory/said"; then exit 1; fi
+grep -i "no space left on device\|disk is full" "$directory/said" >&2
+kill -0 $server
+check
+echo "a first start on a full disk" >&2
+kill -9 $server
+wait $server || true
+rm -r "$directory"/root/*
+fill 3
+if "$executable" buildkitd --root "$directory/root" --addr "unix://$directory/b.sock" 2>"$directory/said"; then exit 1; fi
+grep -i "no space left on device" "$directory/said" >&2
+rm "$directory"/root/fill-*
+start
+build
+"#;
+
+#[test]
+fn a_server_on_a_full_disk_starts_and_makes_space() {
+    let directory = directory();
+    context(&directory);
+    std::fs::create_dir(directory.path().join("root")).unwrap();
+    let unshare = Tool::new("unshare", directory.path());
+    let (program, place) = (text(&executable()), text(directory.path()));
+    unshare.ok(&["-m", "sh", "-c", ON_A_FULL_DISK, "sh", &program, &place]);
 }

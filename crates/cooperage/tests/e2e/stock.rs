@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use crate::build_server::BuildServer;
-use crate::workshop::Workshop;
+use crate::workshop::{Workshop, server};
 
 fn example(shop: &Workshop) -> String {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/site");
@@ -23,7 +22,7 @@ fn example(shop: &Workshop) -> String {
 #[test]
 fn stock_client_builds_and_loads_on_our_server() {
     let shop = Workshop::open();
-    let server = BuildServer::start(&shop.lab);
+    let server = server(&shop.lab).start();
     let stock = shop.stock();
     stock.ok(&[
         "create",
@@ -69,7 +68,7 @@ fn stock_client_builds_and_loads_on_our_server() {
 #[test]
 fn stock_client_shows_our_errors_as_its_own() {
     let shop = Workshop::open();
-    let server = BuildServer::start(&shop.lab);
+    let server = server(&shop.lab).start();
     let stock = shop.stock();
     stock.ok(&[
         "create",

@@ -1,10 +1,11 @@
 //! What most tests start from: a lab with an Engine, a registry with a base image, and our client.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use testkit::{
-    BaseImage, Engine, EngineOptions, Lab, Peers, Registry, RegistryAccess, Release, Tool,
-    base_image,
+    BaseImage, Engine, EngineOptions, Lab, Peers, Registry, RegistryAccess, Release, ServerSetup,
+    Tool, base_image,
 };
 
 /// The executable under test: `$COOPERAGE_BIN`, else the one Cargo built for the tests.
@@ -34,6 +35,19 @@ impl Workshop {
         let lab = Lab::start();
         lab.enter_network();
         let engine = Engine::start(&lab, release);
+        Self::furnish(lab, engine)
+    }
+
+    /// With that Engine, whose steps may have every right that their client grants them.
+    pub fn granting(release: Release) -> Workshop {
+        let lab = Lab::start();
+        lab.enter_network();
+        let options = EngineOptions {
+            insecure: vec![format!("{}/24", Engine::GATEWAY)],
+            insecure_steps: true,
+            ..EngineOptions::default()
+        };
+        let engine = Engine::start_with(&lab, release, &options);
         Self::furnish(lab, engine)
     }
 
@@ -110,6 +124,17 @@ impl Workshop {
         .unwrap();
         context
     }
+}
+
+/// Our server with its state in a lab, in the network of the thread that starts it. A second one
+/// finds the state of the first.
+pub fn server(lab: &Lab) -> ServerSetup {
+    ServerSetup::new(&executable(), &lab.subdirectory("server"))
+}
+
+/// Waits for something that is sure to come, looking often; panics when it does not.
+pub fn wait_until(what: &str, done: impl FnMut() -> bool) {
+    testkit::wait_for(what, Duration::from_secs(30), done);
 }
 
 /// A path as an argument.

@@ -6,16 +6,22 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use super::step::{open_dir, raw, write_control};
+use crate::spec::{DeviceKind, DeviceNode};
 
 /// Read, write, make a node: the kernel's bits.
 const MKNOD: u32 = 1;
+const READ: u32 = 2;
+const WRITE: u32 = 4;
 const ALL: u32 = 7;
 /// Kinds, as the kernel's version 2 program sees them.
 const BLOCK: u32 = 1;
 const CHAR: u32 = 2;
 
-/// What is allowed: kind, major, minor (`None`: any), access.
-const ALLOWED: &[(u32, Option<u32>, Option<u32>, u32)] = &[
+/// Something that is allowed: kind, major, minor (`None`: any), access.
+type Rule = (u32, Option<u32>, Option<u32>, u32);
+
+/// What every container may do.
+const ALLOWED: &[Rule] = &[
     (CHAR, None, None, MKNOD),
     (BLOCK, None, None, MKNOD),
     (CHAR, Some(1), Some(3), ALL), // null
@@ -30,20 +36,22 @@ const ALLOWED: &[(u32, Option<u32>, Option<u32>, u32)] = &[
 ];
 
 /// Through the control files of version 1.
-pub(super) fn guard_v1(dir: &Path) -> io::Result<()> {
+pub(super) fn guard_v1(dir: &Path, devices: &[DeviceNode]) -> io::Result<()> {
     write_control(&dir.join("devices.deny"), "a")?;
     let number = |n: Option<u32>| n.map_or("*".to_owned(), |n| n.to_string());
-    for (kind, major, minor, access) in ALLOWED {
-        let kind = if *kind == CHAR { 'c' } else { 'b' };
-        let access = if *access == ALL { "rwm" } else { "m" };
-        let rule = format!("{kind} {}:{} {access}", number(*major), number(*minor));
+    for (kind, major, minor, access) in rules(devices) {
+        let kind = if kind == CHAR { 'c' } else { 'b' };
+        let letters = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
+        let letters = letters.into_iter().filter(|(bit, _)| access & bit != 0);
+        let access: String = letters.map(|(_, letter)| letter).collect();
+        let rule = format!("{kind} {}:{} {access}", number(major), number(minor));
         write_control(&dir.join("devices.allow"), &rule)?;
     }
     Ok(())
 }
 
 /// Through a program attached to a cgroup of version 2.
-pub(super) fn guard_v2(dir: &Path) -> io::Result<()> {
+pub(super) fn guard_v2(dir: &Path, devices: &[DeviceNode]) -> io::Result<()> {
     const BPF_PROG_ATTACH: libc::c_int = 8;
     const BPF_CGROUP_DEVICE: u32 = 6;
     const BPF_F_ALLOW_MULTI: u32 = 2;
@@ -55,7 +63,7 @@ pub(super) fn guard_v2(dir: &Path) -> io::Result<()> {
         attach_type: u32,
         attach_flags: u32,
     }
-    let program = load(&program())?;
+    let program = load(&program(devices))?;
     let cgroup = open_dir(dir)?;
     let attach = Attach {
         target_fd: raw(&cgroup),
@@ -66,6 +74,23 @@ pub(super) fn guard_v2(dir: &Path) -> io::Result<()> {
     // SAFETY: the structure lives through the call and its size is given.
     let rc = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &attach, size_of::<Attach>()) };
     crate::sys::check(rc).map(drop)
+}
+
+/// What every container may do, and the use of some devices.
+fn rules(devices: &[DeviceNode]) -> impl Iterator<Item = Rule> {
+    let more = devices.iter().filter_map(|node| {
+        let kind = match node.kind {
+            DeviceKind::Char => CHAR,
+            DeviceKind::Block => BLOCK,
+            // Anybody can open these.
+            DeviceKind::Fifo => return None,
+        };
+        let read = if node.read { READ } else { 0 };
+        let write = if node.write { WRITE } else { 0 };
+        let access = MKNOD | read | write;
+        Some((kind, Some(node.major), Some(node.minor), access))
+    });
+    ALLOWED.iter().copied().chain(more)
 }
 
 /// An instruction of the kernel's virtual machine (`struct bpf_insn`).
@@ -89,7 +114,7 @@ const fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) ->
 }
 
 /// Answers 1 for what is allowed, else 0. Given: `{ u32 access << 16 | kind; u32 major, minor }`.
-fn program() -> Vec<Instruction> {
+fn program(devices: &[DeviceNode]) -> Vec<Instruction> {
     const LOAD: u8 = 0x61; // u32 from memory
     const MOVE: u8 = 0xbc; // 32-bit register
     const AND: u8 = 0x54;
@@ -106,9 +131,9 @@ fn program() -> Vec<Instruction> {
         instruction(LOAD, 4, 1, 4, 0),         // r4: major
         instruction(LOAD, 5, 1, 8, 0),         // r5: minor
     ];
-    for (kind, major, minor, access) in ALLOWED {
+    for (kind, major, minor, access) in rules(devices) {
         // Each test jumps over what is left of its rule, which ends with "return 1".
-        let mut tests = vec![(2u8, *kind)];
+        let mut tests = vec![(2u8, kind)];
         tests.extend(major.map(|n| (4, n)));
         tests.extend(minor.map(|n| (5, n)));
         let denied = !access & ALL;
@@ -192,7 +217,21 @@ mod tests {
 
     #[test]
     fn usual_devices_open_and_disks_do_not_but_nodes_can_be_made() {
-        let program = program();
+        let kvm = DeviceNode {
+            kind: DeviceKind::Char,
+            major: 10,
+            minor: 232,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            read: true,
+            write: false,
+            host_path: "/dev/kvm".into(),
+        };
+        let with_kvm = program(&[kvm]);
+        let ask = |access: u32| run(&with_kvm, [access << 16 | CHAR, 10, 232]);
+        assert_eq!((ask(READ), ask(WRITE), ask(READ | WRITE)), (1, 0, 0));
+        let program = program(&[]);
         let ask = |kind: u32, major: u32, minor: u32, access: u32| {
             run(&program, [access << 16 | kind, major, minor])
         };
@@ -219,7 +258,7 @@ mod tests {
         if std::fs::create_dir(&dir).is_err() {
             return;
         }
-        let guarded = guard_v2(&dir);
+        let guarded = guard_v2(&dir, &[]);
         let script = format!(
             "echo 0 > {}/cgroup.procs && true < /dev/null && true < /dev/zero && ! true < /dev/kmsg",
             dir.display()

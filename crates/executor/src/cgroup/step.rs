@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{StepDir, StepPlan, device, memory};
+use crate::spec::DeviceNode;
 
 /// How long a cgroup is waited for whose processes are gone already.
 const REMOVAL_MAX: Duration = Duration::from_secs(5);
@@ -38,8 +39,8 @@ pub(crate) struct Usage {
 impl StepCgroup {
     /// Makes the directories; those that cannot be made are left out.
     ///
-    /// `guard_devices` denies all devices but the usual ones.
-    pub(crate) fn create(plan: &StepPlan, guard_devices: bool) -> StepCgroup {
+    /// With `devices` all are denied but those and the usual ones.
+    pub(crate) fn create(plan: &StepPlan, devices: Option<&[DeviceNode]>) -> StepCgroup {
         let mut step = StepCgroup::default();
         for dir in &plan.dirs {
             if fs::create_dir_all(&dir.dir).is_err() {
@@ -49,10 +50,10 @@ impl StepCgroup {
                 let _ = fs::remove_dir(&dir.dir);
                 continue;
             }
-            if guard_devices && !step.devices_guarded {
+            if let Some(devices) = devices.filter(|_| !step.devices_guarded) {
                 step.devices_guarded = match dir {
-                    dir if dir.v2 => device::guard_v2(&dir.dir).is_ok(),
-                    dir if dir.has("devices") => device::guard_v1(&dir.dir).is_ok(),
+                    dir if dir.v2 => device::guard_v2(&dir.dir, devices).is_ok(),
+                    dir if dir.has("devices") => device::guard_v1(&dir.dir, devices).is_ok(),
                     _ => false,
                 };
             }

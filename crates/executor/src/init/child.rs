@@ -16,6 +16,7 @@ use super::terminal::winsize;
 use super::{Streams, credentials, devices, open_launch};
 use crate::cgroup::{StepCgroup, StepPlan};
 use crate::control;
+use crate::keyring;
 use crate::launch::{Doing, Failure, Launch};
 use crate::rootpath::{self, Creation, Kind};
 use crate::spec::WindowSize;
@@ -88,6 +89,8 @@ fn prepare(
     only_status_stays(status).doing(|| "closing descriptors")?;
     change_directory(&launch.cwd)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    // Before the user changes: it is the server's user who may find it again.
+    keyring::join(&launch.keyring).doing(|| "joining the session keyring")?;
     credentials::assume(&launch)?;
     Program::find(&launch.args, &env)
 }

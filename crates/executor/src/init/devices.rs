@@ -5,9 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, makedev};
 
 use super::mounts::{clone_tree, move_onto};
+use crate::spec::{DeviceKind, DeviceNode};
 
 /// Devices that every step has: name, major, minor.
 const NODES: &[(&str, u32, u32)] = &[
@@ -75,17 +76,35 @@ pub(super) fn populate(dev: &OwnedFd, insecure: bool, bind: bool) -> io::Result<
     if !insecure {
         return Ok(());
     }
-    copy_all(dev, Path::new("/dev"), Path::new(""), DEPTH_MAX);
-    // What of these cannot be made here is not to be had.
+    // What of these cannot be made here is not to be had. They come before this machine's own, whose
+    // modes are stricter.
     let _ = rustix::fs::mkdirat(dev, "net", Mode::from_raw_mode(0o755));
     for (name, major, minor) in INSECURE_NODES {
         let _ = node(dev, name, FileType::CharacterDevice, 0o666, *major, *minor);
     }
     for number in 0..INSECURE_LOOPS {
         let name = format!("loop{number}");
-        let _ = node(dev, &name, FileType::BlockDevice, 0o660, 7, number);
+        let _ = node(dev, &name, FileType::BlockDevice, 0o666, 7, number);
     }
+    copy_all(dev, Path::new("/dev"), Path::new(""), DEPTH_MAX);
     Ok(())
+}
+
+/// Makes one node.
+pub(super) fn make(dir: &OwnedFd, name: &str, wanted: &DeviceNode) -> io::Result<()> {
+    let kind = match wanted.kind {
+        DeviceKind::Char => FileType::CharacterDevice,
+        DeviceKind::Block => FileType::BlockDevice,
+        DeviceKind::Fifo => FileType::Fifo,
+    };
+    node(dir, name, kind, wanted.mode, wanted.major, wanted.minor)?;
+    let owner = rustix::fs::Uid::from_raw(wanted.uid);
+    let group = rustix::fs::Gid::from_raw(wanted.gid);
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::chownat(dir, name, Some(owner), Some(group), flags)?;
+    // Whatever the mask of modes was.
+    let mode = Mode::from_raw_mode(wanted.mode);
+    Ok(rustix::fs::chmodat(dir, name, mode, AtFlags::empty())?)
 }
 
 /// Shows the step's terminal as `/dev/console`.

@@ -18,6 +18,7 @@ use super::devices;
 use crate::cgroup::{StepCgroup, StepPlan};
 use crate::launch::{Doing, Failure, Launch, LaunchMount, LaunchSource};
 use crate::rootpath::{self, Creation, Kind};
+use crate::spec::DeviceNode;
 use crate::sys::{attr, mount_setattr};
 
 /// What a step in the sandbox cannot see.
@@ -318,6 +319,7 @@ impl<'a> Root<'a> {
         let fd = match &mount.source {
             LaunchSource::Bind(source) => open_source(source, &mount.selector)?,
             LaunchSource::Tmpfs { size } => self.user_tmpfs(dest, *size)?,
+            LaunchSource::Device(node) => self.device(node)?,
             LaunchSource::File {
                 offset,
                 length,
@@ -339,11 +341,15 @@ impl<'a> Root<'a> {
             _ => Kind::File,
         };
         self.attach(&fd, dest, kind)?;
+        let is_device = matches!(mount.source, LaunchSource::Device(_));
         let mut attributes = 0;
         for (wanted, attribute) in [
             (mount.readonly, attr::RDONLY),
             (mount.flags.nosuid, attr::NOSUID),
-            (mount.flags.nodev || self.nodev(), attr::NODEV),
+            (
+                mount.flags.nodev || (self.nodev() && !is_device),
+                attr::NODEV,
+            ),
             (mount.flags.noexec, attr::NOEXEC),
         ] {
             if wanted {
@@ -354,6 +360,24 @@ impl<'a> Root<'a> {
             return Ok(());
         }
         restrict(&fd, attributes, true)
+    }
+
+    /// A new device node in a file system of its own, or this machine's where none can be made.
+    fn device(&self, node: &DeviceNode) -> io::Result<OwnedFd> {
+        let made = || {
+            let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+            let holder = filesystem("tmpfs", &[("mode", "700")], flags)?;
+            // Only what is mounted somewhere can be cloned.
+            let place = self.unused_name(PathBuf::from("device"))?;
+            rustix::fs::mkdirat(&self.scratch, &place, Mode::from_raw_mode(0o700))?;
+            move_to(&holder, &self.scratch, &place)?;
+            devices::make(&holder, "node", node)?;
+            clone_tree(&holder, Path::new("node"))
+        };
+        made().or_else(|error: io::Error| {
+            clone_tree(CWD, &node.host_path)
+                .map_err(|_| named(error, &node.host_path.display().to_string()))
+        })
     }
 
     /// Two empty secrets have the same place in the content.

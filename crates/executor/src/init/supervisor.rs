@@ -72,7 +72,10 @@ impl<'a> Prepared<'a> {
     ) -> io::Result<Self> {
         let cgroup = match container {
             Some(_) => StepCgroup::of_container(&prepare.cgroup),
-            None => StepCgroup::create(&prepare.cgroup, prepare.guard_devices),
+            None => {
+                let devices = prepare.guard_devices.then_some(prepare.devices.as_slice());
+                StepCgroup::create(&prepare.cgroup, devices)
+            }
         };
         let (status, child_status) = control::pair()?;
         match container {

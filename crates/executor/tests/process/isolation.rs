@@ -1,7 +1,7 @@
 //! What a step can see and do, in the sandbox and out of it.
 
 use crate::harness::{Bench, block_on, no_streams};
-use executor::CgroupLayout;
+use executor::{CgroupLayout, DeviceKind, DeviceNode, MountSource, ProcessMount};
 use llb::NetMode;
 
 crate::harness::tests![
@@ -9,6 +9,7 @@ crate::harness::tests![
     system_calls_are_filtered,
     paths_are_masked_and_read_only,
     devices_are_the_usual_ones_only,
+    a_device_that_was_given_opens_as_it_says,
     an_insecure_step_has_everything,
     an_insecure_user_keeps_capabilities,
     networks_are_the_servers_or_none,
@@ -98,6 +99,58 @@ fn devices_are_the_usual_ones_only() {
         let script = "mknod /null c 1 3 && echo x > /null && echo fine";
         assert_eq!(bench.run(bench.script(script)).ok(), "fine\n");
     }
+}
+
+fn a_device_that_was_given_opens_as_it_says() {
+    let bench = Bench::new();
+    let partitions = std::fs::read_to_string("/proc/partitions").unwrap();
+    let disks = partitions.lines().skip(2).find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [major, minor, _, name] = words[..] else {
+            return None;
+        };
+        let path = std::path::PathBuf::from(format!("/dev/{name}"));
+        // In a container this process may not open it either.
+        std::fs::File::open(&path).ok()?;
+        Some((major.parse().ok()?, minor.parse().ok()?, path))
+    });
+    let Some((major, minor, host_path)) = disks else {
+        return;
+    };
+    let mut spec = bench.script(
+        "head -c 1 /dev/own | wc -c; (: >> /dev/own) 2> /dev/null && echo written; \
+         stat -c '%F %a %u:%g' /dev/own /opt/pipe",
+    );
+    let node = DeviceNode {
+        kind: DeviceKind::Block,
+        major,
+        minor,
+        mode: 0o640,
+        uid: 0,
+        gid: 7,
+        read: true,
+        write: false,
+        host_path,
+    };
+    let pipe = DeviceNode {
+        kind: DeviceKind::Fifo,
+        major: 0,
+        minor: 0,
+        ..node.clone()
+    };
+    for (node, dest) in [(node, "/dev/own"), (pipe, "/opt/pipe")] {
+        let mount = ProcessMount::new(MountSource::Device(node), dest);
+        spec.mounts.push(mount);
+    }
+    let outcome = bench.run(spec);
+    let nodes = "block special file 640 0:7\nfifo 640 0:7\n";
+    let written = match bench.executor.cgroup_layout() {
+        // Without one only the node itself says who may do what.
+        CgroupLayout::None => "written\n",
+        _ => "",
+    };
+    assert_eq!(outcome.ok(), format!("1\n{written}{nodes}"));
+    assert_eq!(bench.left_in_root(), [""; 0]);
 }
 
 fn an_insecure_step_has_everything() {

@@ -94,6 +94,9 @@ impl<'a> Hasher<'a> {
     }
 
     fn content(&self, node: &Node) -> Result<Digest, OpError> {
+        if let Some(digest) = self.tree.known_content(node) {
+            return Ok(digest);
+        }
         let mut file = self.tree.open_file(node)?;
         let identity = identity(&file)?;
         if let Some(digest) = self.files.get(&identity) {

@@ -2,17 +2,21 @@
 //!
 //! Layers are overlay upper directories: a character device 0/0 hides what is below, a directory
 //! whose `trusted.overlay.opaque` is `y` hides the content of those below.
+//!
+//! Of a tree that has a listing only the root is looked at: the rest is what the listing says.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use oci::Digest;
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags, Stat};
 use rustix::io::Errno;
+use session::diffcopy::{Listed, Listing};
 
 use crate::OpError;
 use crate::dir_entry::{list, read_link, stat_entry, xattrs};
@@ -25,6 +29,8 @@ const LINKS_MAX: usize = 255;
 #[derive(Debug)]
 pub struct Tree {
     layers: Vec<Root>,
+    /// What is below the root of the one layer, if that is known.
+    listing: Option<Listing>,
     /// The directory whose entries were looked at last: neighbours are looked at together.
     parent: Mutex<Option<(usize, Resolved, Arc<OwnedFd>)>>,
 }
@@ -36,6 +42,8 @@ pub(super) struct Node {
     pub(super) stat: Stat,
     /// Where it is: layer number and path there, topmost first; more than one only for a directory.
     places: Vec<(usize, Resolved)>,
+    /// Which entry of the tree's listing it is.
+    listed: Option<usize>,
 }
 
 /// The end of a path in a tree.
@@ -56,7 +64,16 @@ impl Tree {
         roots.reverse();
         Ok(Tree {
             layers: roots,
+            listing: None,
             parent: Mutex::new(None),
+        })
+    }
+
+    /// The tree of a directory that holds what a listing says.
+    pub fn listed(root: &Path, listing: Listing) -> Result<Self, OpError> {
+        Ok(Tree {
+            listing: Some(listing),
+            ..Tree::open([root])?
         })
     }
 
@@ -77,11 +94,18 @@ impl Tree {
                 break;
             }
         }
-        Ok(Some(Node { stat, places }))
+        Ok(Some(Node {
+            stat,
+            places,
+            listed: None,
+        }))
     }
 
     /// What a directory holds, by name.
     pub(super) fn children(&self, dir: &Node) -> Result<BTreeMap<OsString, Node>, OpError> {
+        if let Some(listing) = &self.listing {
+            return listed_children(listing, dir);
+        }
         let mut children: BTreeMap<OsString, Child> = BTreeMap::new();
         for (number, path) in &dir.places {
             let fd = self.layers[*number].open_dir(path)?;
@@ -117,6 +141,14 @@ impl Tree {
 
     /// One entry of a directory.
     pub(super) fn child(&self, dir: &Node, name: &OsStr) -> Result<Option<Node>, OpError> {
+        if let Some(listing) = &self.listing {
+            let path = match dir.listed.and_then(|at| listing.entries().get(at)) {
+                Some(dir) => [&dir.stat.path, name.as_bytes()].join(&b'/'),
+                None => name.as_bytes().to_vec(),
+            };
+            let found = listing.find(&path);
+            return found.map(|at| listed_node(listing, at, dir)).transpose();
+        }
         let mut found: Option<Child> = None;
         for (number, path) in &dir.places {
             let fd = self.layers[*number].open_dir(path)?;
@@ -186,14 +218,32 @@ impl Tree {
 
     /// The target of a link.
     pub(super) fn link_target(&self, node: &Node) -> Result<CString, OpError> {
+        if let Some(entry) = self.listed_entry(node) {
+            return c_string(&entry.stat.linkname);
+        }
         let (dir, name, path) = self.entry(node)?;
         read_link(&dir, name).map_err(failed("readlink", path))
     }
 
     /// The extended attributes of a node.
     pub(super) fn xattrs(&self, node: &Node) -> Result<Vec<(CString, Vec<u8>)>, OpError> {
+        if let Some(entry) = self.listed_entry(node) {
+            let known = entry.stat.xattrs.iter();
+            return known
+                .map(|(name, value)| Ok((c_string(name)?, value.clone())))
+                .collect();
+        }
         let (dir, name, path) = self.entry(node)?;
         xattrs(&dir, name).map_err(failed("listxattr", path))
+    }
+
+    /// The digest of the bytes of a regular file, if it is known without reading it.
+    pub(super) fn known_content(&self, node: &Node) -> Option<Digest> {
+        self.listed_entry(node)?.content
+    }
+
+    fn listed_entry(&self, node: &Node) -> Option<&Listed> {
+        self.listing.as_ref()?.file(node.listed?)
     }
 
     /// Opens a regular file.
@@ -255,6 +305,7 @@ impl Child {
             node: Some(Node {
                 stat: *stat,
                 places: vec![(place.number, place.path)],
+                listed: None,
             }),
             closed,
         })
@@ -276,6 +327,44 @@ impl Place<'_> {
     fn is_opaque(&self) -> Result<bool, OpError> {
         is_opaque(self.fd, self.name).map_err(failed("getxattr", &self.path))
     }
+}
+
+/// What a listing has in a directory, by name.
+fn listed_children(listing: &Listing, dir: &Node) -> Result<BTreeMap<OsString, Node>, OpError> {
+    let (mut at, end) = match dir.listed {
+        Some(dir) => (dir + 1, listing.end_below(dir)),
+        None => (0, listing.entries().len()),
+    };
+    let mut children = BTreeMap::new();
+    while at < end {
+        let path = &listing.entries()[at].stat.path;
+        let start = path.iter().rposition(|&byte| byte == b'/');
+        let name = path[start.map_or(0, |slash| slash + 1)..].to_vec();
+        children.insert(OsString::from_vec(name), listed_node(listing, at, dir)?);
+        at = listing.end_below(at);
+    }
+    Ok(children)
+}
+
+/// A node of an entry; what a listing does not say is as it is with its directory.
+fn listed_node(listing: &Listing, at: usize, dir: &Node) -> Result<Node, OpError> {
+    let lost = || OpError::Invalid("a listing without the first name of a file".into());
+    let entry = listing.file(at).ok_or_else(lost)?;
+    let mut stat = dir.stat;
+    stat.st_mode = entry.unix_mode();
+    (stat.st_uid, stat.st_gid) = (entry.stat.uid, entry.stat.gid);
+    stat.st_size = entry.stat.size;
+    let (major, minor) = (entry.stat.devmajor as u32, entry.stat.devminor as u32);
+    stat.st_rdev = rustix::fs::makedev(major, minor);
+    Ok(Node {
+        stat,
+        places: Vec::new(),
+        listed: Some(at),
+    })
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString, OpError> {
+    CString::new(bytes).map_err(|_| OpError::Invalid("a name with a zero byte".into()))
 }
 
 fn is_opaque(dir: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {

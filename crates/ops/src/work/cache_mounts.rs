@@ -38,12 +38,21 @@ struct Inner {
     dir: PathBuf,
     /// Directories in use, with how many users each has.
     used: Mutex<HashMap<PathBuf, usize>>,
-    /// Sizes in bytes, and when they were measured.
-    sizes: Mutex<HashMap<PathBuf, (u64, Instant)>>,
+    /// Sizes of directories. Locked after `used` by who needs both.
+    sizes: Mutex<HashMap<PathBuf, Size>>,
     /// One lock a name, for those that are used one after the other.
     locks: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
     /// One lock a name, for making and removing its directories.
     making: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+}
+
+/// What is known of the size of a directory.
+#[derive(Clone, Copy, Default)]
+struct Size {
+    /// Bytes, and when they were measured.
+    known: Option<(u64, Instant)>,
+    /// How many uses have ended: a measurement during which one did is worth nothing afterwards.
+    ended_uses: u64,
 }
 
 /// A cache mount in use; dropping it ends the use.
@@ -123,12 +132,16 @@ impl CacheMounts {
         };
         let (mounts, name) = (self.clone(), name.to_owned());
         let cancel = cancel.clone();
-        let dir = blocking(move || mounts.take(&key, &name, sharing, base.as_deref(), &cancel));
-        Ok(CacheMount {
-            mounts: self.clone(),
-            dir: dir.await?,
-            _lock: lock,
+        // Made over there: whoever waits for it may go away meanwhile, and its use must end.
+        blocking(move || {
+            let dir = mounts.take(&key, &name, sharing, base.as_deref(), &cancel)?;
+            Ok(CacheMount {
+                mounts,
+                dir,
+                _lock: lock,
+            })
         })
+        .await
     }
 
     /// All cache mounts. Blocks on the disk: sizes are measured.
@@ -148,7 +161,7 @@ impl CacheMounts {
                 found.push(CacheMountInfo {
                     id: id_of(&dir),
                     name: note.name,
-                    size_bytes: self.size(&dir),
+                    size_bytes: self.size(&dir, || archive::allocated(&dir, &|_| false)),
                     created,
                     last_used: last_used.unwrap_or(created),
                     usage_count: note.usage_count,
@@ -191,17 +204,25 @@ impl CacheMounts {
 
     /// Bytes of disk blocks of a mount: measured once after each use, and now and then while it is
     /// used, because a mount may have very many files.
-    fn size(&self, dir: &Path) -> u64 {
-        let known = self.0.sizes.lock().get(dir).copied();
-        if let Some((size, at)) = known
-            && (!self.0.used.lock().contains_key(dir) || at.elapsed() < SIZE_AGE_MAX)
-        {
-            return size;
-        }
+    fn size(&self, dir: &Path, measure: impl FnOnce() -> u64) -> u64 {
+        let before = {
+            let used = self.0.used.lock();
+            let size = self.0.sizes.lock().get(dir).copied().unwrap_or_default();
+            if let Some((bytes, at)) = size.known
+                && (!used.contains_key(dir) || at.elapsed() < SIZE_AGE_MAX)
+            {
+                return bytes;
+            }
+            size.ended_uses
+        };
         let at = Instant::now();
-        let size = archive::allocated(dir, &|_| false);
-        self.0.sizes.lock().insert(dir.to_owned(), (size, at));
-        size
+        let bytes = measure();
+        let mut sizes = self.0.sizes.lock();
+        let size = sizes.entry(dir.to_owned()).or_default();
+        if size.ended_uses == before {
+            size.known = Some((bytes, at));
+        }
+        bytes
     }
 
     async fn lock(
@@ -254,7 +275,10 @@ impl CacheMounts {
             *count -= 1;
             if *count == 0 {
                 used.remove(dir);
-                self.0.sizes.lock().remove(dir);
+                let mut sizes = self.0.sizes.lock();
+                let size = sizes.entry(dir.to_owned()).or_default();
+                size.known = None;
+                size.ended_uses += 1;
             }
         }
     }
@@ -401,6 +425,47 @@ mod tests {
             .acquire(name, sharing, "", None, &cancel)
             .await
             .unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_measured_while_a_use_ended_is_measured_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mounts = CacheMounts::open(dir.path()).unwrap();
+        let mount = acquire(&mounts, "go", CacheSharing::Shared).await;
+        let dir = mount.dir.clone();
+        // The walk has passed a file by that grows before the step ends.
+        let half = mounts.size(&dir, || {
+            drop(mount);
+            1
+        });
+        assert_eq!(half, 1);
+        assert_eq!(mounts.size(&dir, || 2), 2);
+        // Nobody has used it since.
+        assert_eq!(mounts.size(&dir, || 3), 2);
+        let again = acquire(&mounts, "go", CacheSharing::Shared).await;
+        assert_eq!(mounts.size(&dir, || 3), 2, "believed for a while");
+        drop(again);
+        assert_eq!(mounts.size(&dir, || 3), 3);
+    }
+
+    #[tokio::test]
+    async fn whoever_does_not_wait_for_a_mount_does_not_keep_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mounts = CacheMounts::open(dir.path()).unwrap();
+        for sharing in [CacheSharing::Shared, CacheSharing::Locked] {
+            // Asked once, which sends it off, and dropped.
+            let given_up = Box::pin(acquire(&mounts, "go", sharing));
+            drop(futures::poll!(given_up));
+        }
+        // The one that is locked comes after the others that are.
+        drop(acquire(&mounts, "go", CacheSharing::Locked).await);
+        let unused = async {
+            while !mounts.0.used.lock().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let limit = Duration::from_secs(60);
+        tokio::time::timeout(limit, unused).await.unwrap();
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ use solver::RunContext;
 
 use super::cache_mounts::CacheMount;
 use super::context::{BuildContext, Event, FailedStep};
+use super::devices::add_devices;
 use super::logs::{self, LogChunk};
 use super::output::Output;
 use super::parts::{Parts, ReadOnly, blocking};
@@ -34,7 +35,7 @@ pub async fn run_exec_op(
     context: &RunContext<BuildContext>,
 ) -> Result<Vec<Output>> {
     let mut mounts = Mounts::prepare(parts, op, &inputs, context).await?;
-    let spec = specification(op, &mut mounts, context).await?;
+    let spec = specification(parts, op, &mut mounts, context).await?;
     let ended = run_process(parts, vertex, op, spec, context).await;
     // A cancelled step's mounts are never committed: they go away with `mounts`.
     if let Err(error) = ended {
@@ -351,6 +352,7 @@ async fn secret(mount: &Mount, context: &RunContext<BuildContext>) -> Result<Opt
 }
 
 async fn specification(
+    parts: &Arc<Parts>,
     op: &ExecOp,
     mounts: &mut Mounts,
     context: &RunContext<BuildContext>,
@@ -367,7 +369,7 @@ async fn specification(
     let user = blocking(move || executor::resolve_user(&passwd, &user)).await;
     let user = user.map_err(|error| did_not_complete(op, error))?;
     let process_mounts = mounts.process_mounts(op);
-    Ok(ProcessSpec {
+    let mut spec = ProcessSpec {
         rootfs,
         readonly_rootfs: op.mounts[root].readonly,
         args: op.args.clone(),
@@ -383,7 +385,9 @@ async fn specification(
         cgroup_parent: op.cgroup_parent.clone(),
         oom_score_adj: None,
         remove_mount_stubs_recursive: op.remove_mount_stubs_recursive,
-    })
+    };
+    add_devices(parts, op, &mut spec).await?;
+    Ok(spec)
 }
 
 /// Addresses that are none are told before anything of the process is set up.

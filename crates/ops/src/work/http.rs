@@ -31,7 +31,13 @@ pub fn http_request(source: &SourceOp) -> Result<HttpRequest> {
                 );
             }
             "http.filename" => request.filename.clone_from(value),
-            "http.perm" => request.mode = Some(number(name, value)?),
+            "http.perm" => {
+                let mode = number(name, value)?;
+                if mode & !0o777 != 0 {
+                    return Err(Error::invalid(format!("unsupported file mode {value}")));
+                }
+                request.mode = Some(mode);
+            }
             "http.uid" => request.uid = number(name, value)?,
             "http.gid" => request.gid = number(name, value)?,
             "http.authheadersecret" => request.auth_secret.clone_from(value),
@@ -182,6 +188,9 @@ mod tests {
         assert_eq!(request.url, "https://h/x");
         assert_eq!(request.headers.len(), 1);
         assert_eq!(request.headers["accept"], "a/b");
+        let mut wrong = source.clone();
+        wrong.attrs.insert("http.perm".into(), "04755".into());
+        assert!(http_request(&wrong).is_err());
         let mut wrong = source;
         wrong.attrs.insert("http.uid".into(), "x".into());
         assert!(http_request(&wrong).is_err());

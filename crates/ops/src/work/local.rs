@@ -11,10 +11,10 @@ use llb::{SourceOp, Vertex};
 use parking_lot::Mutex;
 use pathmatch::PatternMatcher;
 use progress::VertexStatus;
-use session::diffcopy::{Change, ChangeKind, Wanted};
+use session::diffcopy::{Listing, Wanted};
 use session::{Session, SyncRequest};
 use solver::RunContext;
-use source::local::{DirChanges, DirSync, LocalRequest, LocalSnapshot, PathChange};
+use source::local::{DirChanges, DirSync, LocalRequest, LocalSnapshot};
 
 use super::context::{BuildContext, Event};
 use super::parts::Parts;
@@ -129,9 +129,7 @@ struct ClientFolder {
 
 #[async_trait]
 impl DirSync for ClientFolder {
-    async fn sync(&self, dest: &Path) -> Result<DirChanges> {
-        let changes: Arc<Mutex<Vec<PathChange>>> = Arc::default();
-        let noted = changes.clone();
+    async fn sync(&self, dest: &Path, known: Option<Arc<Listing>>) -> Result<DirChanges> {
         let reporter = self.reporter.clone();
         reporter.report(0, false);
         let mut request = SyncRequest::new(&self.name, dest);
@@ -140,12 +138,13 @@ impl DirSync for ClientFolder {
         request.follow_paths.clone_from(&self.follow);
         request.fetch_all = self.fetch_all;
         request.metadata_only.clone_from(&self.metadata_only);
-        request.on_change = Some(Arc::new(move |change: Change<'_>| {
-            noted.lock().push(PathChange {
-                path: change.path.to_vec(),
-                removed: matches!(change.kind, ChangeKind::Removed),
-            });
-        }));
+        let listing: Arc<Mutex<Option<Listing>>> = Arc::default();
+        // The notes of what files are stand in no listing that comes of a transfer.
+        if self.metadata_only.is_none() {
+            let noted = listing.clone();
+            request.known = known;
+            request.on_listing = Some(Arc::new(move |listing| *noted.lock() = Some(listing)));
+        }
         let told = reporter.clone();
         let stats = self
             .session
@@ -155,10 +154,10 @@ impl DirSync for ClientFolder {
             )
             .await?;
         reporter.report(stats.bytes, true);
-        let paths = std::mem::take(&mut *changes.lock());
+        let listing = listing.lock().take();
         Ok(DirChanges {
-            count: paths.len() as u64,
-            paths: Some(paths),
+            count: stats.changed + stats.removed,
+            listing,
         })
     }
 }

@@ -13,7 +13,7 @@ use tokio::net::unix::pipe;
 pub struct LogLimits {
     /// Bytes in all; `None` for any number.
     pub size_bytes_max: Option<u64>,
-    /// Bytes a second; `None` for any number.
+    /// Bytes a second, where the size is limited; `None` for any number.
     pub bytes_per_second_max: Option<u64>,
 }
 
@@ -121,9 +121,10 @@ impl Clipper {
             .size_bytes_max
             .map(|size| (size, size_text(size)));
         let limit = match (by_speed, by_size) {
-            (Some(speed), Some(size)) if speed.0 > size.0 => Some(size),
-            (None, size) => size,
-            (speed, _) => speed,
+            // Stock leaves the speed alone too where the size does not matter.
+            (_, None) => None,
+            (Some(speed), Some(size)) if speed.0 <= size.0 => Some(speed),
+            (_, size) => size,
         };
         match limit {
             None => (len, String::new()),
@@ -191,6 +192,22 @@ mod tests {
         );
         assert_eq!(clipper.pass(b"more"), b"");
         assert_eq!(clipper.into_tail(), b"abcdefmore");
+    }
+
+    #[test]
+    fn without_a_limit_of_size_there_is_none_of_speed() {
+        let limits = LogLimits {
+            size_bytes_max: None,
+            bytes_per_second_max: Some(1),
+        };
+        assert_eq!(Clipper::new(limits).pass(b"12345678"), b"12345678");
+        let limits = LogLimits {
+            size_bytes_max: Some(1 << 20),
+            bytes_per_second_max: Some(1),
+        };
+        let clipped = Clipper::new(limits).pass(&[b'x'; 1 << 20]);
+        let clipped = String::from_utf8(clipped).unwrap();
+        assert!(clipped.ends_with("x\n[output clipped, log limit 1B/s reached]\n"));
     }
 
     #[test]

@@ -2,20 +2,19 @@
 
 use std::sync::Arc;
 
-use layers::{LayerHold, LayerStack, LayerStore};
-use serde::{Deserialize, Serialize};
+use layers::{LayerHold, LayerStack, LayerStore, MadeOn};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// One output of an op.
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default)]
 pub struct Output {
-    /// The files.
+    /// The files; empty in an output as it was stored.
     pub stack: LayerStack,
     /// Keeps them; absent only in an output as it was stored.
-    #[serde(skip)]
-    #[expect(dead_code, reason = "it is there to be dropped")]
     hold: Option<LayerHold>,
+    /// As it was stored.
+    stored: Option<MadeOn>,
     /// Removes its topmost layer; only for what no key leads to.
-    #[serde(skip)]
     #[expect(dead_code, reason = "it is there to be dropped")]
     temporary: Option<Arc<Temporary>>,
 }
@@ -50,6 +49,7 @@ impl Output {
         Output {
             stack,
             hold: Some(hold),
+            stored: None,
             temporary: None,
         }
     }
@@ -65,6 +65,7 @@ impl Output {
         Output {
             stack,
             hold: None,
+            stored: None,
             temporary: Some(Arc::new(temporary)),
         }
     }
@@ -82,13 +83,92 @@ impl Output {
 
     /// A stored output to be used again, or `None` if a layer of it is gone.
     pub fn revive(&self, layers: &LayerStore) -> Option<Self> {
-        let hold = layers.try_hold(&self.stack).ok()?;
-        Some(Output::held(self.stack.clone(), hold))
+        let stack = match &self.stored {
+            Some(short) => layers.stack_of(short)?,
+            None => self.stack.clone(),
+        };
+        let hold = layers.try_hold(&stack).ok()?;
+        Some(Output::held(stack, hold))
+    }
+}
+
+/// In JSON: `{"stack": SHORT}`, with the short form that layers are stored with too.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    stack: MadeOn,
+}
+
+impl Serialize for Output {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let stack = match (&self.stored, &self.hold) {
+            (Some(short), _) => short.clone(),
+            (None, Some(hold)) => hold.store().short_form(&self.stack),
+            (None, None) => MadeOn::Stack(self.stack.clone()),
+        };
+        Stored { stack }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Output {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let stored = Stored::deserialize(deserializer)?;
+        Ok(Output {
+            stored: Some(stored.stack),
+            ..Output::default()
+        })
     }
 }
 
 impl std::fmt::Debug for Output {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Output").field(&self.stack).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use layers::{Backend, LayerNote};
+
+    use super::*;
+
+    #[test]
+    fn an_output_is_stored_in_few_words_and_found_again_as_long_as_its_layers_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = LayerStore::open(dir.path(), Backend::Copy).unwrap();
+        let mut output = Output::empty();
+        for _ in 0..40 {
+            let writable = layers.writable(&output.stack).unwrap();
+            let (stack, hold) = writable.commit_held(LayerNote::new("step")).unwrap();
+            output = Output::held(stack, hold);
+        }
+        let text = serde_json::to_string(&output).unwrap();
+        assert!(text.len() < 60, "{text}");
+        // As it was stored before there was a short form.
+        let long = format!(
+            "{{\"stack\":{}}}",
+            serde_json::to_string(&output.stack).unwrap()
+        );
+        let stored = |text: &str| serde_json::from_str::<Output>(text).unwrap();
+        for text in [&text, &long] {
+            let found = stored(text).revive(&layers).unwrap();
+            assert_eq!(found.stack, output.stack);
+            assert_eq!(&serde_json::to_string(&stored(text)).unwrap(), text);
+        }
+        // A merge is no chain.
+        let base = output.stack.prefix(1);
+        let merged = Output::of(&layers, output.stack.joined(&base));
+        let merged_text = serde_json::to_string(&merged).unwrap();
+        let found = stored(&merged_text).revive(&layers).unwrap();
+        assert_eq!(found.stack, merged.stack);
+        let (below, top) = (
+            output.stack.prefix(39).top().unwrap(),
+            output.stack.top().unwrap(),
+        );
+        drop((found, merged, output));
+        for gone in [top, below] {
+            layers.remove(gone).unwrap();
+            assert!(stored(&text).revive(&layers).is_none());
+            assert!(stored(&long).revive(&layers).is_none());
+        }
     }
 }

@@ -29,6 +29,8 @@ pub struct Parts {
     pub web: source::http::HttpSource,
     /// Persistent cache mounts.
     pub cache_mounts: CacheMounts,
+    /// Devices that steps may be given; none if the server gives none.
+    pub devices: Option<cdi::Registry>,
     /// Digests of files seen.
     pub files: FileDigests,
     /// How much a step may write.
@@ -74,7 +76,10 @@ impl Parts {
                 content_digest(&Tree::open(none)?, &selectors, &parts.files, &cancel)
             } else {
                 let mounted = parts.layers.mount(&output.stack)?;
-                let tree = Tree::open([mounted.path()])?;
+                let tree = match parts.locals.listing(&output.stack) {
+                    Some(listing) => Tree::listed(mounted.path(), listing)?,
+                    None => Tree::open([mounted.path()])?,
+                };
                 content_digest(&tree, &selectors, &parts.files, &cancel)
             };
             digest.map_err(|error| {

@@ -27,6 +27,8 @@ pub struct SourceQuestions {
 
 /// What a source stands for now.
 pub enum SourceMeta {
+    /// Folders of clients and single blobs: nothing is known of them that is not in their names.
+    Nothing,
     /// An image.
     Image {
         /// Of its index, or its manifest when there is none.
@@ -61,8 +63,7 @@ pub enum SourceMeta {
 /// Finds out what a source stands for, with the rights of the build's client.
 ///
 /// # Errors
-/// Unimplemented, for sources that have nothing to tell (folders of clients, single blobs); else
-/// what pinning the source, or bringing it where its content was asked for, may fail with.
+/// What pinning the source, or bringing it where its content was asked for, may fail with.
 pub async fn source_meta(
     parts: &Arc<Parts>,
     source: SourceOp,
@@ -72,11 +73,8 @@ pub async fn source_meta(
     cancel: CancellationToken,
 ) -> Result<SourceMeta> {
     let (scheme, _) = source.identifier.split_once("://").unwrap_or_default();
-    if scheme == "local" || scheme.is_empty() {
-        return Err(Error::unimplemented(format!(
-            "{} has no metadata that could be asked for",
-            diag::redact_url(&source.identifier)
-        )));
+    if scheme == "local" {
+        return Ok(SourceMeta::Nothing);
     }
     let mut graph = GraphBuilder::new();
     let op = Op::Source(source.clone());
@@ -127,11 +125,7 @@ pub async fn source_meta(
                     checksum,
                 }
             }
-            Pinned::Blob { .. } => {
-                return Err(Error::unimplemented(
-                    "single blobs have no metadata that could be asked for",
-                ));
-            }
+            Pinned::Blob { .. } => SourceMeta::Nothing,
             Pinned::Local(_) => return Err(Error::internal("a local source was pinned")),
         },
     )

@@ -25,8 +25,8 @@ const KNOWN: &[(&str, Option<&str>)] = &[
     ("grpc.tls.ca", None),
     ("otel.socketPath", Some(NO_STEP_TRACES)),
     ("cdi.disabled", None),
-    ("cdi.specDirs", Some(NO_CDI)),
-    ("cdi.autoAllowed", Some(NO_CDI)),
+    ("cdi.specDirs", None),
+    ("cdi.autoAllowed", None),
     ("history.maxAge", None),
     ("history.maxEntries", None),
     ("dns.nameservers", None),
@@ -115,7 +115,6 @@ const KNOWN: &[(&str, Option<&str>)] = &[
 ];
 
 const NO_STEP_TRACES: &str = "steps are given no collector's socket";
-const NO_CDI: &str = "there are no CDI devices";
 const NO_ROOTLESS: &str = "the server needs to be root";
 const NO_CNI: &str = "the network of steps needs no CNI plugins";
 const NO_APPARMOR: &str = "no AppArmor profile is applied to steps";

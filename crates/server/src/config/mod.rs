@@ -87,6 +87,34 @@ pub struct Config {
     pub frontend: BTreeMap<String, FrontendConfig>,
     /// Of the machine.
     pub system: SystemConfig,
+    /// Devices of steps.
+    pub cdi: CdiConfig,
+}
+
+/// Devices that steps may be given.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct CdiConfig {
+    /// Whether there are none.
+    pub disabled: bool,
+    /// Directories with the files that describe them, later ones winning; empty for
+    /// [`cdi::SPEC_DIRS`].
+    #[serde(rename = "specDirs")]
+    pub spec_dirs: Vec<PathBuf>,
+    /// Names or kinds (`vendor/class`) of those that any build may use.
+    #[serde(rename = "autoAllowed")]
+    pub auto_allowed: Vec<String>,
+}
+
+impl CdiConfig {
+    /// The devices; `None` if there are to be none.
+    pub fn registry(&self) -> Option<cdi::Registry> {
+        let dirs = match self.spec_dirs.as_slice() {
+            [] => cdi::SPEC_DIRS.iter().map(PathBuf::from).collect(),
+            dirs => dirs.to_vec(),
+        };
+        (!self.disabled).then(|| cdi::Registry::new(dirs, self.auto_allowed.clone()))
+    }
 }
 
 /// Logging.

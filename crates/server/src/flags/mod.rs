@@ -77,6 +77,12 @@ pub struct Flags {
     /// allows insecure entitlements e.g. network.host, security.insecure, device
     #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',')]
     allow_insecure_entitlement: Vec<String>,
+    /// disables support of the Container Device Interface (CDI)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = go_bool)]
+    cdi_disabled: Option<bool>,
+    /// list of directories to scan for CDI spec files
+    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    cdi_spec_dir: Vec<PathBuf>,
     /// not offered
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = go_bool)]
     proxy_network: Option<bool>,
@@ -151,7 +157,6 @@ const fn switch(name: &'static str, why: &'static str) -> Unused {
 
 const NO_CONTAINERD: &str = "there is no containerd worker";
 const NO_CNI: &str = "the network of steps needs no CNI plugins";
-const NO_CDI: &str = "there are no CDI devices";
 const NO_PROFILES: &str = "this program takes no profiles of itself";
 const NEEDS_ROOT: &str = "the server needs to be root";
 
@@ -159,8 +164,6 @@ const NEEDS_ROOT: &str = "the server needs to be root";
 const UNUSED: &[Unused] = &[
     switch("rootless", NEEDS_ROOT),
     value("otel-socket-path", "steps are given no collector's socket"),
-    switch("cdi-disabled", NO_CDI),
-    value("cdi-spec-dir", NO_CDI),
     switch("save-cache-debug", "keys of the cache are kept always"),
     value("profile-cpu", NO_PROFILES),
     value("profile-memory", NO_PROFILES),
@@ -314,6 +317,12 @@ impl Flags {
             config
                 .entitlements
                 .clone_from(&self.allow_insecure_entitlement);
+        }
+        if let Some(disabled) = self.cdi_disabled {
+            config.cdi.disabled = disabled;
+        }
+        if !self.cdi_spec_dir.is_empty() {
+            config.cdi.spec_dirs.clone_from(&self.cdi_spec_dir);
         }
         if self.proxy_network == Some(true) {
             let text = "--proxy-network: proxy networks are not offered";

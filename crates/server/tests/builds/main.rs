@@ -54,6 +54,7 @@ const CASES: &[Case] = cases![
     a_cap_holds_while_a_build_runs_and_spares_what_it_uses,
     old_cache_is_removed_after_builds,
     prune_removes_what_its_filters_mean,
+    what_a_step_prints_is_clipped,
     sixty_four_builds_run_what_they_share_once,
     at_most_so_many_steps_run_at_once,
     differences_and_merges_of_unrelated_states_are_made;

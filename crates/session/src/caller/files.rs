@@ -16,7 +16,8 @@ use tonic::metadata::MetadataMap;
 use crate::byte_stream::ByteStream;
 use crate::codec::open_stream;
 use crate::diffcopy::{
-    self, Change, Owner, Progress, ReceiveOptions, SendOptions, SendStats, SyncStats,
+    self, Change, Listing, OnListing, Owner, Progress, ReceiveOptions, SendOptions, SendStats,
+    SyncStats,
 };
 use crate::error::SessionError;
 use crate::headers::{append, append_list};
@@ -50,6 +51,11 @@ pub struct SyncRequest {
     pub owner: Owner,
     /// Told of every change.
     pub on_change: Option<Arc<dyn Fn(Change<'_>) + Send + Sync>>,
+    /// What the directory `dest` holds, if that is known for sure; else it is walked.
+    pub known: Option<Arc<Listing>>,
+    /// Told what `dest` holds in the end, if that is not what was known and can be said without walking
+    /// it.
+    pub on_listing: Option<OnListing>,
 }
 
 impl SyncRequest {
@@ -65,6 +71,8 @@ impl SyncRequest {
             dest: dest.into(),
             owner: Owner::Fixed(0, 0),
             on_change: None,
+            known: None,
+            on_listing: None,
         }
     }
 }
@@ -105,6 +113,8 @@ impl Session {
             owner: request.owner,
             progress,
             on_change: request.on_change,
+            known: request.known,
+            on_listing: request.on_listing,
             fetch_all: request.fetch_all,
             metadata_only: request.metadata_only,
             ..ReceiveOptions::default()

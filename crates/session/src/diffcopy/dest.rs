@@ -177,9 +177,10 @@ impl Dest {
         });
         let (parent, name) = self.locate(&stat.path)?;
         let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let name = temp.as_deref().unwrap_or(name);
-        let fd = rustix::fs::openat(&*parent, name, flags, Mode::RUSR | Mode::WUSR)
+        let permissions = Mode::from_raw_mode(mode::permissions(stat.mode) & 0o777);
+        let fd = rustix::fs::openat(&*parent, name, flags, permissions)
             .map_err(|error| self.failure("create", &stat.path, error))?;
         Ok(NewFile { fd, parent, temp })
     }
@@ -222,12 +223,21 @@ impl Dest {
     }
 
     fn set_metadata(&self, fd: &OwnedFd, stat: &FileStat) -> Result<(), SessionError> {
-        let (uid, gid) = owner(stat);
-        rustix::fs::fchown(fd, Some(uid), Some(gid))
-            .map_err(|error| self.failure("chown", &stat.path, error))?;
-        let permissions = Mode::from_raw_mode(mode::permissions(stat.mode));
-        rustix::fs::fchmod(fd, permissions)
-            .map_err(|error| self.failure("chmod", &stat.path, error))?;
+        // Mostly it has both from the beginning, and to look costs a fraction of a change.
+        let made =
+            rustix::fs::fstat(fd).map_err(|error| self.failure("lstat", &stat.path, error))?;
+        let is_owned = (made.st_uid, made.st_gid) == (stat.uid, stat.gid);
+        if !is_owned {
+            let (uid, gid) = owner(stat);
+            rustix::fs::fchown(fd, Some(uid), Some(gid))
+                .map_err(|error| self.failure("chown", &stat.path, error))?;
+        }
+        let permissions = mode::permissions(stat.mode);
+        // A change of owner drops bits.
+        if !is_owned || made.st_mode & 0o7777 != permissions {
+            rustix::fs::fchmod(fd, Mode::from_raw_mode(permissions))
+                .map_err(|error| self.failure("chmod", &stat.path, error))?;
+        }
         for (name, value) in &stat.xattrs {
             // After the change of owner, which drops file capabilities. What a file system does not
             // keep is left out, as by stock receivers.

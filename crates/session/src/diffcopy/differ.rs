@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use oci::Digest;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::dest::Dest;
+use super::listing::{Draft, Listing};
 use super::metadata::METADATA_FILE;
 use super::order::{self, OpenDir, OrderCheck};
 use super::receive::{Change, ChangeKind, Owner, ReceiveOptions, SyncStats};
@@ -16,7 +18,7 @@ use crate::codec::Batch;
 use crate::error::SessionError;
 use crate::mode;
 use crate::packet::{FileStat, Packet};
-use crate::walk::{Entry, HardLinks, WalkOptions, Walker};
+use crate::walk::{HardLinks, WalkOptions, Walker};
 
 /// Files whose content was asked for and has not begun to come, by id.
 pub type Pendings = Arc<Mutex<HashMap<u32, Pending>>>;
@@ -25,6 +27,8 @@ pub type Pendings = Arc<Mutex<HashMap<u32, Pending>>>;
 pub struct Pending {
     pub stat: FileStat,
     pub replaces: bool,
+    /// The number of its entry in the listing that is made, if one is.
+    pub entry: Option<u32>,
 }
 
 /// What is to be done when all content has come.
@@ -34,6 +38,7 @@ pub struct Outcome {
     pub links: Vec<FileStat>,
     pub dirs: Vec<FileStat>,
     pub stats: SyncStats,
+    pub listing: Option<Draft>,
 }
 
 /// How content is got.
@@ -68,18 +73,47 @@ pub struct Differ {
 
 /// What is in the destination, in order.
 pub struct Present {
-    walker: Walker,
-    links: HardLinks,
-    next: Option<Entry>,
+    source: PresentSource,
+    next: Option<Existing>,
     /// Whether the notes of transfers of metadata are passed over.
     keeps_notes: bool,
 }
 
+/// How it is known what is in the destination.
+enum PresentSource {
+    Walked {
+        walker: Box<Walker>,
+        links: HardLinks,
+    },
+    Listed {
+        listing: Arc<Listing>,
+        next: usize,
+    },
+}
+
+/// An entry of the destination, with the digest of its content if that is known.
+struct Existing {
+    stat: FileStat,
+    content: Option<Digest>,
+    /// Where the known listing has it.
+    listed: Option<u32>,
+}
+
 impl Present {
-    fn start(root: &Path, keeps_notes: bool) -> Result<Self, SessionError> {
+    fn start(
+        root: &Path,
+        known: Option<Arc<Listing>>,
+        keeps_notes: bool,
+    ) -> Result<Self, SessionError> {
+        let source = match known {
+            Some(listing) => PresentSource::Listed { listing, next: 0 },
+            None => PresentSource::Walked {
+                walker: Box::new(Walker::new(root, WalkOptions::default())?),
+                links: HardLinks::default(),
+            },
+        };
         let mut present = Present {
-            walker: Walker::new(root, WalkOptions::default())?,
-            links: HardLinks::default(),
+            source,
             next: None,
             keeps_notes,
         };
@@ -88,16 +122,51 @@ impl Present {
     }
 
     fn advance(&mut self) -> Result<(), SessionError> {
-        self.next = self.walker.next_entry()?;
-        let is_notes =
-            |entry: &Entry| entry.stat.path == METADATA_FILE && mode::is_regular(entry.stat.mode);
+        self.next = self.source.next()?;
+        let is_notes = |entry: &Existing| {
+            entry.stat.path == METADATA_FILE && mode::is_regular(entry.stat.mode)
+        };
         if self.keeps_notes && self.next.as_ref().is_some_and(is_notes) {
-            self.next = self.walker.next_entry()?;
-        }
-        if let Some(entry) = &mut self.next {
-            self.links.mark(entry);
+            self.next = self.source.next()?;
         }
         Ok(())
+    }
+}
+
+impl PresentSource {
+    fn next(&mut self) -> Result<Option<Existing>, SessionError> {
+        match self {
+            PresentSource::Walked { walker, links } => {
+                let Some(mut entry) = walker.next_entry()? else {
+                    return Ok(None);
+                };
+                links.mark(&mut entry);
+                Ok(Some(Existing {
+                    stat: entry.stat,
+                    content: None,
+                    listed: None,
+                }))
+            }
+            PresentSource::Listed { listing, next } => {
+                let entry = listing.entries().get(*next);
+                *next += 1;
+                Ok(entry.map(|entry| Existing {
+                    stat: entry.stat.clone(),
+                    content: entry.content,
+                    listed: Some((*next - 1) as u32),
+                }))
+            }
+        }
+    }
+
+    /// Passes over what is below the directory that came last.
+    fn skip_directory(&mut self) {
+        match self {
+            PresentSource::Walked { walker, .. } => walker.skip_directory(),
+            PresentSource::Listed { listing, next } => {
+                *next = listing.end_below(next.saturating_sub(1));
+            }
+        }
     }
 }
 
@@ -107,13 +176,20 @@ impl Differ {
         options: ReceiveOptions,
         contents: Contents,
     ) -> Result<Self, SessionError> {
+        let outcome = Outcome {
+            listing: options
+                .on_listing
+                .as_ref()
+                .map(|_| Draft::new(options.known.clone())),
+            ..Outcome::default()
+        };
         Ok(Differ {
             dest: Dest::open(root, 'd')?,
             root: root.to_owned(),
             options,
             order: OrderCheck::default(),
             contents,
-            outcome: Outcome::default(),
+            outcome,
             is_root: rustix::process::geteuid().is_root(),
         })
     }
@@ -148,7 +224,8 @@ impl Differ {
             true => Ok(None),
             false => {
                 let keeps_notes = self.options.metadata_only.is_some();
-                Present::start(&self.root, keeps_notes).map(Some)
+                let known = self.options.known.clone();
+                Present::start(&self.root, known, keeps_notes).map(Some)
             }
         }
     }
@@ -188,7 +265,11 @@ impl Differ {
         self.note_dirs(done)?;
         self.outcome.stats.entries += 1;
         let existing = match present {
-            None => self.dest.lstat(&stat.path)?,
+            None => self.dest.lstat(&stat.path)?.map(|stat| Existing {
+                stat,
+                content: None,
+                listed: None,
+            }),
             Some(present) => self.matching(present, &stat)?,
         };
         self.apply(id, stat, existing)
@@ -199,7 +280,7 @@ impl Differ {
         &mut self,
         present: &mut Present,
         stat: &FileStat,
-    ) -> Result<Option<FileStat>, SessionError> {
+    ) -> Result<Option<Existing>, SessionError> {
         self.remove_until(present, Some(&stat.path))?;
         if present
             .next
@@ -212,10 +293,10 @@ impl Differ {
             return Ok(None);
         };
         if entry.stat.is_dir() && !stat.is_dir() {
-            present.walker.skip_directory();
+            present.source.skip_directory();
         }
         present.advance()?;
-        Ok(Some(entry.stat))
+        Ok(Some(entry))
     }
 
     fn remove_until(
@@ -229,7 +310,7 @@ impl Differ {
             }
             let is_dir = next.stat.is_dir();
             if is_dir {
-                present.walker.skip_directory();
+                present.source.skip_directory();
             }
             self.dest.remove(&next.stat.path, is_dir)?;
             self.order.touch_parent(&next.stat.path);
@@ -244,19 +325,24 @@ impl Differ {
         &mut self,
         id: u32,
         mut stat: FileStat,
-        existing: Option<FileStat>,
+        existing: Option<Existing>,
     ) -> Result<(), SessionError> {
-        if stat.is_dir()
-            && let Some(existing) = existing.as_ref().filter(|existing| existing.is_dir())
-        {
-            return self.keep_dir(&stat, existing);
-        }
-        if existing
-            .as_ref()
-            .is_some_and(|existing| self.is_same(&stat, existing))
-        {
-            return Ok(());
-        }
+        let existing = match existing {
+            Some(existing) if stat.is_dir() && existing.stat.is_dir() => {
+                return self.keep_dir(stat, existing);
+            }
+            Some(existing) if self.is_same(&stat, &existing.stat) => {
+                match (&mut self.outcome.listing, existing.listed) {
+                    (Some(draft), Some(at)) => draft.keep(at),
+                    (Some(draft), None) => {
+                        draft.stay(stat, existing.stat.xattrs, existing.content);
+                    }
+                    (None, _) => {}
+                }
+                return Ok(());
+            }
+            existing => existing.map(|existing| existing.stat),
+        };
         let kind = match existing {
             Some(_) => ChangeKind::Modified,
             None => ChangeKind::Added,
@@ -268,6 +354,11 @@ impl Differ {
         if is_file(&stat) && !stat.is_hard_link() {
             self.read_attributes(&mut stat)?;
         }
+        let number = self.outcome.listing.as_mut().map(|draft| {
+            let number = draft.next();
+            draft.make(stat.clone());
+            number
+        });
         let replaces_file = existing.as_ref().is_some_and(is_file) && is_file(&stat);
         if let Some(existing) = &existing
             && !replaces_file
@@ -292,23 +383,39 @@ impl Differ {
             let file = self.dest.create(&stat, replaces_file)?;
             self.dest.finish(file, &stat)?;
         } else {
-            self.request(id, stat, replaces_file);
+            let file = Pending {
+                stat,
+                replaces: replaces_file,
+                entry: number,
+            };
+            self.request(id, file);
         }
         Ok(())
     }
 
-    fn keep_dir(&mut self, stat: &FileStat, existing: &FileStat) -> Result<(), SessionError> {
-        let same = same_metadata(stat, existing);
+    fn keep_dir(&mut self, stat: FileStat, existing: Existing) -> Result<(), SessionError> {
+        let Existing {
+            stat: existing,
+            listed,
+            ..
+        } = existing;
+        let same = same_metadata(&stat, &existing);
         if !same {
             self.outcome.stats.changed += 1;
-            self.tell(ChangeKind::Modified, &stat.path, Some(stat));
+            self.tell(ChangeKind::Modified, &stat.path, Some(&stat));
         }
         let locked = !self.is_root && existing.mode & 0o700 != 0o700;
         if locked {
-            self.dest.unlock_dir(stat)?;
+            self.dest.unlock_dir(&stat)?;
         }
-        if !same || locked || stat.mod_time != existing.mod_time {
+        let as_it_was = same && stat.mod_time == existing.mod_time;
+        if locked || !as_it_was {
             self.order.touch_last();
+        }
+        match (&mut self.outcome.listing, listed) {
+            (Some(draft), Some(at)) if as_it_was => draft.keep(at),
+            (Some(draft), _) => draft.stay(stat, existing.xattrs, None),
+            (None, _) => {}
         }
         Ok(())
     }
@@ -327,9 +434,8 @@ impl Differ {
             && same_metadata(stat, existing)
     }
 
-    fn request(&mut self, id: u32, stat: FileStat, replaces: bool) {
+    fn request(&mut self, id: u32, file: Pending) {
         self.outcome.requested += 1;
-        let file = Pending { stat, replaces };
         match &mut self.contents {
             Contents::Ask {
                 pending, requests, ..
@@ -363,6 +469,11 @@ impl Differ {
     fn note_dirs(&mut self, done: Vec<OpenDir>) -> Result<(), SessionError> {
         for mut dir in done.into_iter().filter(|dir| dir.touched) {
             self.read_attributes(&mut dir.stat)?;
+            if let Some(draft) = self.outcome.listing.as_mut()
+                && !dir.stat.xattrs.is_empty()
+            {
+                draft.set_attributes(&dir.stat.path);
+            }
             self.outcome.dirs.push(dir.stat);
         }
         Ok(())

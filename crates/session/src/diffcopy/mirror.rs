@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use oci::{Digest, DigestHasher};
 use parking_lot::Mutex;
 use pathmatch::PathFilter;
 use rustix::fs::{Mode, OFlags};
@@ -14,6 +15,7 @@ use rustix::io::Errno;
 
 use super::dest::{Dest, NewFile};
 use super::differ::{Contents, Differ, Outcome, Pending};
+use super::listing::Written;
 use super::receive::{ReceiveOptions, SyncStats};
 use crate::error::SessionError;
 use crate::mode;
@@ -30,6 +32,8 @@ const BATCH_FILES: usize = 64;
 const CHUNK_BYTES: usize = 256 << 10;
 /// Bytes the kernel is asked to copy at a time, so that a transfer can be stopped.
 const RANGE_BYTES: usize = 64 << 20;
+/// Files up to this size are digested while they are copied, larger ones when they are there.
+const DIGESTED_BYTES: u64 = 1 << 20;
 
 /// A tree that is read in place.
 #[derive(Clone, Debug)]
@@ -61,6 +65,7 @@ pub fn mirror(
         options,
         failure: Mutex::new(None),
         stop,
+        written: Mutex::default(),
         files: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
     };
@@ -79,7 +84,7 @@ pub fn mirror(
     if let Some(failure) = copying.failure.lock().take() {
         return Err(failure);
     }
-    copying.complete(compared?)
+    copying.complete(compared?, dest)
 }
 
 struct Copying<'a> {
@@ -89,6 +94,8 @@ struct Copying<'a> {
     options: ReceiveOptions,
     failure: Mutex<Option<SessionError>>,
     stop: &'a AtomicBool,
+    /// Content of entries of the listing that is made.
+    written: Mutex<Vec<Written>>,
     files: AtomicU64,
     bytes: AtomicU64,
 }
@@ -166,14 +173,22 @@ impl Copying<'_> {
     fn copy(&self, dest: &mut Dest, file: &Pending) -> Result<(), SessionError> {
         let source = self.open(&file.stat.path)?;
         let target = dest.create(&file.stat, file.replaces)?;
+        let digested = file.entry.is_some();
         let copied = match &source {
-            Some(source) => self.copy_content(source, &target, &file.stat),
+            Some(source) => self.copy_content(source, &target, &file.stat, digested),
             // As for senders: what has vanished since, or has no content, is empty.
-            None => Ok(0),
+            None => Ok((0, digested.then(|| Digest::of(b"")))),
         };
         match copied {
-            Ok(bytes) => {
+            Ok((bytes, content)) => {
                 dest.finish(target, &file.stat)?;
+                if let (Some(entry), Some(content)) = (file.entry, content) {
+                    self.written.lock().push(Written {
+                        entry,
+                        content,
+                        bytes,
+                    });
+                }
                 self.files.fetch_add(1, Ordering::Relaxed);
                 let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
                 if let Some(progress) = &self.options.progress {
@@ -197,27 +212,61 @@ impl Copying<'_> {
         }
     }
 
-    /// Gives the number of bytes.
+    /// Gives the number of bytes, and their digest if it is wanted.
     fn copy_content(
         &self,
         source: &OwnedFd,
         target: &NewFile,
         stat: &FileStat,
-    ) -> Result<u64, SessionError> {
+        digested: bool,
+    ) -> Result<(u64, Option<Digest>), SessionError> {
         let found = rustix::fs::fstat(source)
             .map_err(|error| of_source(self.failed("stat", &stat.path, error.into())))?;
         let size = found.st_size.max(0) as u64;
+        let failed = |error| self.failed("copy", &stat.path, error);
+        if digested && size <= DIGESTED_BYTES {
+            let mut hasher = DigestHasher::new();
+            let copied = self.copy_by_hand(source, target, size, 0, Some(&mut hasher));
+            return Ok((copied.map_err(failed)?, Some(hasher.finish())));
+        }
+        let copied = self.copy_whole(source, target, size).map_err(failed)?;
+        // What was written counts, which is what the source had at that moment.
+        let content = digested.then(|| self.digest(target)).transpose();
+        let content = content.map_err(failed)?;
+        Ok((copied, content))
+    }
+
+    fn copy_whole(&self, source: &OwnedFd, target: &NewFile, size: u64) -> io::Result<u64> {
         // Shared blocks where the file system has them: no byte is copied.
         if size > 0 && rustix::fs::ioctl_ficlone(target.descriptor(), source).is_ok() {
-            return Ok(size);
+            return Ok(rustix::fs::fstat(target.descriptor())?.st_size.max(0) as u64);
         }
-        let by_kernel = self.copy_by_kernel(source, target, size);
-        let done = by_kernel.map_err(|error| self.failed("copy", &stat.path, error))?;
+        let done = self.copy_by_kernel(source, target, size)?;
         if size > 0 && done == size {
             return Ok(done);
         }
-        let rest = self.copy_by_hand(source, target, size, done);
-        rest.map_err(|error| self.failed("copy", &stat.path, error))
+        self.copy_by_hand(source, target, size, done, None)
+    }
+
+    /// The digest of what was written to a file.
+    fn digest(&self, target: &NewFile) -> io::Result<Digest> {
+        let mut hasher = DigestHasher::new();
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let mut done = 0;
+        loop {
+            if self.is_stopped() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            match rustix::io::pread(target.descriptor(), &mut chunk, done) {
+                Ok(0) => return Ok(hasher.finish()),
+                Ok(read) => {
+                    hasher.update(&chunk[..read]);
+                    done += read as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// As much as the kernel copies by itself: nothing between file systems that cannot.
@@ -246,6 +295,7 @@ impl Copying<'_> {
         target: &NewFile,
         size: u64,
         mut done: u64,
+        mut hasher: Option<&mut DigestHasher>,
     ) -> io::Result<u64> {
         let mut chunk = vec![0; CHUNK_BYTES.min(size.max(4096) as usize)];
         while (size == 0 || done < size) && !self.is_stopped() {
@@ -258,6 +308,9 @@ impl Copying<'_> {
                 Err(error) => return Err(error.into()),
             };
             let mut rest = &chunk[..read];
+            if let Some(hasher) = &mut hasher {
+                hasher.update(rest);
+            }
             while !rest.is_empty() {
                 match rustix::io::write(target.descriptor(), rest) {
                     Ok(0) => return Err(Errno::IO.into()),
@@ -275,7 +328,7 @@ impl Copying<'_> {
     }
 
     /// All content is there: links, then directories from the deepest up.
-    fn complete(&self, outcome: Outcome) -> Result<SyncStats, SessionError> {
+    fn complete(&self, outcome: Outcome, root: &Path) -> Result<SyncStats, SessionError> {
         if self.is_stopped() {
             return Err(SessionError::Canceled);
         }
@@ -285,6 +338,14 @@ impl Copying<'_> {
         }
         for dir in &outcome.dirs {
             dest.finish_dir(dir)?;
+        }
+        if let (Some(on_listing), Some(mut draft)) = (&self.options.on_listing, outcome.listing) {
+            for written in self.written.lock().iter() {
+                draft.set_content(written);
+            }
+            if let Some(listing) = draft.finish(root) {
+                on_listing(listing);
+            }
         }
         let bytes = self.bytes.load(Ordering::Relaxed);
         if let Some(progress) = &self.options.progress {

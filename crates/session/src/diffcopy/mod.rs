@@ -24,6 +24,7 @@
 
 mod dest;
 mod differ;
+mod listing;
 mod metadata;
 mod mirror;
 mod order;
@@ -33,9 +34,10 @@ mod writer;
 
 use std::sync::Arc;
 
+pub use listing::{Listed, Listing};
 pub use metadata::{METADATA_FILE, Wanted};
 pub use mirror::{Tree, mirror};
-pub use receive::{Change, ChangeKind, Owner, ReceiveOptions, SyncStats, receive};
+pub use receive::{Change, ChangeKind, OnListing, Owner, ReceiveOptions, SyncStats, receive};
 pub use send::{OUTBOUND_BATCHES, SendOptions, SendStats, send};
 
 /// Told how many bytes went over the wire since the beginning, and at the end once more with `true`.

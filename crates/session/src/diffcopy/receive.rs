@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::Progress;
 use super::differ::{Contents, Differ, Pendings};
+use super::listing::Listing;
 use super::metadata::{METADATA_FILE, Metadata, Wanted};
 use super::writer::{ToWriter, Writer};
 use crate::codec::{Batch, Inbound};
@@ -41,7 +42,15 @@ pub struct ReceiveOptions {
     pub progress: Option<Progress>,
     /// Told of every path that changed, as soon as it is known that it will.
     pub on_change: Option<Arc<dyn Fn(Change<'_>) + Send + Sync>>,
+    /// What the directory holds, if that is known for sure; else it is walked.
+    pub known: Option<Arc<Listing>>,
+    /// Told what the directory holds when all is done, if that is not what was known and can be said
+    /// without walking it.
+    pub on_listing: Option<OnListing>,
 }
+
+/// Is given the listing of a directory.
+pub type OnListing = Arc<dyn Fn(Listing) + Send + Sync>;
 
 impl Default for ReceiveOptions {
     fn default() -> Self {
@@ -53,6 +62,8 @@ impl Default for ReceiveOptions {
             entries_max: 20_000_000,
             progress: None,
             on_change: None,
+            known: None,
+            on_listing: None,
         }
     }
 }
@@ -156,7 +167,8 @@ async fn transfer(
         requests: Batch::new(),
     };
     let differ = Differ::new(dest, options.clone(), contents)?;
-    let writer = Writer::new(differ.dest.another('w'), pending, outbound.clone());
+    let ended = (options.on_listing.clone(), dest.to_owned());
+    let writer = Writer::new(differ.dest.another('w'), pending, outbound.clone(), ended);
     let to_writer = content.clone();
     let mut differ = tokio::task::spawn_blocking(move || differ.run(entries_in, &to_writer));
     let mut writer = tokio::task::spawn_blocking(move || writer.run(content_in));

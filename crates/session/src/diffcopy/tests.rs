@@ -324,3 +324,134 @@ fn noted_paths(root: &Path) -> Vec<String> {
     }
     paths
 }
+
+/// What the directory holds, as the transfer says it, and as a walk says it.
+async fn listed(
+    from: &Path,
+    to: &Path,
+    known: Option<Listing>,
+    in_place: bool,
+) -> (Option<Listing>, SyncStats) {
+    let told = Arc::new(Mutex::new(None));
+    let slot = told.clone();
+    let options = ReceiveOptions {
+        known: known.map(Arc::new),
+        on_listing: Some(Arc::new(move |listing| *slot.lock() = Some(listing))),
+        ..ReceiveOptions::default()
+    };
+    let stats = match in_place {
+        false => {
+            let copied = copy(from, to, SendOptions::default(), options).await;
+            copied.unwrap().1
+        }
+        true => {
+            let tree = Tree {
+                root: Arc::new(fs::File::open(from).unwrap().into()),
+                path: from.to_owned(),
+                filter: PathFilter::default(),
+            };
+            mirror(tree, to, options, &Default::default()).unwrap()
+        }
+    };
+    (told.lock().take(), stats)
+}
+
+/// Changes of every kind, some of them to attributes and links.
+fn change(root: &Path) {
+    fs::remove_dir_all(root.join("a/b")).unwrap();
+    write(root, "a/b", "a file where a directory was");
+    fs::remove_file(root.join("a-b")).unwrap();
+    write(root, "a-b/in", "a directory where a file was");
+    write(root, "a/one", "changed, and so is its other name");
+    fs::remove_file(root.join("fifo")).unwrap();
+    write(root, "n/e/w", "");
+    set_attribute(&root.join("n"), "of a directory");
+    fs::set_permissions(root.join("a/empty"), fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+fn set_attribute(path: &Path, value: &str) {
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(path, "user.test", value.as_bytes(), flags).unwrap();
+}
+
+#[tokio::test]
+async fn a_transfer_says_what_a_walk_would_find() {
+    for in_place in [false, true] {
+        let from = sample();
+        write(from.path(), "large", vec![7u8; 3 << 20]);
+        set_attribute(&from.path().join("large"), "of a file");
+        let to = tempfile::tempdir().unwrap();
+        let (first, _) = listed(from.path(), to.path(), Some(Listing::default()), in_place).await;
+        let first = first.unwrap();
+        assert_eq!(first, Listing::of(to.path()).unwrap(), "{in_place}");
+        change(from.path());
+        let (second, stats) = listed(from.path(), to.path(), Some(first), in_place).await;
+        let second = second.unwrap();
+        assert!(stats.changed > 0 && stats.removed > 0);
+        assert_eq!(second, Listing::of(to.path()).unwrap(), "{in_place}");
+        assert_eq!(listing(from.path()), listing(to.path()));
+        let (third, stats) = listed(from.path(), to.path(), Some(second), in_place).await;
+        assert_eq!(
+            (third, stats.changed),
+            (None, 0),
+            "nothing new is to be said"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_known_is_not_looked_at() {
+    let from = sample();
+    let to = tempfile::tempdir().unwrap();
+    let (known, _) = listed(from.path(), to.path(), Some(Listing::default()), false).await;
+    fs::remove_file(to.path().join("a-b")).unwrap();
+    let (_, stats) = listed(from.path(), to.path(), known, false).await;
+    assert_eq!((stats.changed, stats.files), (0, 0));
+}
+
+#[tokio::test]
+async fn without_a_listing_before_there_is_none_of_what_stayed() {
+    let from = sample();
+    let to = tempfile::tempdir().unwrap();
+    copy_plain(from.path(), to.path()).await;
+    let (none, stats) = listed(from.path(), to.path(), None, false).await;
+    assert_eq!((none, stats.changed), (None, 0));
+}
+
+#[test]
+fn a_listing_survives_its_bytes_and_damaged_bytes_are_none() {
+    let from = sample();
+    set_attribute(&from.path().join("a"), "x");
+    let listing = Listing::of(from.path()).unwrap();
+    let bytes = listing.encode();
+    assert_eq!(Listing::decode(&bytes), Some(listing.clone()));
+    assert_eq!(Listing::decode(&bytes[..bytes.len() - 1]), None);
+    assert_eq!(Listing::decode(&[0xff; 64]), None);
+    for at in 0..listing.entries().len() {
+        let path = &listing.entries()[at].stat.path;
+        assert_eq!(listing.find(path), Some(at));
+        let below = |entry: &&Listed| order::is_below(&entry.stat.path, path);
+        let count = listing.entries().iter().filter(below).count();
+        assert_eq!(listing.end_below(at), at + 1 + count);
+    }
+}
+
+#[test]
+fn the_digest_of_a_listing_is_of_files_and_not_of_their_times_and_names() {
+    let from = sample();
+    let path = from.path().join("a/one");
+    let of = || Listing::of(from.path()).unwrap().digest();
+    let before = of();
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(5);
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(time).unwrap();
+    assert_eq!(of(), before);
+    // Two files that are alike are as good as one with two names.
+    let other = from.path().join("z-link");
+    fs::remove_file(&other).unwrap();
+    fs::copy(&path, &other).unwrap();
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o4751)).unwrap();
+    assert_eq!(of(), before);
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o4750)).unwrap();
+    assert_ne!(of(), before);
+}

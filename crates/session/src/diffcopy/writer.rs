@@ -1,13 +1,16 @@
 //! Writing content as it comes.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use bytes::Bytes;
+use oci::DigestHasher;
 use tokio::sync::mpsc;
 
 use super::dest::{Dest, NewFile};
 use super::differ::{Outcome, Pending, Pendings};
-use super::receive::SyncStats;
+use super::listing::Written;
+use super::receive::{OnListing, SyncStats};
 use crate::codec::Batch;
 use crate::error::SessionError;
 use crate::packet::{FileStat, Packet};
@@ -27,22 +30,41 @@ pub enum ToWriter {
 pub struct Writer {
     dest: Dest,
     pending: Pendings,
-    open: HashMap<u32, (NewFile, FileStat)>,
+    open: HashMap<u32, OpenFile>,
+    written: Vec<Written>,
     stats: SyncStats,
     outcome: Option<Box<Outcome>>,
     outbound: mpsc::UnboundedSender<Batch>,
+    /// Who is told what the directory holds in the end, and where it is.
+    ended: (Option<OnListing>, PathBuf),
+}
+
+/// A file whose content is coming.
+struct OpenFile {
+    file: NewFile,
+    stat: FileStat,
+    /// The number of the entry, and the digest of what came, if a listing is made.
+    listed: Option<(u32, DigestHasher)>,
+    bytes: u64,
 }
 
 impl Writer {
     /// A writer to a view of the destination.
-    pub fn new(dest: Dest, pending: Pendings, outbound: mpsc::UnboundedSender<Batch>) -> Self {
+    pub fn new(
+        dest: Dest,
+        pending: Pendings,
+        outbound: mpsc::UnboundedSender<Batch>,
+        ended: (Option<OnListing>, PathBuf),
+    ) -> Self {
         Writer {
             dest,
             pending,
             open: HashMap::new(),
+            written: Vec::new(),
             stats: SyncStats::default(),
             outcome: None,
             outbound,
+            ended,
         }
     }
 
@@ -52,8 +74,8 @@ impl Writer {
         mut content: mpsc::Receiver<Vec<ToWriter>>,
     ) -> Result<SyncStats, SessionError> {
         let result = self.write_all(&mut content);
-        for (_, (file, stat)) in self.open.drain() {
-            self.dest.abandon(file, &stat);
+        for (_, open) in self.open.drain() {
+            self.dest.abandon(open.file, &open.stat);
         }
         result
     }
@@ -79,7 +101,11 @@ impl Writer {
 
     fn data(&mut self, id: u32, data: &[u8]) -> Result<(), SessionError> {
         if !self.open.contains_key(&id) {
-            let Pending { stat, replaces } = self
+            let Pending {
+                stat,
+                replaces,
+                entry,
+            } = self
                 .pending
                 .lock()
                 .remove(&id)
@@ -90,15 +116,32 @@ impl Writer {
                 )));
             }
             let file = self.dest.create(&stat, replaces)?;
-            self.open.insert(id, (file, stat));
+            let open = OpenFile {
+                file,
+                stat,
+                listed: entry.map(|entry| (entry, DigestHasher::new())),
+                bytes: 0,
+            };
+            self.open.insert(id, open);
         }
         if data.is_empty() {
-            if let Some((file, stat)) = self.open.remove(&id) {
-                self.dest.finish(file, &stat)?;
+            if let Some(open) = self.open.remove(&id) {
+                self.dest.finish(open.file, &open.stat)?;
                 self.stats.files += 1;
+                if let Some((entry, hasher)) = open.listed {
+                    self.written.push(Written {
+                        entry,
+                        content: hasher.finish(),
+                        bytes: open.bytes,
+                    });
+                }
             }
-        } else if let Some((file, stat)) = self.open.get(&id) {
-            self.dest.write(file, stat, data)?;
+        } else if let Some(open) = self.open.get_mut(&id) {
+            self.dest.write(&open.file, &open.stat, data)?;
+            open.bytes += data.len() as u64;
+            if let Some((_, hasher)) = &mut open.listed {
+                hasher.update(data);
+            }
             self.stats.content_bytes += data.len() as u64;
         }
         Ok(())
@@ -113,6 +156,14 @@ impl Writer {
             self.dest.finish_dir(dir)?;
         }
         let _ = self.outbound.send(vec![Packet::Fin.encode()]);
+        if let ((Some(on_listing), root), Some(mut draft)) = (&self.ended, outcome.listing) {
+            for written in &self.written {
+                draft.set_content(written);
+            }
+            if let Some(listing) = draft.finish(root) {
+                on_listing(listing);
+            }
+        }
         Ok(SyncStats {
             entries: outcome.stats.entries,
             changed: outcome.stats.changed,

@@ -20,6 +20,9 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How much of an output is kept for whoever reads it.
 const OUTPUT_BYTES_MAX: usize = 4 << 20;
 
+/// The option for a part of a history.
+const DEPTH: &str = "--depth";
+
 /// The search path when the server has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -72,11 +75,11 @@ pub(super) struct Git<'a> {
 }
 
 /// A file with the keys of known hosts.
-pub(super) struct KnownHosts(tempfile::NamedTempFile);
+struct KnownHosts(tempfile::NamedTempFile);
 
 impl KnownHosts {
     /// Writes the file, unless there is nothing to write.
-    pub(super) fn write(text: &str) -> Result<Option<KnownHosts>> {
+    fn write(text: &str) -> Result<Option<KnownHosts>> {
         if text.is_empty() {
             return Ok(None);
         }
@@ -87,7 +90,7 @@ impl KnownHosts {
 }
 
 /// Options of `ssh`: nobody's configuration, no questions; without known hosts every host is trusted.
-pub(super) fn ssh_options(known_hosts: Option<&KnownHosts>) -> Vec<OsString> {
+fn ssh_options(known_hosts: Option<&KnownHosts>) -> Vec<OsString> {
     let mut options: Vec<OsString> = [
         "-F",
         "/dev/null",
@@ -146,12 +149,27 @@ impl<'a> Git<'a> {
         Ok(String::from_utf8_lossy(&output).into_owned())
     }
 
-    /// Like [`Git::run`], giving the bytes as they are.
+    /// Like [`Git::run`], giving the bytes as they are. A server that gives only whole histories is
+    /// asked for one.
     pub(super) async fn run_raw<S: AsRef<OsStr>>(
         &self,
         place: &Place<'_>,
         args: &[S],
     ) -> Result<Vec<u8>> {
+        let error = match self.run_once(place, args).await {
+            Ok(output) => return Ok(output),
+            Err(error) => error,
+        };
+        let mut whole: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
+        whole.retain(|arg| !arg.as_encoded_bytes().starts_with(DEPTH.as_bytes()));
+        let said = error.to_string();
+        if whole.len() == args.len() || !(said.contains("shallow") || said.contains(DEPTH)) {
+            return Err(error);
+        }
+        self.run_once(place, &whole).await
+    }
+
+    async fn run_once<S: AsRef<OsStr>>(&self, place: &Place<'_>, args: &[S]) -> Result<Vec<u8>> {
         let mut running = Running(Some(self.start(place, args)?));
         let Some(child) = running.0.as_mut() else {
             return Err(Error::internal("git was not started"));

@@ -1,6 +1,6 @@
 //! A commit of a git repository as a layer.
 //!
-//! Repositories are spoken to by the `git` program, or, where there is none, by [`builtin`]. Of each
+//! Repositories are spoken to by the `git` program, or, where that or its `ssh` is missing, by [`builtin`]. Of each
 //! remote a bare repository is kept, so that only new objects travel; each commit that was fetched has
 //! a reference of its own there, which keeps it whatever the remote does with its branches and tags.
 //!
@@ -100,6 +100,7 @@ pub struct GitSource {
     dir: PathBuf,
     layers: LayerStore,
     program: OsString,
+    ssh_program: OsString,
     client: reqwest::Client,
     flights: Arc<Flights<Digest>>,
 }
@@ -121,6 +122,7 @@ impl GitSource {
             dir,
             layers,
             program: "git".into(),
+            ssh_program: "ssh".into(),
             client: registry::web_client()?,
             flights: Arc::default(),
         })
@@ -130,6 +132,14 @@ impl GitSource {
     #[must_use]
     pub fn with_program(mut self, program: impl Into<OsString>) -> Self {
         self.program = program.into();
+        self
+    }
+
+    /// The same with another name for the program by which git reaches hosts over ssh; if there is no
+    /// such program, what is there is fetched without git's either.
+    #[must_use]
+    pub fn with_ssh_program(mut self, program: impl Into<OsString>) -> Self {
+        self.ssh_program = program.into();
         self
     }
 
@@ -244,13 +254,14 @@ impl GitSource {
         })
     }
 
-    /// Git without the program, if that is not there.
+    /// Git without the program, if that is not there or cannot reach the remote.
     fn builtin<'a>(
         &'a self,
         request: &'a GitRequest,
         access: &'a GitAccess,
     ) -> Option<Builtin<'a>> {
-        (!is_installed(&self.program)).then_some(Builtin {
+        let lacks_ssh = || builtin::is_ssh(&request.remote) && !is_installed(&self.ssh_program);
+        (!is_installed(&self.program) || lacks_ssh()).then_some(Builtin {
             dir: &self.dir,
             flights: &self.flights,
             client: &self.client,

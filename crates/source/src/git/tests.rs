@@ -335,3 +335,58 @@ fn a_name_is_a_branch_before_it_is_a_tag() {
     let head = "ref: refs/heads/trunk\tHEAD\nabc\tHEAD\n";
     assert_eq!(default_branch(head).as_deref(), Some("trunk"));
 }
+
+/// A web server that knows nothing of git: it gives files.
+fn serve_files(root: PathBuf) -> std::net::SocketAddr {
+    use std::io::{BufRead, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(std::result::Result::ok) {
+            let lines = std::io::BufReader::new(stream.try_clone().unwrap()).lines();
+            let lines: Vec<String> = lines
+                .map_while(std::result::Result::ok)
+                .take_while(|line| !line.is_empty())
+                .collect();
+            let target = lines.first().and_then(|line| line.split(' ').nth(1));
+            let path = target
+                .unwrap_or("/")
+                .split('?')
+                .next()
+                .unwrap_or("/")
+                .to_owned();
+            let (status, body) = match std::fs::read(root.join(path.trim_start_matches('/'))) {
+                Ok(body) => ("200 OK", body),
+                Err(_) => ("404 Not Found", Vec::new()),
+            };
+            let length = body.len();
+            let head = format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+            );
+            let _ = stream
+                .write_all(head.as_bytes())
+                .and_then(|()| stream.write_all(&body));
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_server_of_plain_files_gives_whole_histories() {
+    let site = site();
+    site.put("f", "1");
+    site.commit("first");
+    site.git(&["tag", "-a", "-m", "one", "v1"]);
+    site.put("f", "2");
+    site.commit("second");
+    site.git(&["update-server-info"]);
+    let address = serve_files(site.work());
+    for (reference, expected) in [("", "2"), ("v1", "1")] {
+        let request = GitRequest {
+            remote: format!("http://{address}/.git"),
+            ..site.request(reference)
+        };
+        let (_, files) = site.take(&request).await.unwrap();
+        assert_eq!(read(&files, "f").as_deref(), Some(expected));
+    }
+}

@@ -24,8 +24,12 @@ pub(super) fn file_name(request: &HttpRequest, disposition: Option<&HeaderValue>
     safe_name(&percent_decoded(last.unwrap_or_default()))
 }
 
-/// The `filename` of a `Content-Disposition`; the extended form with a character set comes first.
+/// The `filename` of a `Content-Disposition`; the extended form with a character set comes first. A
+/// value whose quotes do not end has none.
 fn disposition_name(value: &str) -> Option<String> {
+    if has_open_quote(value) {
+        return None;
+    }
     let mut plain = None;
     for parameter in split_parameters(value).into_iter().skip(1) {
         let Some((key, value)) = parameter.split_once('=') else {
@@ -45,6 +49,17 @@ fn disposition_name(value: &str) -> Option<String> {
         }
     }
     plain.filter(|name| !name.is_empty())
+}
+
+fn has_open_quote(value: &str) -> bool {
+    let (mut quoted, mut escaped) = (false, false);
+    for c in value.chars() {
+        if c == '"' && !escaped {
+            quoted = !quoted;
+        }
+        escaped = quoted && c == '\\' && !escaped;
+    }
+    quoted
 }
 
 /// Splits at semicolons outside of quotes.

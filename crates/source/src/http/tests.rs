@@ -297,5 +297,7 @@ fn names_come_from_the_request_the_server_or_the_address() {
     let both = "attachment; filename=plain; filename*=UTF-8''a%C3%A4";
     assert_eq!(name("http://h/a", "", both), "aä");
     assert_eq!(name("http://h/a", "", "attachment; filename=d/"), "a");
+    let open = r#"attachment; filename="x"#;
+    assert_eq!(name("http://h/a", "", open), "a");
     assert_eq!(name("http://h/%2e%2e", "", ""), "download");
 }

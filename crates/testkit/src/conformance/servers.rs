@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use super::bases::Bases;
 use super::case::WebRule;
-use super::http::{Answer, Request, serve};
 use super::tree::sha256;
+use crate::web::{Answer, Request, serve};
 
 /// Where the registry listens.
 pub const REGISTRY_PORT: u16 = 5555;

@@ -3,17 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use super::bench::{Bench, Builder};
-use super::server::{Program, Server};
 use super::servers::REGISTRY_PORT;
-use crate::{Engine, EngineOptions, Lab, Peers, Release, Tool};
+use crate::{BuildServer, Engine, EngineOptions, Lab, Peers, Release, ServerSetup, Tool};
 
 /// A lab with a bench and builders. The thread that opens it is in its network from then on, and so
 /// are the threads it starts.
 pub struct Yard {
     /// Where cases are built and compared.
     pub bench: Bench,
-    server: Option<Server>,
-    stock_server: Option<Server>,
+    server: Option<BuildServer>,
+    stock_server: Option<BuildServer>,
     engine: Option<Engine>,
     lab: Lab,
 }
@@ -44,9 +43,15 @@ impl Yard {
         lab.enter_network();
         let bench = Bench::open(&lab.subdirectory("bench"));
         let configuration = bench.server_configuration();
-        let start = |program| Server::start(&lab, program, &configuration);
-        let server = executable.map(|path| start(Program::Ours(path)));
-        let stock_server = buildkitd.map(|path| start(Program::Stock(path)));
+        let configuration = configuration.to_str().expect("a path in UTF-8");
+        let start = |setup: ServerSetup| {
+            let setup = setup.in_lab(&lab);
+            setup.args(&["--config", configuration]).start()
+        };
+        let server =
+            executable.map(|path| start(ServerSetup::new(path, &lab.subdirectory("server"))));
+        let stock_server = buildkitd
+            .map(|path| start(ServerSetup::stock(path, &lab.subdirectory("stock-server"))));
         let mirror = format!("http://127.0.0.1:{REGISTRY_PORT}");
         let engine = engine.then(|| {
             let options = EngineOptions {
@@ -106,11 +111,14 @@ impl Yard {
 
     /// What our server wrote.
     pub fn server_log(&self) -> String {
-        self.server.as_ref().map(Server::log).unwrap_or_default()
+        self.server
+            .as_ref()
+            .map(BuildServer::log)
+            .unwrap_or_default()
     }
 }
 
-fn remote(client: Tool, server: &Server) -> Builder {
+fn remote(client: Tool, server: &BuildServer) -> Builder {
     let name = "corpus";
     client.ok(&[
         "create",
@@ -118,7 +126,7 @@ fn remote(client: Tool, server: &Server) -> Builder {
         name,
         "--driver",
         "remote",
-        server.address(),
+        &server.address(),
     ]);
     Builder {
         client,

@@ -2,6 +2,7 @@
 
 use testkit::Tool;
 
+use super::site::{Repositories, Web};
 use super::{Built, Matrix, alike, told, tree};
 use crate::workshop::text;
 
@@ -130,6 +131,22 @@ const RECIPES: &[Recipe] = &[
         "FROM base AS s\nRUN mkdir -p /w/d && echo f >/w/d/f && tar -C /w -czf /x.tgz d\nFROM scratch\nADD top.txt /t/\nCOPY --from=s /x.tgz /kept/\n",
     ),
     recipe(
+        "files of the web",
+        "FROM scratch\nADD http://127.0.0.1:5557/plain /w/\nADD http://127.0.0.1:5557/named http://127.0.0.1:5557/dir/plain.txt /w/\nADD --chmod=640 --chown=7:8 http://127.0.0.1:5557/moved /w/renamed\n",
+    ),
+    recipe(
+        "a file of the web that is another",
+        "FROM scratch\nADD --checksum=sha256:0000000000000000000000000000000000000000000000000000000000000000 http://127.0.0.1:5557/plain /w/\n",
+    ),
+    recipe(
+        "repositories",
+        "FROM scratch\nADD http://127.0.0.1:8418/part.git /whole\nADD http://127.0.0.1:8418/r.git#v1:dir /v1\nADD --chown=7:8 http://127.0.0.1:8418/inner.git#main /inner/\n",
+    ),
+    recipe(
+        "a branch that is not there",
+        "FROM scratch\nADD http://127.0.0.1:8418/inner.git#nonesuch /x\n",
+    ),
+    recipe(
         "what is on build",
         "FROM base AS s\nONBUILD RUN echo x >/never\nFROM scratch\nCOPY --from=s /etc/passwd /p\n",
     ),
@@ -138,8 +155,9 @@ const RECIPES: &[Recipe] = &[
 #[test]
 fn matrix_dockerfiles_by_the_stock_client() {
     let matrix = Matrix::start(&[]);
+    let (_web, _repositories) = (Web::start(), Repositories::start(&matrix));
     let stock = matrix.shop.stock().env("RECIPE_SECRET", "iron hoops");
-    let far = format!("unix://{}", matrix.server.socket.display());
+    let far = matrix.server.address();
     stock.ok(&["create", "--name", "far", "--driver", "remote", &far]);
     let context = matrix.shop.context("recipes", CONTEXT);
     for entry in [

@@ -6,7 +6,7 @@ use super::graph::{Llb, Step};
 use super::{Case, Matrix};
 
 /// Both servers grant what steps ask for here.
-const ALLOW: &[&str] = &[
+pub const ALLOW: &[&str] = &[
     "--allow-insecure-entitlement=network.host",
     "--allow-insecure-entitlement=security.insecure",
 ];
@@ -191,6 +191,51 @@ fn matrix_processes_see_the_same_machine() {
             "the cgroup it is in",
             "cut -d: -f1 /proc/self/cgroup | sort | tail -1 >/out/n",
             |step| step.change(|exec| exec.cgroup_parent = "/matrix".into()),
+        ),
+    ];
+    matrix.compare(&cases);
+}
+
+#[test]
+fn matrix_processes_with_more_rights() {
+    let matrix = Matrix::start(ALLOW);
+    let insecure = |name: &str, script: &str| {
+        let case = step_case(&matrix, name, script, |step| {
+            step.change(|exec| exec.security = SecurityMode::Insecure)
+        });
+        case.flags(&["--allow", "security.insecure"])
+    };
+    let host = |name: &str, script: &str| {
+        let case = step_case(&matrix, name, script, |step| {
+            step.change(|exec| exec.network = NetMode::Host)
+        });
+        case.flags(&["--allow", "network.host"])
+    };
+    let cases = vec![
+        insecure(
+            "insecure: capabilities",
+            "grep -e Cap -e NoNewPrivs -e Seccomp: /proc/self/status >/out/status",
+        ),
+        insecure(
+            "insecure: masked and read-only paths",
+            "for p in /proc/kcore /proc/keys /proc/timer_list /sys/firmware /proc/sys /proc/irq; do grep -c \" $p \" /proc/mounts; done >/out/seen || true; \
+             grep -e ' /sys ' -e ' /sys/fs/cgroup ' /proc/mounts | cut -d' ' -f2-4 | cut -d, -f1 >/out/sys",
+        ),
+        insecure(
+            "insecure: mounts and devices",
+            "mount -t tmpfs x /tmp; touch /tmp/x; umount /tmp; ls /tmp >/out/left; mknod /out/disk b 7 0; hostname other; hostname >/out/name",
+        ),
+        insecure(
+            "insecure: limits",
+            "ulimit -n >/out/n; umask >/out/umask; stat -c '%a %t:%T' /dev/null /dev/full /dev/loop-control /dev/loop0 /dev/fuse >/out/dev 2>/dev/null || true",
+        ),
+        host(
+            "network of the host",
+            "cut -d: -f1 /proc/net/dev | tail -n +3 | grep -v veth | sort >/out/links; wget -q -O /out/registry http://127.0.0.1:5000/v2/",
+        ),
+        host(
+            "names with the network of the host",
+            "cat /etc/hosts >/out/hosts; hostname >/out/name; cat /etc/resolv.conf >/out/resolv",
         ),
     ];
     matrix.compare(&cases);

@@ -6,6 +6,7 @@ use llb::{
     CopyAction, Edge, ExecOp, FileAction, FileActionKind, FileOp, Graph, GraphBuilder, MkDirAction,
     MkFileAction, Mount, MountKind, Op, SourceOp, VertexMeta,
 };
+use oci::Platform;
 
 /// A graph being made.
 pub struct Llb {
@@ -65,12 +66,20 @@ impl Llb {
     }
 
     pub fn source(&mut self, identifier: &str, attrs: &[(&str, &str)]) -> Edge {
-        let attrs: BTreeMap<String, String> = attrs
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect();
-        let identifier = identifier.to_owned();
-        self.add(Op::Source(SourceOp { identifier, attrs }), Vec::new())
+        self.add(Op::Source(source_op(identifier, attrs)), Vec::new())
+    }
+
+    /// The same for a platform.
+    pub fn source_for(
+        &mut self,
+        platform: Platform,
+        identifier: &str,
+        attrs: &[(&str, &str)],
+    ) -> Edge {
+        let op = Op::Source(source_op(identifier, attrs));
+        let meta = VertexMeta::default();
+        self.builder
+            .add(op, Vec::new(), Some(platform), meta, Vec::new())
     }
 
     pub fn base(&mut self) -> Edge {
@@ -171,6 +180,17 @@ impl Llb {
             ..MkFileAction::default()
         };
         self.file(input, None, FileActionKind::MkFile(action))
+    }
+}
+
+fn source_op(identifier: &str, attrs: &[(&str, &str)]) -> SourceOp {
+    let attrs: BTreeMap<String, String> = attrs
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect();
+    SourceOp {
+        identifier: identifier.to_owned(),
+        attrs,
     }
 }
 

@@ -319,7 +319,7 @@ fn matrix_links_in_a_context_lead_nowhere_outside() {
 }
 
 /// A tar of entries: type flag, name, link target.
-fn tar(entries: &[(u8, &str, &str)]) -> Vec<u8> {
+pub fn tar(entries: &[(u8, &str, &str)]) -> Vec<u8> {
     let mut all = Vec::new();
     for (kind, name, target) in entries {
         let data: &[u8] = if *kind == b'0' {

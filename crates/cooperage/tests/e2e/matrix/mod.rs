@@ -5,38 +5,46 @@
 //! their result is what is compared: names, kinds, modes, owners, links, contents, and times where
 //! they are not "now".
 
+mod build_op;
 mod cache;
 mod dockerfile;
 mod exec;
 mod file;
+mod git;
 mod graph;
 mod hostile;
+mod http;
+mod images;
 mod network;
-mod secrets;
-mod server;
+pub mod secrets;
+mod site;
 mod sources;
 mod tree;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use llb::{Edge, Graph};
 use proto::prost::Message;
-use testkit::{Output, Registry, Release, Tool};
+use testkit::{BuildServer, Output, Registry, Release, ServerSetup, Tool};
 
 use crate::workshop::{Workshop, executable, text};
 use graph::Llb;
-use server::Server;
+
+/// Names another BuildKit to compare with than the Engine's own.
+const STOCK: &str = "COOPERAGE_STOCK_BUILDKITD";
 
 /// Both servers, and what the cases build from.
 pub struct Matrix {
     pub shop: Workshop,
     pub ours: Peer,
     pub stock: Option<Peer>,
-    pub server: Server,
-    _registry: Registry,
+    pub server: BuildServer,
+    /// Another BuildKit than the Engine's.
+    other: Option<BuildServer>,
+    pub registry: Registry,
     pub base: String,
     started: u64,
 }
@@ -54,7 +62,11 @@ pub struct Case {
     flags: Vec<String>,
     /// Whether only that both fail is compared, the reasons being told in other words on purpose.
     own_words: bool,
+    look: Option<Look>,
 }
+
+/// Lines about the directory of a result, from the list of what is in it.
+type Look = fn(&Path, Vec<String>) -> Vec<String>;
 
 impl Case {
     pub fn new(name: &str, graph: Graph) -> Case {
@@ -63,6 +75,7 @@ impl Case {
             graph,
             flags: Vec::new(),
             own_words: false,
+            look: None,
         }
     }
 
@@ -79,6 +92,12 @@ impl Case {
         self
     }
 
+    /// What is compared is what this sees of the result.
+    pub fn seen_by(mut self, look: Look) -> Case {
+        self.look = Some(look);
+        self
+    }
+
     pub fn flags(mut self, flags: &[&str]) -> Case {
         self.flags
             .extend(flags.iter().map(|flag| (*flag).to_owned()));
@@ -90,50 +109,119 @@ impl Case {
 pub type Built = Result<Vec<String>, String>;
 
 impl Matrix {
-    /// Our server beside the newest Engine, whose image store can do merge and diff.
+    /// Our server beside the newest Engine, whose image store can do merge and diff; or beside another
+    /// BuildKit, whose `buildkitd` is named by `$COOPERAGE_STOCK_BUILDKITD`.
     pub fn start(flags: &[&str]) -> Matrix {
-        let mut matrix = Self::alone(Release::NewestContainerd, flags);
-        let directory = matrix.shop.lab.subdirectory("stock-peer");
-        let socket = directory.join("grpc.sock");
-        testkit::serve_build_server(&matrix.shop.engine, &socket);
-        matrix.stock = Some(Peer::new(&socket, directory));
-        matrix
+        Self::alone(Release::NewestContainerd, flags).beside_stock()
+    }
+
+    fn beside_stock(mut self) -> Matrix {
+        let directory = self.shop.lab.subdirectory("stock-peer");
+        let address = if let Some(buildkitd) = std::env::var_os(STOCK) {
+            let config = text(&self.shop.lab.directory().join("buildkitd.toml"));
+            let setup = ServerSetup::stock(Path::new(&buildkitd), &directory);
+            let setup = setup.args(&["--config", &config]);
+            let server = setup.args(exec::ALLOW).start();
+            let address = server.address();
+            self.other = Some(server);
+            address
+        } else {
+            let socket = directory.join("grpc.sock");
+            testkit::serve_build_server(&self.shop.engine, &socket);
+            format!("unix://{}", text(&socket))
+        };
+        self.stock = Some(Peer::new(&address, directory));
+        self
     }
 
     /// Only our server.
     pub fn alone(release: Release, flags: &[&str]) -> Matrix {
-        let shop = Workshop::with(release);
+        let shop = Workshop::granting(release);
         let registry = shop.registry();
         let base = format!("{}/busybox:latest", registry.address());
         let config = text(&shop.plain_http(&registry));
-        let mut all = vec!["--config", &config];
+        let mut all = vec!["--debug", "--config", &config];
         all.extend_from_slice(flags);
-        let server = Server::start(&shop, &all);
-        let ours = Peer::new(&server.socket, shop.lab.subdirectory("our-peer"));
+        let server = crate::workshop::server(&shop.lab).args(&all).start();
+        let ours = Peer::new(&server.address(), shop.lab.subdirectory("our-peer"));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         Matrix {
             shop,
             ours,
             stock: None,
             server,
-            _registry: registry,
+            other: None,
+            registry,
             base,
             started: now.as_secs() - 2,
         }
     }
 
+    /// One more of our servers, with these variables, and its client.
+    pub fn another(&self, name: &str, environment: &[(&str, &str)]) -> (BuildServer, Peer) {
+        let config = text(&self.shop.lab.directory().join("buildkitd.toml"));
+        let directory = self.shop.lab.subdirectory(name);
+        let mut setup = ServerSetup::new(&executable(), &directory).args(&["--config", &config]);
+        for (name, value) in environment {
+            setup = setup.env(name, value);
+        }
+        let server = setup.start();
+        let peer = Peer::new(
+            &server.address(),
+            self.shop.lab.subdirectory(&format!("{name}-peer")),
+        );
+        (server, peer)
+    }
+
     /// Builds the cases on both servers; every difference is told at the end.
     pub fn compare(&self, cases: &[Case]) {
+        self.compare_all(&[("", &self.ours)], cases);
+    }
+
+    /// Builds the cases on several of our servers (by what is special about each) and on stock.
+    pub fn compare_all(&self, all: &[(&str, &Peer)], cases: &[Case]) {
         let stock = self.stock.as_ref().expect("a server to compare with");
         let mut differences = Vec::new();
         for case in cases {
-            let (ours, theirs) = (self.ours.tree(case, self), stock.tree(case, self));
-            let both_fail = case.own_words && ours.is_err() && theirs.is_err();
-            if !both_fail && !alike(&ours, &theirs) {
-                differences.push(told(&case.name, &ours, &theirs));
+            let theirs = stock.tree(case, self);
+            for (special, peer) in all {
+                let ours = peer.tree(case, self);
+                let both_fail = case.own_words && ours.is_err() && theirs.is_err();
+                assert!(!is_gone(&theirs), "{}: {}", case.name, self.stock_log());
+                if !both_fail && !alike(&ours, &theirs) {
+                    differences.push(told(&format!("{} {special}", case.name), &ours, &theirs));
+                }
             }
         }
         assert!(differences.is_empty(), "{}", differences.join("\n"));
+    }
+
+    /// Builds on ours and on stock, if there is one, where both must have this outcome: of a failure,
+    /// what the client says contains the text.
+    pub fn compare_to(&self, case: &Case, expected: Result<&[&str], &str>) {
+        for peer in std::iter::once(&self.ours).chain(&self.stock) {
+            let built = peer.tree(case, self);
+            assert!(!is_gone(&built), "{}: {}", case.name, self.stock_log());
+            let fits = match (&built, expected) {
+                (Ok(tree), Ok(lines)) => {
+                    let same = |(a, b): (&String, &&str)| same_line(a, b);
+                    tree.len() == lines.len() && tree.iter().zip(lines).all(same)
+                }
+                (Err(said), Err(text)) => said.contains(text),
+                _ => false,
+            };
+            assert!(fits, "{}: {built:#?} and not {expected:#?}", case.name);
+        }
+    }
+
+    /// What stock wrote last.
+    fn stock_log(&self) -> String {
+        let log = match &self.other {
+            Some(server) => server.log(),
+            None => self.shop.engine.log(),
+        };
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
     }
 
     /// Builds on ours and returns what is in the result's files, as `path: content` of text files.
@@ -143,11 +231,11 @@ impl Matrix {
 }
 
 impl Peer {
-    fn new(socket: &std::path::Path, directory: PathBuf) -> Peer {
+    fn new(address: &str, directory: PathBuf) -> Peer {
         let client = Tool::new(executable(), &directory)
             .arg("buildctl")
             .arg("--addr")
-            .arg(&format!("unix://{}", socket.display()))
+            .arg(address)
             .env("MATRIX_SECRET", "from the environment");
         Peer { client, directory }
     }
@@ -192,8 +280,12 @@ impl Peer {
         if output.code != 0 {
             return Err(output.stderr);
         }
-        let tree = tree::of_archive(&archive, &self.directory.join("result"), matrix.started);
-        Ok(tree)
+        let directory = self.directory.join("result");
+        let tree = tree::of_archive(&archive, &directory, matrix.started);
+        Ok(match case.look {
+            Some(look) => look(&directory, tree),
+            None => tree,
+        })
     }
 }
 
@@ -216,6 +308,12 @@ fn alike(ours: &Built, stock: &Built) -> bool {
         (Err(ours), Err(stock)) => error_line(ours) == error_line(stock),
         _ => false,
     }
+}
+
+/// Whether there was no answer at all, which would pass for a failure.
+fn is_gone(built: &Built) -> bool {
+    let gone = ["transport error", "Broken pipe", "Connection refused"];
+    matches!(built, Err(said) if gone.iter().any(|words| error_line(said).contains(words)))
 }
 
 /// Stock gives a directory its time and then changes what is in it, so the time it has is that of the

@@ -6,7 +6,7 @@ use super::{Case, Matrix};
 
 /// A machine that the lab's network reaches and that knows no way back to steps: it sees whoever
 /// asks it, so only who comes masqueraded is answered. It serves what it sees as a page.
-const FAR: &str = "unshare --net sh -c 'echo $$ >\"$1/pid\"; until ip link show far1 >/dev/null 2>&1; do sleep 0.05; done; \
+const FAR: &str = "unshare --net sh -c 'readlink /proc/self/ns/net >\"$1/namespace\"; echo $$ >\"$1/pid\"; until ip link show far1 >/dev/null 2>&1; do sleep 0.05; done; \
     ip addr add 198.51.100.2/24 dev far1; ip link set far1 up; mkdir -p \"$1/cgi-bin\"; \
     printf \"#!/bin/sh\\necho; echo seen \\$REMOTE_ADDR\\n\" >\"$1/cgi-bin/who\"; chmod 755 \"$1/cgi-bin/who\"; \
     echo ready >\"$1/ready\"; exec \"$2\" httpd -f -p 198.51.100.2:80 -h \"$1\"' far \"$1\" \"$2\" & \
@@ -132,6 +132,48 @@ fn matrix_steps_on_a_bridge_have_a_network_of_their_own_and_reach_others_masquer
     );
 }
 
+/// The far machine's network namespace, by a process in it.
+fn namespace_of_far(matrix: &Matrix) -> std::path::PathBuf {
+    let name = matrix.shop.lab.subdirectory("far").join("namespace");
+    let name = std::fs::read_to_string(name).unwrap();
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut namespaces = processes.map(|process| process.path().join("ns/net"));
+    let is_it = |path: &std::path::PathBuf| {
+        std::fs::read_link(path).is_ok_and(|link| link.to_str() == Some(name.trim()))
+    };
+    namespaces.find(is_it).expect("the far machine runs")
+}
+
+#[test]
+fn matrix_steps_on_a_bridge_resolve_names_and_reach_what_they_stand_for() {
+    let mut matrix = Matrix::alone(testkit::Release::Debian, &[]);
+    let _far = start_far(&matrix);
+    let far = std::net::Ipv4Addr::new(198, 51, 100, 2);
+    testkit::serve_names(&namespace_of_far(&matrix), far, "barrels.far.test", far);
+    let config = matrix.shop.lab.directory().join("buildkitd.toml");
+    let mut lines = std::fs::read_to_string(&config).unwrap();
+    lines += &format!(
+        "[worker.oci]\n  networkMode = \"bridge\"\n\
+         [dns]\n  nameservers = [\"{far}\"]\n  searchDomains = [\"far.test\"]\n"
+    );
+    std::fs::write(&config, lines).unwrap();
+    matrix.server.kill_and_restart(&[]);
+    let script = "cat /etc/resolv.conf >/out/resolver; \
+                  wget -q -O /out/full http://barrels.far.test/cgi-bin/who; \
+                  wget -q -O /out/short http://barrels/cgi-bin/who; \
+                  if nslookup nothing.far.test >/out/nothing; then exit 9; fi";
+    let built = matrix.build(&case(&matrix, "names", script, NetMode::Unset));
+    let built = built.unwrap().join("\n");
+    for expected in [
+        "nameserver 198.51.100.2\\n",
+        "/full 644 0:0 @now \"seen 198.51.100.1\\n\"",
+        "/short 644 0:0 @now \"seen 198.51.100.1\\n\"",
+        "NXDOMAIN",
+    ] {
+        assert!(built.contains(expected), "{expected}: {built}");
+    }
+}
+
 #[test]
 fn matrix_a_bridge_takes_a_network_that_nobody_has_and_survives_a_killed_server() {
     let mut matrix = Matrix::alone(testkit::Release::Debian, &[]);
@@ -157,9 +199,8 @@ fn matrix_a_bridge_takes_a_network_that_nobody_has_and_survives_a_killed_server(
                 .success()
         );
     }
-    matrix.server.add_flag("--oci-worker-net=bridge");
-    for turn in 0..2 {
-        matrix.server.kill_and_restart();
+    for (turn, more) in [&["--oci-worker-net=bridge"][..], &[]].iter().enumerate() {
+        matrix.server.kill_and_restart(more);
         let script = format!(
             "ip route >/out/routes; wget -q -O /out/registry http://10.88.0.1:5000/v2/; : {turn}"
         );

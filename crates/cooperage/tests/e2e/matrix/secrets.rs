@@ -120,14 +120,14 @@ fn matrix_secrets() {
 }
 
 /// `ssh-agent` with one key; ended when dropped.
-struct Agent {
+pub struct Agent {
     process: Child,
-    socket: String,
+    pub socket: String,
     key: String,
 }
 
 impl Agent {
-    fn start(directory: &Path) -> Agent {
+    pub fn start(directory: &Path) -> Agent {
         let socket = text(&directory.join("agent.sock"));
         let process = Command::new("ssh-agent")
             .args(["-D", "-a", &socket])
@@ -170,7 +170,7 @@ impl Drop for Agent {
 }
 
 /// A folder with a program of this machine and the libraries it needs, at their places.
-fn with_libraries(program: &str, directory: &Path) {
+pub fn with_libraries(program: &str, directory: &Path) {
     let listed = Command::new("ldd").arg(program).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
     let libraries = listed
@@ -327,13 +327,13 @@ fn matrix_secrets_are_nowhere_on_disk_after_builds_that_end_well_fail_or_are_kil
     let mut running = matrix.ours.start(&killed, "");
     matrix.build(&seen).unwrap();
     let mut found = Vec::new();
-    found_below(&matrix.server.state(), needle.as_bytes(), &mut found);
+    found_below(&matrix.server.root(), needle.as_bytes(), &mut found);
     assert!(found.is_empty(), "while a step has it: {found:?}");
-    matrix.server.kill_and_restart();
+    matrix.server.kill_and_restart(&[]);
     let _ = running.kill();
     let _ = running.wait();
     matrix.build(&well).unwrap();
-    found_below(&matrix.server.state(), needle.as_bytes(), &mut found);
+    found_below(&matrix.server.root(), needle.as_bytes(), &mut found);
     assert!(found.is_empty(), "afterwards: {found:?}");
     assert!(!matrix.server.log().contains(needle));
     assert!(!matrix.server.abort(), "the server's memory was dumped");

@@ -1,13 +1,15 @@
-//! Which files get lines that end as on Windows: the part of `.gitattributes` that changes what is
-//! checked out.
+//! Which files get lines that end as on Windows, and which their own name: the part of
+//! `.gitattributes` that changes what is checked out.
 //!
-//! Not heeded: `filter` (a filter is a program, and none is configured), `ident` and
-//! `working-tree-encoding`.
+//! Not heeded: `filter` (a filter is a program, and none is configured) and `working-tree-encoding`.
 //!
 //! Format: <https://git-scm.com/docs/gitattributes>.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::sync::Arc;
+
+use super::object::Oid;
 
 /// How long a pattern is compared; one that takes longer was made for that.
 const STEPS_MAX: u32 = 100_000;
@@ -22,6 +24,14 @@ pub(super) enum LineEnds {
     Crlf,
     /// With a carriage return if the file is text with none.
     CrlfIfText,
+}
+
+/// How what is checked out differs from what is in the repository.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Conversion {
+    pub(super) line_ends: LineEnds,
+    /// Whether `$Id$` becomes the name of the content.
+    pub(super) ident: bool,
 }
 
 /// What the attribute `text` says.
@@ -49,6 +59,7 @@ struct Rule {
     text: Option<Option<Text>>,
     /// Whether lines end with a carriage return.
     eol: Option<Option<bool>>,
+    ident: Option<bool>,
 }
 
 impl Attributes {
@@ -69,16 +80,37 @@ impl Attributes {
     }
 
     /// What counts for a file; later lines win.
-    pub(super) fn line_ends(&self, path: &[u8]) -> LineEnds {
-        let (mut text, mut eol) = (None, None);
+    pub(super) fn conversion(&self, path: &[u8]) -> Conversion {
+        let (mut text, mut eol, mut ident) = (None, None, false);
         for rule in self.rules.iter().filter(|rule| rule.matches(path)) {
             text = rule.text.unwrap_or(text);
             eol = rule.eol.unwrap_or(eol);
+            ident = rule.ident.unwrap_or(ident);
         }
-        match (text, eol) {
+        let line_ends = match (text, eol) {
             (Some(Text::Unset), _) | (_, None | Some(false)) => LineEnds::Kept,
             (Some(Text::Auto), Some(true)) => LineEnds::CrlfIfText,
             (Some(Text::Set) | None, Some(true)) => LineEnds::Crlf,
+        };
+        Conversion { line_ends, ident }
+    }
+}
+
+impl Conversion {
+    /// Whether everything stays as it is in the repository.
+    pub(super) fn is_none(self) -> bool {
+        self == Self::default()
+    }
+
+    /// What is checked out of a content of that name.
+    pub(super) fn apply(self, oid: Oid, data: &[u8]) -> Cow<'_, [u8]> {
+        let named = match self.ident {
+            true => Cow::Owned(with_ident(oid, data)),
+            false => Cow::Borrowed(data),
+        };
+        match self.line_ends.converted(&named) {
+            Some(converted) => Cow::Owned(converted),
+            None => named,
         }
     }
 }
@@ -121,7 +153,7 @@ impl Rule {
         if pattern.starts_with('!') || pattern.starts_with('[') || pattern.ends_with('/') {
             return None;
         }
-        let (mut text, mut eol) = (None, None);
+        let (mut text, mut eol, mut ident) = (None, None, None);
         for word in words.split_whitespace() {
             match word {
                 "text" | "crlf" => text = Some(Some(Text::Set)),
@@ -131,15 +163,18 @@ impl Rule {
                 "eol=crlf" => eol = Some(Some(true)),
                 "eol=lf" | "crlf=input" => eol = Some(Some(false)),
                 "!eol" | "-eol" => eol = Some(None),
+                "ident" => ident = Some(true),
+                "-ident" | "!ident" => ident = Some(false),
                 _ => {}
             }
         }
-        (text.is_some() || eol.is_some()).then(|| Rule {
+        (text.is_some() || eol.is_some() || ident.is_some()).then(|| Rule {
             base: base.to_vec(),
             by_name: !pattern.contains('/'),
             pattern: pattern.trim_start_matches('/').as_bytes().to_vec(),
             text,
             eol,
+            ident,
         })
     }
 
@@ -226,6 +261,39 @@ fn set(pattern: &[u8]) -> Option<(usize, impl Fn(u8) -> bool + '_)> {
     Some((end + 1, has))
 }
 
+/// Writes the name into each `$Id$`, and over the name that an earlier checkout left there. Between
+/// the dollars of such a one there is a single word; whatever else is there was not git's.
+fn with_ident(oid: Oid, data: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(data.len() + 64);
+    let mut rest = data;
+    while let Some(at) = rest.iter().position(|byte| *byte == b'$') {
+        let (before, after) = rest.split_at(at + 1);
+        out.extend_from_slice(before);
+        rest = after;
+        let Some(length) = ident_length(after) else {
+            continue;
+        };
+        out.extend_from_slice(format!("Id: {oid} $").as_bytes());
+        rest = &after[length..];
+    }
+    out.extend_from_slice(rest);
+    out
+}
+
+/// How long `Id$` or `Id: word $` is at the beginning of a text; `None` if it is neither.
+fn ident_length(text: &[u8]) -> Option<usize> {
+    if text.starts_with(b"Id$") {
+        return Some(3);
+    }
+    let value = text.strip_prefix(b"Id:")?;
+    let end = value.iter().position(|byte| *byte == b'$')?;
+    let value = &value[..end];
+    let word = value.get(1..).unwrap_or_default();
+    let space = word.iter().position(|byte| *byte == b' ');
+    let is_word = space.is_none_or(|at| at + 1 == word.len());
+    (is_word && !value.contains(&b'\n')).then_some(3 + end + 1)
+}
+
 /// Git's measure of text: no zero, and hardly anything that cannot be printed.
 fn is_text(data: &[u8]) -> bool {
     let (mut printable, mut other) = (0_usize, 0_usize);
@@ -249,7 +317,7 @@ mod tests {
 
     fn ends(text: &str, path: &str) -> LineEnds {
         let attributes = Attributes::default().with(b"", text);
-        attributes.line_ends(path.as_bytes())
+        attributes.conversion(path.as_bytes()).line_ends
     }
 
     #[test]
@@ -261,8 +329,8 @@ mod tests {
         assert_eq!(ends("* text=auto eol=crlf", "a"), LineEnds::CrlfIfText);
         assert_eq!(ends("*.b eol=crlf\n*.b binary", "a.b"), LineEnds::Kept);
         let inner = Attributes::default().with(b"d", "*.c eol=crlf");
-        assert_eq!(inner.line_ends(b"d/a.c"), LineEnds::Crlf);
-        assert_eq!(inner.line_ends(b"a.c"), LineEnds::Kept);
+        assert_eq!(inner.conversion(b"d/a.c").line_ends, LineEnds::Crlf);
+        assert_eq!(inner.conversion(b"a.c").line_ends, LineEnds::Kept);
     }
 
     #[test]
@@ -286,6 +354,32 @@ mod tests {
                 "{pattern} {text}"
             );
         }
+    }
+
+    #[test]
+    fn a_content_gets_its_name_where_git_writes_it() {
+        let oid = Oid::parse("0123456789012345678901234567890123456789").unwrap();
+        let named = "$Id: 0123456789012345678901234567890123456789 $";
+        for (before, after) in [
+            ("a $Id$ b", format!("a {named} b")),
+            ("$Id: old $", named.to_owned()),
+            ("$Id:$$Id: $", format!("{named}{named}")),
+            ("$Id: not one word $", "$Id: not one word $".to_owned()),
+            ("$Id: a\n$", "$Id: a\n$".to_owned()),
+            ("$Id: no end", "$Id: no end".to_owned()),
+            ("$$Id$", format!("${named}")),
+            ("$Idea$", "$Idea$".to_owned()),
+        ] {
+            let found = with_ident(oid, before.as_bytes());
+            assert_eq!(String::from_utf8(found).unwrap(), after, "{before}");
+        }
+        let of = |text: &str| {
+            Attributes::default()
+                .with(b"", text)
+                .conversion(b"a.id")
+                .ident
+        };
+        assert!(of("*.id ident") && !of("*.id ident\na.* -ident") && !of("*.x ident"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use diag::{Context, Error, Result};
 
-use super::attributes::{Attributes, LineEnds};
+use super::attributes::{Attributes, Conversion};
 use super::object::{Oid, TreeEntry, parse_tree};
 use super::repository::{Bases, Found, Repository};
 
@@ -40,8 +40,55 @@ impl Written {
 struct Job {
     found: Found,
     path: Vec<u8>,
+    oid: Oid,
     mode: u32,
-    line_ends: LineEnds,
+    conversion: Conversion,
+}
+
+/// A tree inside of a commit: what the directories above it say of its files.
+#[derive(Clone, Debug)]
+pub(super) struct Subtree {
+    /// Its object; `None` for a submodule, of which the commit has no files.
+    tree: Option<Oid>,
+    /// Where it is in the commit, without slashes at the ends.
+    path: Vec<u8>,
+    attributes: Attributes,
+}
+
+impl Subtree {
+    /// The whole tree of a commit.
+    pub(super) fn whole(tree: Oid) -> Self {
+        Subtree {
+            tree: Some(tree),
+            path: Vec::new(),
+            attributes: Attributes::default(),
+        }
+    }
+
+    /// What is in it under a name.
+    ///
+    /// # Errors
+    /// Names that are not there, of files, and of anything below a submodule.
+    pub(super) fn enter(self, repository: &Repository, name: &[u8]) -> Result<Self> {
+        let shown = String::from_utf8_lossy(name);
+        let missing = || {
+            let text = format!("failed to lstat {shown:?}: no such file or directory");
+            Error::not_found(text)
+        };
+        let (_, data) = repository.read(self.tree.ok_or_else(missing)?)?;
+        let entries = parse_tree(&data, repository.format())?;
+        let entry = entries.iter().find(|entry| entry.name == name);
+        let entry = entry.ok_or_else(missing)?;
+        if !entry.is_dir() && !entry.is_submodule() {
+            let text = format!("git subpath contains non-directory {shown:?}");
+            return Err(Error::invalid(text));
+        }
+        Ok(Subtree {
+            tree: entry.is_dir().then_some(entry.oid),
+            attributes: attributes_of(repository, &entries, &self.path, self.attributes)?,
+            path: joined(&self.path, name),
+        })
+    }
 }
 
 /// Writes a tree; returns its files, links and submodules, sorted by path. Submodules become empty
@@ -51,16 +98,24 @@ struct Job {
 /// Objects that are missing, and trees with two things of one name.
 pub(super) fn write_tree(
     repository: &Repository,
-    tree: Oid,
+    subtree: Subtree,
     target: &Path,
 ) -> Result<Vec<Written>> {
     let (mut written, mut jobs) = (Vec::new(), Vec::new());
     let mut bases = Bases::default();
-    let mut todo = vec![(tree, Vec::new(), Attributes::default())];
+    let Subtree {
+        tree,
+        path: outer,
+        attributes,
+    } = subtree;
+    let mut todo: Vec<_> = tree
+        .into_iter()
+        .map(|tree| (tree, Vec::new(), attributes.clone()))
+        .collect();
     while let Some((tree, path, attributes)) = todo.pop() {
         let (_, data) = repository.read_at(repository.require(tree)?, &mut bases)?;
         let entries = parse_tree(&data, repository.format())?;
-        let attributes = attributes_of(repository, &entries, &path, attributes)?;
+        let attributes = attributes_of(repository, &entries, &joined(&outer, &path), attributes)?;
         for entry in entries {
             let path = joined(&path, &entry.name);
             if entry.is_dir() {
@@ -73,8 +128,9 @@ pub(super) fn write_tree(
             } else {
                 jobs.push(Job {
                     found: repository.require(entry.oid)?,
-                    line_ends: attributes.line_ends(&path),
+                    conversion: attributes.conversion(&joined(&outer, &path)),
                     path: path.clone(),
+                    oid: entry.oid,
                     mode: entry.mode,
                 });
             }
@@ -154,15 +210,11 @@ fn write_one(repository: &Repository, job: &Job, path: &Path, bases: &mut Bases)
         .open(path)?;
     // Whatever the server's umask is.
     file.set_permissions(Permissions::from_mode(mode))?;
-    if job.line_ends == LineEnds::Kept && stream(repository, job.found, &mut file)? {
+    if job.conversion.is_none() && stream(repository, job.found, &mut file)? {
         return Ok(());
     }
     let (_, data) = repository.read_at(job.found, bases)?;
-    match job.line_ends.converted(&data) {
-        Some(converted) => file.write_all(&converted)?,
-        None => file.write_all(&data)?,
-    }
-    Ok(())
+    Ok(file.write_all(&job.conversion.apply(job.oid, &data))?)
 }
 
 fn stream(repository: &Repository, found: Found, file: &mut File) -> Result<bool> {
@@ -180,8 +232,8 @@ pub(super) fn new_dir(path: &Path) -> Result<()> {
 }
 
 fn joined(path: &[u8], name: &[u8]) -> Vec<u8> {
-    if path.is_empty() {
-        return name.to_vec();
+    if path.is_empty() || name.is_empty() {
+        return [path, name].concat();
     }
     [path, b"/", name].concat()
 }

@@ -42,7 +42,7 @@ impl GitDir<'_> {
         ] {
             std::fs::create_dir_all(dir.join(folder))?;
         }
-        let (commit, about) = repository.commit(self.object)?;
+        let (commit, _) = repository.commit(self.object)?;
         std::fs::write(dir.join("HEAD"), format!("{commit}\n"))?;
         std::fs::write(dir.join("info/exclude"), "")?;
         let text = format!(
@@ -52,9 +52,8 @@ impl GitDir<'_> {
             self.configuration
         );
         std::fs::write(dir.join("config"), text)?;
-        if about.has_parents {
-            std::fs::write(dir.join("shallow"), format!("{commit}\n"))?;
-        }
+        // Also where there is nothing before it, as git leaves it after a fetch of depth 1.
+        std::fs::write(dir.join("shallow"), format!("{commit}\n"))?;
         if let Some(name) = self.reference.filter(|name| is_reference(name)) {
             let path = dir.join(name);
             std::fs::create_dir_all(path.parent().unwrap_or(dir))?;

@@ -1,8 +1,8 @@
 //! Git without the `git` program: what a server needs that is one executable.
 //!
-//! Speaks to remotes over HTTP, git's own transport and `ssh` (if that program is there), keeps of
-//! each remote the packs that came, and writes the files of a commit with its submodules. It reads
-//! and never pushes, and follows no history: what is wanted is a commit and its files.
+//! Speaks to remotes over HTTP, git's own transport and ssh, keeps of each remote the packs that
+//! came, and writes the files of a commit with its submodules. It reads and never pushes, and follows
+//! no history: what is wanted is a commit and its files.
 //!
 //! **Invariants**: every object has the name that its content gives; a commit counts as here when
 //! everything that belongs to it is; a remote's repository is used by one at a time, and nobody waits
@@ -19,10 +19,9 @@ mod pack_reader;
 mod packet;
 mod protocol;
 mod repository;
+mod ssh;
 mod transport;
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -35,13 +34,15 @@ use super::command::{GitAccess, token_scope};
 use super::{GitObjects, GitPin, GitRequest, choose, mismatch};
 use crate::flights::Flights;
 use crate::resolve::blocking;
-use files::{Written, write_tree};
+use files::{Subtree, Written, write_tree};
 use git_dir::GitDir;
 use modules::{Submodule, parse_modules};
 use object::{Kind, Oid, parse_tree};
 use protocol::{Reference, Session, Wants};
 use repository::Repository;
 use transport::Remote;
+
+pub(super) use ssh::is_ssh;
 
 /// How deep submodules may be in one another.
 const DEPTH_MAX: usize = 32;
@@ -389,7 +390,7 @@ impl Checkout {
         let tree = match direct {
             true => subtree(repository, commit.tree, &self.subdir)
                 .with_context(|| format!("invalid subdir {}", self.subdir))?,
-            false => commit.tree,
+            false => Subtree::whole(commit.tree),
         };
         if dir != self.target {
             files::new_dir(&dir)?;
@@ -511,30 +512,17 @@ fn submodules_of(text: &str, written: &[Written]) -> Result<Vec<(Submodule, Oid)
 }
 
 /// The tree of a directory.
-fn subtree(repository: &Repository, mut tree: Oid, subdir: &str) -> Result<Oid> {
+fn subtree(repository: &Repository, tree: Oid, subdir: &str) -> Result<Subtree> {
+    let mut found = Subtree::whole(tree);
     for part in subdir.split('/').filter(|part| !matches!(*part, "" | ".")) {
         if part == ".." {
             return Err(Error::invalid(
                 "a subdirectory must be inside of its repository",
             ));
         }
-        let (_, data) = repository.read(tree)?;
-        let entries = parse_tree(&data, repository.format())?;
-        let name = OsStr::new(part).as_bytes();
-        let entry = entries.iter().find(|entry| entry.name == name);
-        let entry = entry.ok_or_else(|| {
-            Error::not_found(format!(
-                "failed to lstat {part:?}: no such file or directory"
-            ))
-        })?;
-        if !entry.is_dir() {
-            return Err(Error::invalid(format!(
-                "git subpath {subdir:?} contains non-directory {part:?}"
-            )));
-        }
-        tree = entry.oid;
+        found = found.enter(repository, part.as_bytes())?;
     }
-    Ok(tree)
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -51,7 +51,6 @@ pub(super) struct TreeEntry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Commit {
     pub(super) tree: Oid,
-    pub(super) has_parents: bool,
     /// When it was committed, in seconds since 1970.
     pub(super) time: i64,
 }
@@ -243,7 +242,7 @@ pub(super) fn parse_tree(mut data: &[u8], format: Format) -> Result<Vec<TreeEntr
 /// Reads a commit.
 pub(super) fn parse_commit(data: &[u8]) -> Result<Commit> {
     let bad = || Error::invalid("a malformed commit object");
-    let (mut tree, mut has_parents, mut time) = (None, false, None);
+    let (mut tree, mut time) = (None, None);
     for line in data.split(|byte| *byte == b'\n') {
         if line.is_empty() {
             break;
@@ -251,7 +250,6 @@ pub(super) fn parse_commit(data: &[u8]) -> Result<Commit> {
         let line = String::from_utf8_lossy(line);
         match line.split_once(' ') {
             Some(("tree", oid)) if tree.is_none() => tree = Some(Oid::parse(oid)?),
-            Some(("parent", _)) => has_parents = true,
             Some(("committer", who)) => {
                 time = who.rsplit(' ').nth(1).and_then(|text| text.parse().ok());
             }
@@ -260,7 +258,6 @@ pub(super) fn parse_commit(data: &[u8]) -> Result<Commit> {
     }
     Ok(Commit {
         tree: tree.ok_or_else(bad)?,
-        has_parents,
         time: time.ok_or_else(bad)?,
     })
 }
@@ -318,19 +315,12 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_has_a_tree_a_time_and_perhaps_parents() {
+    fn a_commit_has_a_tree_and_a_time() {
         let tree = "ce013625030ba8dba906f756967f9e9ca394464a";
         let text =
             format!("tree {tree}\nauthor A <a> 1 +0000\ncommitter A <a> 20 +0100\n\nparent x");
         let commit = parse_commit(text.as_bytes()).unwrap();
-        assert_eq!(
-            (
-                commit.tree.to_string().as_str(),
-                commit.has_parents,
-                commit.time
-            ),
-            (tree, false, 20)
-        );
+        assert_eq!((commit.tree.to_string().as_str(), commit.time), (tree, 20));
         assert!(parse_commit(b"author A").is_err());
     }
 }

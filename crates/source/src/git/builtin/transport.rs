@@ -1,32 +1,31 @@
-//! Ways to a remote: HTTP, git's own over TCP, and the `ssh` program.
+//! Ways to a remote: HTTP, git's own over TCP, and ssh.
 //!
 //! Formats: <https://git-scm.com/docs/http-protocol>, <https://git-scm.com/docs/pack-protocol>.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use diag::{Code, Error, Result};
 use futures::TryStreamExt;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio_util::io::StreamReader;
 
 use super::packet::{Stream, push_line};
-use crate::git::command::{GitAccess, KnownHosts, ssh_options};
+use super::ssh::{Address, Limits, Ssh};
+use crate::git::command::GitAccess;
 
 /// Some servers answer only what calls itself git.
 const AGENT: &str = concat!("git/2.47.0 cooperage/", env!("CARGO_PKG_VERSION"));
 
 /// The version of the protocol that is asked for.
-const VERSION: &str = "version=2";
+pub(super) const VERSION: &str = "version=2";
 
 /// How long a server may take to answer at all.
 const ANSWER_MAX: Duration = Duration::from_secs(300);
 
-/// How long a connection may take.
+/// How long a connection to one address of a host may take.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
 
 /// The port of git's own transport.
@@ -38,7 +37,7 @@ pub(super) enum Remote {
     Web(Web),
     /// Both directions of one connection.
     Tcp(TcpStream),
-    /// The same through `ssh`.
+    /// The same inside a connection of ssh.
     Ssh(Box<Ssh>),
 }
 
@@ -47,14 +46,6 @@ pub(super) struct Web {
     client: Client,
     base: Url,
     headers: HeaderMap,
-}
-
-/// A running `ssh`.
-pub(super) struct Ssh {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: ChildStdout,
-    _known_hosts: Option<KnownHosts>,
 }
 
 impl Remote {
@@ -73,8 +64,10 @@ impl Remote {
         {
             return Err(not_allowed(helper));
         }
-        if let Some((host, path)) = scp_like(address) {
-            return Ssh::start(host, None, path, known_hosts, access);
+        if let Some(address) = Address::parse(address) {
+            let address = address?;
+            let ssh = Ssh::connect(&address, known_hosts, access, Limits::default());
+            return Ok(Remote::Ssh(Box::new(ssh.await?)));
         }
         let shown = diag::redact_url(address);
         let url = Url::parse(address)
@@ -82,17 +75,6 @@ impl Remote {
         match url.scheme() {
             "http" | "https" => Web::new(url, access, client).map(Remote::Web),
             "git" => dial(&url).await.map(Remote::Tcp),
-            "ssh" => {
-                let host = url.host_str().unwrap_or_default();
-                let host = match url.username() {
-                    "" => host.to_owned(),
-                    user => format!("{user}@{host}"),
-                };
-                // `/~user/…` is meant relative to the user's directory.
-                let path = url.path();
-                let path = path.strip_prefix("/~").map_or(path, |_| &path[1..]);
-                Ssh::start(&host, url.port(), path, known_hosts, access)
-            }
             scheme => Err(not_allowed(scheme)),
         }
     }
@@ -102,7 +84,7 @@ impl Remote {
         match self {
             Remote::Web(web) => web.greeting().await,
             Remote::Tcp(stream) => Ok(Box::new(stream)),
-            Remote::Ssh(ssh) => Ok(Box::new(&mut ssh.stdout)),
+            Remote::Ssh(ssh) => Ok(Box::new(ssh.output())),
         }
     }
 
@@ -115,8 +97,8 @@ impl Remote {
                 Ok(Box::new(stream))
             }
             Remote::Ssh(ssh) => {
-                ssh.stdin.write_all(&request).await?;
-                Ok(Box::new(&mut ssh.stdout))
+                ssh.send(request).await?;
+                Ok(Box::new(ssh.output()))
             }
         }
     }
@@ -126,19 +108,11 @@ impl Remote {
         matches!(self, Remote::Web(_))
     }
 
-    /// Adds to an error what only the program knows that was to make the connection.
+    /// Adds to an error what the remote says besides.
     pub(super) async fn explain(&mut self, error: Error) -> Error {
-        let Remote::Ssh(ssh) = self else { return error };
-        let mut said = Vec::new();
-        if let Some(stderr) = ssh.child.stderr.as_mut() {
-            let read = stderr.take(64 << 10);
-            let mut read = Box::pin(read);
-            let _ = tokio::time::timeout(CONNECT_MAX, read.read_to_end(&mut said)).await;
-        }
-        let said = String::from_utf8_lossy(&said);
-        match said.trim() {
-            "" => error,
-            said => error.context(format!("ssh: {said}")),
+        match self {
+            Remote::Ssh(ssh) => ssh.explain(error).await,
+            Remote::Web(_) | Remote::Tcp(_) => error,
         }
     }
 }
@@ -261,73 +235,33 @@ impl Web {
     }
 }
 
-impl Ssh {
-    fn start(
-        host: &str,
-        port: Option<u16>,
-        path: &str,
-        known_hosts: &str,
-        access: &GitAccess,
-    ) -> Result<Remote> {
-        if host.is_empty() || host.starts_with('-') || path.starts_with('-') {
-            return Err(Error::invalid(format!("strange hostname '{host}' blocked")));
-        }
-        let known_hosts = KnownHosts::write(known_hosts)?;
-        let mut command = Command::new("ssh");
-        command.args(ssh_options(known_hosts.as_ref()));
-        command.args(["-o", "SendEnv=GIT_PROTOCOL"]);
-        if let Some(port) = port {
-            command.args(["-p", &port.to_string()]);
-        }
-        let quoted = path.replace('\'', "'\\''");
-        command
-            .arg(host)
-            .arg(format!("git-upload-pack '{quoted}'"))
-            .env("GIT_PROTOCOL", VERSION)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        match &access.ssh_auth_sock {
-            Some(socket) => command.env("SSH_AUTH_SOCK", socket),
-            None => command.env_remove("SSH_AUTH_SOCK"),
-        };
-        let mut child = command.spawn().map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Error::new(
-                Code::FailedPrecondition,
-                "the server has no `ssh` program, which sources of git over ssh need",
-            )
-            .hint("use the https address with a token (`--secret id=GIT_AUTH_TOKEN`), or a server whose image has git and ssh"),
-            _ => Error::from(error).context("failed to run ssh"),
-        })?;
-        match (child.stdin.take(), child.stdout.take()) {
-            (Some(stdin), Some(stdout)) => Ok(Remote::Ssh(Box::new(Ssh {
-                child,
-                stdin,
-                stdout,
-                _known_hosts: known_hosts,
-            }))),
-            _ => Err(Error::internal("ssh was started without its streams")),
+/// Connects to a host, by one of its addresses after the other; tells why none of them answers.
+pub(super) async fn connect_tcp(host: &str, port: u16) -> std::result::Result<TcpStream, String> {
+    let timed_out = |_| "timed out".to_owned();
+    let found = tokio::time::timeout(CONNECT_MAX, tokio::net::lookup_host((host, port)));
+    let found = found.await.map_err(timed_out)?;
+    let mut cause = "no address is known of it".to_owned();
+    for address in found.map_err(|error| error.to_string())? {
+        let connecting = tokio::time::timeout(CONNECT_MAX, TcpStream::connect(address));
+        match connecting.await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => cause = error.to_string(),
+            Err(elapsed) => cause = timed_out(elapsed),
         }
     }
+    Err(cause)
 }
 
 async fn dial(url: &Url) -> Result<TcpStream> {
     let host = url.host_str().unwrap_or_default();
     let port = url.port().unwrap_or(GIT_PORT);
-    let unreachable = |cause: &str| {
-        Error::new(
-            Code::Unavailable,
-            format!("unable to connect to {host}: {cause}"),
-        )
-    };
     // The form of an IPv6 address in a URL has brackets.
     let name = host.trim_start_matches('[').trim_end_matches(']');
-    let connect = TcpStream::connect((name, port));
-    let mut stream = match tokio::time::timeout(CONNECT_MAX, connect).await {
-        Ok(stream) => stream.map_err(|error| unreachable(&error.to_string()))?,
-        Err(_) => return Err(unreachable("timed out")),
-    };
+    let reached = connect_tcp(name, port).await;
+    let mut stream = reached.map_err(|cause| {
+        let text = format!("unable to connect to {host}: {cause}");
+        Error::new(Code::Unavailable, text)
+    })?;
     let mut request = Vec::new();
     let path = url.path();
     let host = match url.port() {
@@ -354,26 +288,10 @@ fn not_allowed(transport: &str) -> Error {
         .hint("the server has no `git` program; its own one speaks http, https, git and ssh")
 }
 
-/// Host and path of `user@host:path`.
-fn scp_like(address: &str) -> Option<(&str, &str)> {
-    if address.contains("://") {
-        return None;
-    }
-    let (host, path) = address.split_once(':')?;
-    (!host.contains('/')).then_some((host, path))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use diag::Secret;
-
-    #[test]
-    fn an_address_of_scp_has_no_scheme() {
-        assert_eq!(scp_like("git@h:a/b"), Some(("git@h", "a/b")));
-        assert_eq!(scp_like("https://h/a:b"), None);
-        assert_eq!(scp_like("/a:b"), None);
-    }
 
     #[test]
     fn a_header_does_not_follow_to_another_host() {

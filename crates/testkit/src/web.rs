@@ -1,4 +1,4 @@
-//! As much of an HTTP server as the corpus needs: one request a connection.
+//! As much of an HTTP server as tests need: one request a connection.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -57,7 +57,7 @@ impl Request {
 /// Serves 127.0.0.1 in the calling thread's network until the process ends.
 pub fn serve(port: u16, answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) {
     let listener = TcpListener::bind(("127.0.0.1", port))
-        .unwrap_or_else(|error| panic!("port {port} of the corpus: {error}"));
+        .unwrap_or_else(|error| panic!("port {port}: {error}"));
     let answer = Arc::new(answer);
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {

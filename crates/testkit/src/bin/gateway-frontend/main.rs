@@ -5,8 +5,18 @@
 //! ```text
 //! # syntax=…          skipped
 //! image NAME          what to start from
+//! platform OS/ARCH    of the image, the container and the steps; this machine's by default
+//! mount KIND DEST ID  of the container: ssh, secret, cache, tmpfs
+//! network MODE        of the container: none, host
+//! security insecure   of the processes in it
 //! ask COMMAND         runs in a container of its own; its output becomes the file /answer
 //! run COMMAND         a step
+//! meta SOURCE WORD…   what the source stands for is put into /answer, by a container or not; see
+//!                     `questions.rs` for the words
+//! look PATH           what is at a path of the image is put there too
+//! evaluate COMMAND    a step that is not run before it is asked for: how it went is put there too
+//! server              what the server says of itself is put there too
+//! inputs              and the names of the graphs given along
 //! fail TEXT           returns this error
 //! crash               ends without a word to the server
 //! hang                never ends
@@ -14,20 +24,22 @@
 //! dockerfile NAME     hands the request on to the Dockerfile frontend, with that file
 //! ```
 
+mod container;
+mod questions;
+
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
+use container::Wishes;
 use llb::{
-    ExecOp, FileAction, FileActionKind, FileOp, Graph, GraphBuilder, MkFileAction, Mount, Op,
+    Edge, ExecOp, FileAction, FileActionKind, FileOp, Graph, GraphBuilder, MkFileAction, Mount, Op,
 };
 use llb::{SourceOp, VertexMeta};
-use proto::gateway::exec_message::Input;
 use proto::gateway::llb_bridge_client::LlbBridgeClient;
 use proto::gateway::{
-    ExecMessage, FdMessage, InitMessage, NewContainerRequest, PingRequest, ReadFileRequest, Ref,
-    ReleaseContainerRequest, ResolveImageConfigRequest, ReturnRequest, SolveRequest, WarnRequest,
-    result,
+    PingRequest, ReadFileRequest, Ref, ResolveImageConfigRequest, ReturnRequest, SolveRequest,
+    WarnRequest, result,
 };
 use proto::{pb, rpc};
 use tokio::net::unix::pipe;
@@ -107,8 +119,55 @@ struct Frontend {
 #[derive(Default)]
 struct Wanted {
     image: String,
+    container: Wishes,
     ask: Vec<String>,
     run: Vec<String>,
+    questions: Vec<Question>,
+}
+
+impl Wanted {
+    /// Takes a line that is a part of what is wanted; whether it is one.
+    fn take(&mut self, word: &str, rest: &str) -> Result<bool, Error> {
+        let text = rest.to_owned();
+        match word {
+            "image" => self.image = text,
+            "platform" => {
+                let (os, architecture) = rest.split_once('/').ok_or("not a platform")?;
+                self.container.platform = Some(pb::Platform {
+                    os: os.to_owned(),
+                    architecture: architecture.to_owned(),
+                    ..pb::Platform::default()
+                });
+            }
+            "mount" => self.container.add_mount(rest)?,
+            "network" => {
+                self.container.network = match rest {
+                    "none" => pb::NetMode::None,
+                    "host" => pb::NetMode::Host,
+                    other => return Err(format!("unknown network {other}").into()),
+                }
+            }
+            "security" => self.container.security = pb::SecurityMode::Insecure,
+            "ask" => self.ask.push(text),
+            "run" => self.run.push(text),
+            "meta" => self.questions.push(Question::Meta(text)),
+            "look" => self.questions.push(Question::Look(text)),
+            "evaluate" => self.questions.push(Question::Evaluate(text)),
+            "server" => self.questions.push(Question::Server),
+            "inputs" => self.questions.push(Question::Inputs),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// What is asked besides commands.
+enum Question {
+    Meta(String),
+    Look(String),
+    Evaluate(String),
+    Server,
+    Inputs,
 }
 
 impl Frontend {
@@ -125,10 +184,10 @@ impl Frontend {
         let mut wanted = Wanted::default();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+            if wanted.take(word, rest)? {
+                continue;
+            }
             match word {
-                "image" => rest.clone_into(&mut wanted.image),
-                "ask" => wanted.ask.push(rest.to_owned()),
-                "run" => wanted.run.push(rest.to_owned()),
                 "fail" => return Err(rest.into()),
                 "crash" => {
                     log("crashing as I was told");
@@ -164,7 +223,7 @@ impl Frontend {
         };
         let graph = single(Op::Source(source), "[front] read the file");
         let vertex = graph.root.ok_or("no root")?.vertex.to_string();
-        let reference = self.solve(graph).await?;
+        let reference = self.solve(graph, true).await?;
         let name = self.options.get("filename");
         let request = ReadFileRequest {
             r#ref: reference,
@@ -183,8 +242,10 @@ impl Frontend {
     }
 
     async fn carry_out(&mut self, wanted: Wanted) -> Result<proto::gateway::Result, Error> {
+        let platform = wanted.container.platform.clone();
         let request = ResolveImageConfigRequest {
             r#ref: wanted.image.clone(),
+            platform: platform.clone(),
             log_name: format!("[front] look at {}", wanted.image),
             ..ResolveImageConfigRequest::default()
         };
@@ -197,15 +258,9 @@ impl Frontend {
             identifier: format!("docker-image://{}@{}", wanted.image, image.digest),
             ..SourceOp::default()
         };
-        let mut answer = String::new();
-        if !wanted.ask.is_empty() {
-            let graph = single(Op::Source(base.clone()), "[front] base");
-            let reference = self.solve(graph).await?;
-            answer = self.ask(&reference, &wanted.ask).await?;
-        }
-        let mut graph = GraphBuilder::new();
-        let mut add = |op, inputs, name: &str| graph.add(op, inputs, None, named(name), Vec::new());
-        let mut at = add(Op::Source(base), Vec::new(), "[front] base");
+        let answer = self.answer(&base, &wanted).await?;
+        let mut graph = Steps::new(&platform);
+        let at = graph.add(Op::Source(base), Vec::new(), "[front] base");
         let file = FileAction {
             input: Some(0),
             secondary_input: None,
@@ -217,33 +272,14 @@ impl Frontend {
                 ..MkFileAction::default()
             }),
         };
-        at = add(
-            Op::File(FileOp {
-                actions: vec![file],
-            }),
-            vec![at],
-            "[front] answer",
-        );
+        let file = FileOp {
+            actions: vec![file],
+        };
+        let mut at = graph.add(Op::File(file), vec![at], "[front] answer");
         for command in &wanted.run {
-            let exec = ExecOp {
-                args: vec!["/bin/sh".into(), "-c".into(), command.clone()],
-                env: vec!["PATH=/bin".into()],
-                cwd: "/".into(),
-                mounts: vec![Mount {
-                    input: Some(0),
-                    dest: "/".into(),
-                    output: Some(0),
-                    ..Mount::default()
-                }],
-                ..ExecOp::default()
-            };
-            at = add(
-                Op::Exec(Box::new(exec)),
-                vec![at],
-                &format!("[front] run {command}"),
-            );
+            at = graph.run(at, command);
         }
-        let reference = self.solve(graph.finish(Some(at))).await?;
+        let reference = self.solve(graph.graph.finish(Some(at)), true).await?;
         Ok(proto::gateway::Result {
             metadata: [("containerimage.config".to_owned(), image.config)].into(),
             result: Some(result::Result::Ref(Ref {
@@ -254,12 +290,39 @@ impl Frontend {
         })
     }
 
-    async fn solve(&mut self, graph: Graph) -> Result<String, Error> {
+    /// What commands and questions come to.
+    async fn answer(&mut self, base: &SourceOp, wanted: &Wanted) -> Result<String, Error> {
+        let platform = &wanted.container.platform;
+        let mut graph = Steps::new(platform);
+        let root = graph.add(Op::Source(base.clone()), Vec::new(), "[front] base");
+        let reference = self.solve(graph.graph.finish(Some(root)), true).await?;
+        let mut answer = String::new();
+        if !wanted.ask.is_empty() {
+            answer = self.ask(&reference, &wanted.container, &wanted.ask).await?;
+        }
+        for question in &wanted.questions {
+            answer += &match question {
+                Question::Meta(text) => self.meta(text, platform.clone()).await?,
+                Question::Look(path) => self.look(&reference, path).await?,
+                Question::Server => self.server().await?,
+                Question::Inputs => self.inputs().await?,
+                Question::Evaluate(command) => {
+                    let mut graph = Steps::new(platform);
+                    let at = graph.add(Op::Source(base.clone()), Vec::new(), "[front] base");
+                    let at = graph.run(at, command);
+                    self.evaluate(graph.graph.finish(Some(at))).await?
+                }
+            };
+        }
+        Ok(answer)
+    }
+
+    async fn solve(&mut self, graph: Graph, evaluate: bool) -> Result<String, Error> {
         let request = SolveRequest {
             definition: Some(llb::to_proto(&graph)),
             allow_result_return: true,
             allow_result_array_ref: true,
-            evaluate: true,
+            evaluate,
             ..SolveRequest::default()
         };
         match self.gateway.solve(request).await?.into_inner().result {
@@ -269,60 +332,6 @@ impl Frontend {
             }) => Ok(reference.id),
             other => Err(format!("unexpected result {other:?}").into()),
         }
-    }
-
-    /// Runs commands one after the other in one container; the first process waits for the others.
-    async fn ask(&mut self, reference: &str, commands: &[String]) -> Result<String, Error> {
-        const CONTAINER: &str = "questions";
-        let request = NewContainerRequest {
-            container_id: CONTAINER.to_owned(),
-            mounts: vec![pb::Mount {
-                dest: "/".into(),
-                result_id: reference.to_owned(),
-                ..pb::Mount::default()
-            }],
-            ..NewContainerRequest::default()
-        };
-        self.gateway.new_container(request).await?;
-        let (sender, messages) = tokio::sync::mpsc::channel(16);
-        let messages = tokio_stream::wrappers::ReceiverStream::new(messages);
-        let mut replies = self.gateway.exec_process(messages).await?.into_inner();
-        let mut answers = String::new();
-        let first = "cat > /dev/null".to_owned();
-        for (number, command) in std::iter::once(&first).chain(commands).enumerate() {
-            let id = number.to_string();
-            let init = InitMessage {
-                container_id: CONTAINER.to_owned(),
-                meta: Some(pb::Meta {
-                    args: vec!["/bin/sh".into(), "-c".into(), command.clone()],
-                    ..pb::Meta::default()
-                }),
-                fds: if number == 0 { vec![0] } else { vec![1] },
-                ..InitMessage::default()
-            };
-            sender.send(message(&id, Input::Init(init))).await?;
-            while let Some(reply) = replies.message().await? {
-                match reply.input {
-                    Some(Input::File(file)) => answers += &String::from_utf8_lossy(&file.data),
-                    Some(Input::Exit(exit)) if exit.code != 0 => {
-                        return Err(format!("{command}: exit code: {}", exit.code).into());
-                    }
-                    Some(Input::Started(_)) if number == 0 => break,
-                    Some(Input::Done(_)) => break,
-                    _ => {}
-                }
-            }
-        }
-        let end = FdMessage {
-            eof: true,
-            ..FdMessage::default()
-        };
-        sender.send(message("0", Input::File(end))).await?;
-        let release = ReleaseContainerRequest {
-            container_id: CONTAINER.to_owned(),
-        };
-        self.gateway.release_container(release).await?;
-        Ok(answers)
     }
 
     async fn hand_on(&mut self, name: &str) -> Result<proto::gateway::Result, Error> {
@@ -341,10 +350,41 @@ impl Frontend {
     }
 }
 
-fn message(process: &str, input: Input) -> ExecMessage {
-    ExecMessage {
-        process_id: process.to_owned(),
-        input: Some(input),
+/// A graph of steps.
+struct Steps {
+    graph: GraphBuilder,
+    platform: Option<oci::Platform>,
+}
+
+impl Steps {
+    fn new(platform: &Option<pb::Platform>) -> Self {
+        Steps {
+            graph: GraphBuilder::new(),
+            platform: platform.as_ref().map(llb::platform_from_proto),
+        }
+    }
+
+    fn add(&mut self, op: Op, inputs: Vec<Edge>, name: &str) -> Edge {
+        let platform = self.platform.clone();
+        self.graph
+            .add(op, inputs, platform, named(name), Vec::new())
+    }
+
+    fn run(&mut self, on: Edge, command: &str) -> Edge {
+        let exec = ExecOp {
+            args: vec!["/bin/sh".into(), "-c".into(), command.to_owned()],
+            env: vec!["PATH=/bin".into()],
+            cwd: "/".into(),
+            mounts: vec![Mount {
+                input: Some(0),
+                dest: "/".into(),
+                output: Some(0),
+                ..Mount::default()
+            }],
+            ..ExecOp::default()
+        };
+        let name = format!("[front] run {command}");
+        self.add(Op::Exec(Box::new(exec)), vec![on], &name)
     }
 }
 

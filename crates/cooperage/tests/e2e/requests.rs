@@ -1,0 +1,74 @@
+//! What a frontend is asked besides building, by our clients and by stock's.
+
+use serde_json::Value;
+use testkit::{Lab, Peers, Tool};
+
+use crate::workshop::{executable, server, text};
+
+const DOCKERFILE: &str = "FROM scratch AS base\nCOPY a /a\nFROM base\nARG WHO\n\
+                          RUN --mount=type=cache,target=/c [\"/bin/greet\", \"<$WHO>\"]\n";
+
+#[test]
+fn a_dockerfile_is_given_as_llb_to_every_client() {
+    let lab = Lab::start();
+    lab.enter_network();
+    let server = server(&lab).start();
+    let home = lab.subdirectory("home");
+    let ours = Tool::new(executable(), &home);
+    let stock = Tool::new(Peers::find().buildx(), &home);
+    let address = server.address();
+    ours.ok(&["create", "--name", "far", "--driver", "remote", &address]);
+    let context = lab.subdirectory("context");
+    std::fs::write(context.join("Dockerfile"), DOCKERFILE).unwrap();
+    std::fs::write(context.join("a"), "a").unwrap();
+    let context = text(&context);
+    let call = ["build", "--builder=far", "--call=convertllb,format=json"];
+    let call = [&call[..], &[&context]].concat();
+    let (own, stocks) = (ours.ok(&call).stdout, stock.ok(&call).stdout);
+    // Contexts are each session's own.
+    let without_session = |answer: &str| {
+        let mut answer: Value = serde_json::from_str(answer).unwrap();
+        let mut ops: Vec<Value> = Vec::new();
+        for op in answer["def"].as_object_mut().unwrap().values_mut() {
+            if op.pointer("/source/attrs/local.sharedkeyhint").is_some() {
+                ops.push(op["source"]["identifier"].clone());
+            } else {
+                op["inputs"] = Value::Null;
+                ops.push(op.clone());
+            }
+        }
+        ops.sort_by_key(Value::to_string);
+        ops
+    };
+    assert_eq!(without_session(&own), without_session(&stocks));
+    let answer: Value = serde_json::from_str(&own).unwrap();
+    let ops = answer["def"].as_object().unwrap();
+    let inputs = ops.values().filter_map(|op| op["inputs"].as_array());
+    for input in inputs.flatten() {
+        assert!(ops.contains_key(input["digest"].as_str().unwrap()));
+    }
+    let run = ops.values().find(|op| op["exec"].is_object()).unwrap();
+    assert_eq!(run["exec"]["meta"]["args"][1], "<$WHO>");
+    assert_eq!(run["exec"]["mounts"][1]["mountType"], "CACHE");
+    assert_eq!(answer["source"]["infos"][0]["filename"], "Dockerfile");
+    assert!(own.contains("\\u003c$WHO\\u003e"), "{own}");
+    // The operator's client shows the answer under its name.
+    let local = |name: &str| format!("--local={name}={context}");
+    let args = ["buildctl", "--addr", &address, "build"];
+    let asked = ["--frontend=dockerfile.v0", "--opt"];
+    let built = |request: &str| {
+        let request = format!("requestid=frontend.{request}");
+        let locals = [local("context"), local("dockerfile")];
+        let locals = [locals[0].as_str(), locals[1].as_str()];
+        let all = [&args[..], &asked[..], &[&request], &locals[..]].concat();
+        ours.ok(&all).stdout
+    };
+    let named = built("convertllb");
+    let json = named.strip_prefix("result.json\n").unwrap();
+    assert_eq!(without_session(json), without_session(&own));
+    assert!(
+        built("targets").starts_with("TARGET"),
+        "{}",
+        built("targets")
+    );
+}
