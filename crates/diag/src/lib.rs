@@ -11,7 +11,7 @@ mod redact;
 
 use std::fmt;
 
-pub use location::{Position, Range, SourceLocation};
+pub use location::{Excerpts, Position, Range, SourceLocation};
 pub use redact::{Secret, redact_url};
 
 /// What kind of failure it is; the numbers are gRPC's status codes.

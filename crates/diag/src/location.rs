@@ -55,34 +55,44 @@ impl SourceLocation {
     ///
     /// The text starts with `FILE:LINE`, a line of dashes, the lines, a line of dashes.
     pub fn excerpt(&self) -> String {
-        if self.ranges.is_empty() {
-            return String::new();
+        Excerpts::new(&self.filename, &self.data).at(&self.ranges)
+    }
+}
+
+/// A file that many excerpts are made of: its lines are found once.
+#[derive(Clone, Debug)]
+pub struct Excerpts<'a> {
+    filename: &'a str,
+    lines: Vec<&'a [u8]>,
+}
+
+impl<'a> Excerpts<'a> {
+    /// Finds the lines of a file.
+    pub fn new(filename: &'a str, data: &'a [u8]) -> Self {
+        Excerpts {
+            filename,
+            lines: data.split(|b| *b == b'\n').collect(),
         }
-        let text = String::from_utf8_lossy(&self.data);
-        let lines: Vec<&str> = text.split('\n').collect();
-        let total = lines.len() as u32;
-        let start = self.ranges.iter().map(|r| r.start.line).min().unwrap_or(1);
-        let end = self
-            .ranges
-            .iter()
-            .map(|r| r.end.line)
-            .max()
-            .unwrap_or(start)
-            .max(start);
+    }
+
+    /// The excerpt at these ranges, as [`SourceLocation::excerpt`] has it.
+    pub fn at(&self, ranges: &[Range]) -> String {
+        let start = ranges.iter().map(|r| r.start.line).min().unwrap_or(0);
+        let end = ranges.iter().map(|r| r.end.line).max().unwrap_or(start);
+        let total = self.lines.len() as u32;
         if start < 1 || start > total {
             return String::new();
         }
-        let end = end.min(total);
-        let (from, to) = padded(start, end, total);
+        let (from, to) = padded(start, end.clamp(start, total), total);
         let marked = |line: u32| {
-            self.ranges
+            ranges
                 .iter()
                 .any(|r| r.start.line <= line && line <= r.end.line)
         };
-        let mut out = format!("{}:{}\n--------------------\n", self.filename, start);
+        let mut out = format!("{}:{start}\n--------------------\n", self.filename);
         for line in from..=to {
             let mark = if marked(line) { ">>>" } else { "   " };
-            let text = lines[line as usize - 1].trim_end_matches('\r');
+            let text = String::from_utf8_lossy(self.lines[line as usize - 1]);
             out.push_str(&format!(" {line:>3} | {mark} {text}\n"));
         }
         out.push_str("--------------------\n");

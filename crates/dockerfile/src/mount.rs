@@ -177,7 +177,7 @@ impl Mount {
                 self.only_for(key, &[MountType::Secret, MountType::Ssh])?;
                 self.required = true;
             }
-            key => return Err(format!("invalid field '{key}' must be a key=value pair")),
+            _ => return Err(format!("invalid field '{field}' must be a key=value pair")),
         }
         Ok(())
     }
@@ -360,7 +360,7 @@ mod tests {
                 "typ=bind",
                 "unexpected key 'typ' in 'typ=bind' (did you mean type?)",
             ),
-            ("what", "invalid field 'what' must be a key=value pair"),
+            ("What", "invalid field 'What' must be a key=value pair"),
             (
                 "target=/,mode=0",
                 "mode not allowed for \"bind\" type mounts",

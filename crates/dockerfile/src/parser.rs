@@ -54,6 +54,10 @@ pub fn parse(data: &[u8]) -> (Ast, Vec<Diagnostic>) {
     while let Some(line) = parser.lines.next() {
         parser.read_instruction(line);
     }
+    if parser.line == 0 && !data.is_empty() {
+        // A byte order mark alone is a line too.
+        parser.line = 1;
+    }
     let empty = parser.ast.instructions.is_empty() && !parser.has_errors();
     if empty {
         parser.error("file with no instructions", Lines::one(parser.line));

@@ -97,7 +97,12 @@ impl Lexer {
     pub fn expand(&self, text: &str, variables: &dyn Variables) -> Result<Expansion, ExpandError> {
         let mut cursor = Cursor {
             lexer: *self,
-            chars: text.chars().collect(),
+            // Stock's scanner passes over a byte order mark at the beginning of whatever it reads.
+            chars: text
+                .strip_prefix('\u{feff}')
+                .unwrap_or(text)
+                .chars()
+                .collect(),
             at: 0,
             depth: 0,
             raw_escapes: self.raw_escapes,

@@ -202,8 +202,8 @@ fn instruction(node: &Node, lint: &Linter) -> Result<Instruction, String> {
 
 fn stage(node: &Node, lint: &Linter) -> Result<Stage, String> {
     let words = &node.arguments.words;
-    if let [_, keyword, name] = words.as_slice() {
-        if *name != name.to_lowercase() {
+    if let [_, keyword, name, rest @ ..] = words.as_slice() {
+        if rest.is_empty() && *name != name.to_lowercase() {
             let message = format!("Stage name '{name}' should be lowercase");
             lint.report(Rule::StageNameCasing, node.lines, message);
         }

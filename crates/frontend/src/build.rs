@@ -94,21 +94,33 @@ async fn answer(host: &dyn Host, options: BuildOptions) -> Result<FrontendResult
     refuse_unsupported(&options)?;
     let client = Client::new(host, &options).await?;
     let entrypoint = client.read_entrypoint().await?;
-    if let Some(forward) = other_frontend(&options, &entrypoint) {
-        return Ok(FrontendResult {
-            forward: Some(forward),
+    match asked_frontend(&options, &entrypoint) {
+        Some(asked) if is_this_frontend(&asked.image) => {
+            let outcome = read_and_convert(&client, &options, &entrypoint).await;
+            outcome.map_err(|error| asked.blame(error))
+        }
+        Some(other) => Ok(FrontendResult {
+            forward: Some(other),
             ..FrontendResult::default()
-        });
+        }),
+        None => read_and_convert(&client, &options, &entrypoint).await,
     }
+}
+
+async fn read_and_convert(
+    client: &Client<'_>,
+    options: &BuildOptions,
+    entrypoint: &Entrypoint,
+) -> Result<FrontendResult> {
     if let Some(name) = &options.request {
-        let metadata = request::answer(&client, &entrypoint, name).await?;
+        let metadata = request::answer(client, entrypoint, name).await?;
         return Ok(FrontendResult {
             single: true,
             metadata,
             ..FrontendResult::default()
         });
     }
-    let lint = Linter::new(lint_config(&options, &entrypoint.file.data)?);
+    let lint = Linter::new(lint_config(options, &entrypoint.file.data)?);
     let wanted: Vec<Option<&Platform>> = match options.platforms.as_slice() {
         [] => vec![None],
         platforms => platforms.iter().map(Some).collect(),
@@ -119,15 +131,19 @@ async fn answer(host: &dyn Host, options: BuildOptions) -> Result<FrontendResult
     let conversions = wanted
         .iter()
         .zip(linters)
-        .map(|(platform, lint)| convert(&client, &entrypoint.file, *platform, lint, false));
+        .map(|(platform, lint)| convert(client, &entrypoint.file, *platform, lint, false));
     let outcomes = futures::future::join_all(conversions).await;
-    warn(&client, &entrypoint, lint.warnings()).await;
+    warn(client, entrypoint, lint.warnings()).await;
     let mut result = FrontendResult {
         single: !options.multi_platform,
         ..FrontendResult::default()
     };
     for (platform, outcome) in wanted.into_iter().zip(outcomes) {
-        result.add(platform, outcome?)?;
+        let converted = outcome?;
+        if let Some(error) = converted.refused {
+            return Err(error);
+        }
+        result.add(platform, converted)?;
     }
     result.finish()
 }
@@ -135,7 +151,11 @@ async fn answer(host: &dyn Host, options: BuildOptions) -> Result<FrontendResult
 /// Shows violations of lint rules.
 pub(crate) async fn warn(client: &Client<'_>, entrypoint: &Entrypoint, warnings: Vec<LintWarning>) {
     for warning in warnings {
-        let location = entrypoint.file.at(warning.lines);
+        let ranges = match warning.lines.first {
+            0 => Vec::new(),
+            _ => warning.lines.ranges(),
+        };
+        let location = entrypoint.file.at_ranges(ranges);
         client
             .host
             .warn(Warning {
@@ -207,8 +227,8 @@ fn refuse_unsupported(options: &BuildOptions) -> Result<()> {
     Ok(())
 }
 
-/// The frontend that is asked for, unless it is this one.
-fn other_frontend(options: &BuildOptions, entrypoint: &Entrypoint) -> Option<Forward> {
+/// The frontend that is asked for by name.
+fn asked_frontend(options: &BuildOptions, entrypoint: &Entrypoint) -> Option<Forward> {
     if options.forwarded {
         return None;
     }
@@ -223,7 +243,7 @@ fn other_frontend(options: &BuildOptions, entrypoint: &Entrypoint) -> Option<For
             (syntax.image, syntax.command, Some(location))
         }
     };
-    (!is_this_frontend(&image)).then_some(Forward {
+    Some(Forward {
         image,
         cmdline,
         location,

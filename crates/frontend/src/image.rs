@@ -27,8 +27,12 @@ pub(crate) fn read_config(data: &[u8]) -> Result<ImageConfig> {
     Ok(image)
 }
 
-/// The configuration of an image made from nothing.
+/// The configuration of an image made from nothing. Windows itself sets the path of its processes.
 pub(crate) fn empty_image(platform: &Platform) -> ImageConfig {
+    let env = match platform.os.as_str() {
+        "windows" => Vec::new(),
+        _ => vec![format!("PATH={DEFAULT_PATH}")],
+    };
     ImageConfig {
         architecture: platform.architecture.clone(),
         os: platform.os.clone(),
@@ -37,7 +41,7 @@ pub(crate) fn empty_image(platform: &Platform) -> ImageConfig {
         os_features: platform.os_features.clone(),
         config: ContainerConfig {
             working_dir: "/".to_owned(),
-            env: vec![format!("PATH={DEFAULT_PATH}")],
+            env,
             ..ContainerConfig::default()
         },
         ..ImageConfig::default()

@@ -156,19 +156,26 @@ impl Plan {
         writer.builder.finish(root)
     }
 
-    /// The nodes that `root` needs, ascending.
-    fn needed(&self, root: Output) -> BTreeSet<usize> {
-        let mut needed = BTreeSet::new();
-        let mut wanted = vec![root];
-        while let Some(output) = wanted.pop() {
+    /// The nodes that `root` needs, each after its inputs, in the order stock writes them: of equal
+    /// steps the last one gives the name that is shown.
+    fn needed(&self, root: Output) -> Vec<usize> {
+        let mut order = Vec::new();
+        let mut known = BTreeSet::new();
+        // A node is met twice: to go to its inputs, and when they are done.
+        let mut wanted = vec![(root, false)];
+        while let Some((output, inputs_done)) = wanted.pop() {
             let Output::Node(index, _) = output else {
                 continue;
             };
-            if needed.insert(index) {
-                wanted.extend(self.nodes[index].inputs());
+            if inputs_done {
+                order.push(index);
+            } else if known.insert(index) {
+                wanted.push((output, true));
+                let inputs = self.nodes[index].inputs();
+                wanted.extend(inputs.into_iter().rev().map(|input| (input, false)));
             }
         }
-        needed
+        order
     }
 }
 
@@ -177,10 +184,10 @@ impl Node {
         match &self.op {
             NodeOp::Source(_) => Vec::new(),
             NodeOp::Exec(_, mounts) => mounts.iter().map(|mount| mount.source).collect(),
-            NodeOp::File(base, changes) => changes
-                .iter()
-                .filter_map(|change| change.source)
-                .chain([*base])
+            // The last change comes first: it is the one that leads to the others.
+            NodeOp::File(base, changes) => [*base]
+                .into_iter()
+                .chain(changes.iter().rev().filter_map(|change| change.source))
                 .collect(),
             NodeOp::Merge(inputs) | NodeOp::Given(_, inputs) => inputs.clone(),
         }
@@ -286,12 +293,13 @@ impl Writer<'_> {
                 Op::Exec(exec)
             }
             NodeOp::File(base, changes) => self.file_op(*base, changes, &mut inputs),
-            NodeOp::Merge(merged) => Op::Merge(MergeOp {
-                inputs: merged
-                    .iter()
-                    .map(|output| inputs.index(self.edge(*output)))
-                    .collect(),
-            }),
+            NodeOp::Merge(merged) => {
+                // What is merged twice is an input twice, as stock writes it.
+                inputs.0 = merged.iter().filter_map(|o| self.edge(*o)).collect();
+                Op::Merge(MergeOp {
+                    inputs: (0..inputs.0.len()).map(Some).collect(),
+                })
+            }
             NodeOp::Given(op, given) => {
                 inputs.0 = given
                     .iter()

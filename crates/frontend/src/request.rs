@@ -113,6 +113,10 @@ fn targets(entrypoint: &Entrypoint) -> Result<BTreeMap<String, Vec<u8>>> {
         target.insert("location".to_owned(), location(&stage.lines.ranges()));
         list.push(Value::from(target));
     }
+    let list = match list.as_slice() {
+        [] => Value::Null,
+        _ => Value::from(list),
+    };
     let value = json!({"targets": list, "sources": [base64(&entrypoint.file.data)]});
     result(&value, table(&rows, 1))
 }
@@ -254,7 +258,7 @@ async fn lint(client: &Client<'_>, entrypoint: &Entrypoint) -> Result<BTreeMap<S
             .locations()
             .iter()
             .flat_map(|l| l.ranges.iter().copied());
-        let location = location(&merged(ranges.collect()));
+        let location = error_location(&merged(ranges.collect()));
         let message = error.to_string();
         value.insert(
             "buildError".to_owned(),
@@ -280,6 +284,7 @@ fn warning_value(warning: &LintWarning) -> Value {
 
 fn lint_text(entrypoint: &Entrypoint, mut warnings: Vec<LintWarning>) -> String {
     warnings.sort_by_key(|warning| warning.lines.first);
+    let excerpts = diag::Excerpts::new(&entrypoint.file.name, &entrypoint.file.data);
     let mut text = String::new();
     for warning in warnings {
         text.push_str(&format!("\nWARNING: {}", warning.rule.name()));
@@ -288,7 +293,7 @@ fn lint_text(entrypoint: &Entrypoint, mut warnings: Vec<LintWarning>) -> String 
             text.push_str(&format!(" - {url}"));
         }
         text.push_str(&format!("\n{}\n", warning.message));
-        text.push_str(&entrypoint.file.at(warning.lines).excerpt());
+        text.push_str(&excerpts.at(&warning.lines.ranges()));
     }
     text
 }
@@ -308,7 +313,17 @@ fn merged(mut ranges: Vec<diag::Range>) -> Vec<diag::Range> {
     out
 }
 
+/// Ranges as JSON has them; what has no line in the file has no range.
 fn location(ranges: &[diag::Range]) -> Value {
+    location_of(ranges, false)
+}
+
+/// The same of an error: the line before the first one counts, it is that of a wrong directive there.
+fn error_location(ranges: &[diag::Range]) -> Value {
+    location_of(ranges, true)
+}
+
+fn location_of(ranges: &[diag::Range], with_line_zero: bool) -> Value {
     let position = |at: diag::Position| {
         let mut value = serde_json::Map::new();
         for (name, number) in [("line", at.line), ("character", at.character)] {
@@ -320,7 +335,7 @@ fn location(ranges: &[diag::Range]) -> Value {
     };
     let ranges: Vec<Value> = ranges
         .iter()
-        .filter(|range| range.start.line > 0)
+        .filter(|range| with_line_zero || range.start.line > 0)
         .map(|range| json!({"start": position(range.start), "end": position(range.end)}))
         .collect();
     if ranges.is_empty() {

@@ -65,6 +65,17 @@ pub struct VertexMeta {
     pub caps: BTreeMap<String, bool>,
 }
 
+impl VertexMeta {
+    /// Adds the notes on an equal vertex: what they say wins, what they leave open stays.
+    fn add(&mut self, other: VertexMeta) {
+        self.description.extend(other.description);
+        self.ignore_cache |= other.ignore_cache;
+        self.export_cache = other.export_cache.or(self.export_cache);
+        self.progress_group = other.progress_group.or(self.progress_group.take());
+        self.caps.extend(other.caps);
+    }
+}
+
 /// A group of vertices shown as one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProgressGroup {
@@ -106,8 +117,8 @@ impl GraphBuilder {
         Self::default()
     }
 
-    /// Adds a vertex and returns its first output. If an equal one is there already its notes and
-    /// locations stay, except that `ignore_cache` of either holds for both.
+    /// Adds a vertex and returns its first output. If an equal one is there already, both have one
+    /// set of notes, in which the later ones win, and the locations of both.
     pub fn add(
         &mut self,
         op: Op,
@@ -120,9 +131,9 @@ impl GraphBuilder {
         let digest = Digest::of(&raw);
         match self.graph.vertices.get_mut(&digest) {
             Some(known) => {
-                if meta.ignore_cache && !known.meta.ignore_cache {
-                    Arc::make_mut(known).meta.ignore_cache = true;
-                }
+                let known = Arc::make_mut(known);
+                known.meta.add(meta);
+                known.locations.extend(locations);
             }
             None => {
                 let worker_filter = Vec::new();

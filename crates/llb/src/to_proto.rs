@@ -1,5 +1,7 @@
 //! Typed ops → wire messages.
 
+use std::sync::Arc;
+
 use oci::Platform;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, int64};
@@ -36,6 +38,7 @@ pub fn marshal_vertex(op: &Op, inputs: &[Edge], platform: Option<&Platform>) -> 
 pub fn to_proto(graph: &Graph) -> pb::Definition {
     let mut definition = pb::Definition::default();
     let mut source = pb::Source::default();
+    let mut files = Vec::new();
     for digest in &graph.order {
         let vertex = &graph.vertices[digest];
         definition.def.push(vertex.raw.to_vec());
@@ -44,7 +47,7 @@ pub fn to_proto(graph: &Graph) -> pb::Definition {
         for location in &vertex.locations {
             locations
                 .locations
-                .push(location_to_proto(location, &mut source.infos));
+                .push(location_to_proto(location, &mut files));
         }
         if !locations.locations.is_empty() {
             source.locations.insert(key.clone(), locations);
@@ -65,6 +68,7 @@ pub fn to_proto(graph: &Graph) -> pb::Definition {
             pb::OpMetadata::default(),
         );
         definition.def.push(bytes);
+        source.infos = files.into_iter().map(info_to_proto).collect();
         definition.source = Some(source);
     }
     definition
@@ -99,21 +103,28 @@ pub fn platform_to_proto(platform: &Platform) -> pb::Platform {
     }
 }
 
-fn location_to_proto(
-    location: &diag::SourceLocation,
-    infos: &mut Vec<pb::SourceInfo>,
+fn info_to_proto(file: &diag::SourceLocation) -> pb::SourceInfo {
+    pb::SourceInfo {
+        filename: file.filename.clone(),
+        data: file.data.to_vec(),
+        definition: None,
+        language: file.language.clone(),
+    }
+}
+
+/// The location; `files` are those that earlier ones were in, and its own is added.
+fn location_to_proto<'g>(
+    location: &'g diag::SourceLocation,
+    files: &mut Vec<&'g diag::SourceLocation>,
 ) -> pb::Location {
-    let known = infos.iter().position(|info| {
-        info.filename == location.filename && info.data.as_slice() == &location.data[..]
+    // Locations share the text of their file: it is compared only when they do not.
+    let known = files.iter().position(|file| {
+        file.filename == location.filename
+            && (Arc::ptr_eq(&file.data, &location.data) || file.data == location.data)
     });
     let index = known.unwrap_or_else(|| {
-        infos.push(pb::SourceInfo {
-            filename: location.filename.clone(),
-            data: location.data.to_vec(),
-            definition: None,
-            language: location.language.clone(),
-        });
-        infos.len() - 1
+        files.push(location);
+        files.len() - 1
     });
     let position = |at: diag::Position| pb::Position {
         line: at.line as i32,

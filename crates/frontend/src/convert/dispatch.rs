@@ -10,7 +10,7 @@ use dockerfile::{Instruction, KeyValue, Kind, Lines, SourcesAndDest};
 use llb::{FileActionKind, MkDirAction};
 use oci::Platform;
 
-use crate::convert::stages::Command;
+use crate::convert::stages::{Command, StageState};
 use crate::convert::{Converter, checks};
 use crate::failure::fail;
 use crate::image::{DEFAULT_PATH, add_history};
@@ -66,8 +66,7 @@ impl Converter<'_> {
             .env
             .iter()
             .any(|pair| pair.split('=').next() == Some("PATH"));
-        let is_windows = stage.platform.as_ref().is_some_and(|p| p.os == "windows");
-        if !has_path && !is_windows {
+        if !has_path && !is_windows(stage) {
             stage.image.config.env.push(format!("PATH={DEFAULT_PATH}"));
         }
         for pair in &stage.image.config.env {
@@ -78,8 +77,8 @@ impl Converter<'_> {
             stage.fs.hostname = hostname;
         }
         if !stage.image.config.working_dir.is_empty() {
-            let dir = absolute(&stage.image.config.working_dir, "/");
-            stage.image.config.working_dir.clone_from(&dir);
+            let dir = absolute(&with_slashes(stage, &stage.image.config.working_dir), "/");
+            stage.image.config.working_dir = as_configured(stage, &dir);
             stage.fs.dir = dir;
         }
         if !stage.image.config.user.is_empty() {
@@ -226,8 +225,9 @@ impl Converter<'_> {
             .map(|seconds| seconds.saturating_mul(1_000_000_000));
         let stage = &mut self.stages[id];
         stage.workdir_set = true;
-        let dir = absolute(&path, &stage.image.config.working_dir);
-        stage.image.config.working_dir.clone_from(&dir);
+        let parent = with_slashes(stage, &stage.image.config.working_dir);
+        let dir = absolute(&with_slashes(stage, &path), &parent);
+        stage.image.config.working_dir = as_configured(stage, &dir);
         stage.fs.dir.clone_from(&dir);
         let makes_layer = dir != "/";
         if makes_layer {
@@ -303,6 +303,26 @@ impl Converter<'_> {
             }
         }
         pairs
+    }
+}
+
+fn is_windows(stage: &StageState) -> bool {
+    stage.platform.as_ref().is_some_and(|p| p.os == "windows")
+}
+
+/// A directory as steps name it; images for Windows name theirs with backslashes.
+fn with_slashes(stage: &StageState, dir: &str) -> String {
+    match is_windows(stage) {
+        true => dir.replace('\\', "/"),
+        false => dir.to_owned(),
+    }
+}
+
+/// A directory as the configuration of the stage's image names it.
+fn as_configured(stage: &StageState, dir: &str) -> String {
+    match is_windows(stage) {
+        true => dir.replace('/', "\\"),
+        false => dir.to_owned(),
     }
 }
 

@@ -51,6 +51,8 @@ pub(crate) struct Converted {
     pub(crate) epoch: Option<i64>,
     /// The parameters of the target.
     pub(crate) outline: Outline,
+    /// Why it cannot be built, where that does not keep it from being looked at.
+    pub(crate) refused: Option<diag::Error>,
 }
 
 /// Lowers a Dockerfile for a platform, or for the worker's own if none is asked for. Violations of
@@ -76,8 +78,10 @@ pub(crate) fn lint_config(options: &BuildOptions, data: &[u8]) -> Result<LintCon
     if let Some(config) = &options.lint {
         return Ok(config.clone());
     }
-    let text = dockerfile::check_directive(data).map(|found| found.value);
-    LintConfig::parse(&text.unwrap_or_default())
+    let directive = dockerfile::check_directive(data).map(|found| found.value);
+    // What follows a blank does not count.
+    let text = directive.as_deref().and_then(|text| text.split(' ').next());
+    LintConfig::parse(text.unwrap_or_default())
         .map_err(|e| fail(e).context("failed to parse check options"))
 }
 
@@ -110,6 +114,8 @@ struct Converter<'a> {
     context_paths: usize,
     ignored: Option<PatternMatcher>,
     proxy: Option<ProxyEnv>,
+    /// See [`Converted::refused`]: the first reason.
+    refused: Option<diag::Error>,
 }
 
 /// Arguments that never become variables of steps.
@@ -163,6 +169,7 @@ impl<'a> Converter<'a> {
             context_paths: 0,
             ignored: None,
             proxy: proxy_env(&options.build_args),
+            refused: None,
         };
         converter.global_args = converter.platform_args(&target_name);
         checks::default_base_images(&converter, &read);
@@ -281,6 +288,7 @@ impl<'a> Converter<'a> {
             base_image: stage.base_image.take(),
             epoch: self.epoch,
             outline,
+            refused: self.refused,
         })
     }
 

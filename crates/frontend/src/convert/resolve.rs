@@ -239,10 +239,8 @@ impl Converter<'_> {
         };
         let name = self.step_name(id, &format!("FROM {base_name}"), Some(platform), false);
         let mut meta = named(name);
-        if !code.is_empty() {
-            meta.description
-                .insert("com.docker.dockerfile.v1.command".to_owned(), code);
-        }
+        meta.description
+            .insert("com.docker.dockerfile.v1.command".to_owned(), code);
         let lines = (lines.first > 0).then_some(lines);
         let output = self
             .plan

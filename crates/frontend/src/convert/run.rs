@@ -38,7 +38,9 @@ impl Converter<'_> {
         let mut shown = place.code.to_owned();
         let args = self.run_args(id, &run.command, &mut made, &mut shown)?;
         if args.is_empty() {
-            return Err(fail("arguments are required"));
+            let error = fail("arguments are required").context("failed to marshal LLB definition");
+            let error = self.at(error, place.lines);
+            self.refused.get_or_insert(error);
         }
         for (mount, source) in mounts.iter().zip(place.sources) {
             self.add_mount(place, mount, *source, &mut made)?;

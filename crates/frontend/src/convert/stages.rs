@@ -3,8 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 
 use diag::Result;
+use dockerfile::lint::Linter;
 use dockerfile::quote::quoted;
-use dockerfile::shell::NoVariables;
+use dockerfile::shell::{ExpandError, Expansion, NoVariables};
 use dockerfile::suggest::{nearest, with_suggestion};
 use dockerfile::{Instruction, Kind, Lines, Stage};
 use oci::{ImageConfig, Platform};
@@ -106,11 +107,8 @@ impl Converter<'_> {
     fn read_stage(&mut self, index: usize, mut stage: Stage) -> Result<()> {
         let lint = self.lint.with_comments(&stage.comments);
         let lines = stage.lines;
-        let name = self
-            .lexer
-            .expand(&stage.base_name, &self.global_args)
-            .map_err(|e| self.at(fail(e.to_string()), lines))?;
-        checks::undefined_from_args(self, &name.unmatched, lines, &lint);
+        let name = self.expand_for_from(&stage.base_name, lines, &lint);
+        let name = name.map_err(|e| self.at(fail(e.to_string()), lines))?;
         if name.text.is_empty() {
             let message = format!("base name ({}) should not be blank", stage.base_name);
             return Err(self.at(fail(message), lines));
@@ -160,21 +158,36 @@ impl Converter<'_> {
         (!self.implicit_target).then_some(&self.target)
     }
 
+    /// Expands a word of a `FROM`; reports what it uses without a declaration, also where it is wrong.
+    fn expand_for_from(
+        &self,
+        text: &str,
+        lines: Lines,
+        lint: &Linter,
+    ) -> std::result::Result<Expansion, ExpandError> {
+        let outcome = self.lexer.expand(text, &self.global_args);
+        let unmatched = match &outcome {
+            Ok(expansion) => &expansion.unmatched,
+            Err(error) => &error.unmatched,
+        };
+        checks::undefined_from_args(self, unmatched, lines, lint);
+        outcome
+    }
+
     fn stage_platform(
         &self,
         stage: &Stage,
         used: &mut BTreeSet<String>,
-        lint: &dockerfile::lint::Linter,
+        lint: &Linter,
     ) -> Result<Option<Platform>> {
         let text = &stage.platform;
         if text.is_empty() {
             return Ok(None);
         }
-        let outcome = self.lexer.expand(text, &self.global_args).map_err(|e| {
+        let outcome = self.expand_for_from(text, stage.lines, lint).map_err(|e| {
             let error = fail(e.to_string()).context("failed to process arguments for platform ");
             self.at(error, stage.lines)
         })?;
-        checks::undefined_from_args(self, &outcome.unmatched, stage.lines, lint);
         checks::stage_platform(self, stage, &outcome, lint);
         let suggest = |message: String| {
             let known = || self.global_args.names();
@@ -193,7 +206,8 @@ impl Converter<'_> {
         }
         let platform = parse_platform(&outcome.text).map_err(|message| {
             let error = fail(suggest(message)).context(format!("failed to parse platform {text}"));
-            self.at(error, stage.lines)
+            // Stock says twice where it is.
+            self.at(self.at(error, stage.lines), stage.lines)
         })?;
         used.extend(outcome.matched);
         Ok(Some(platform))

@@ -236,7 +236,7 @@ async fn a_linked_copy_is_a_layer_of_its_own() {
 async fn heredocs_become_files_and_scripts() {
     let text = "FROM busybox\nENV who=me\nCOPY <<a <<'b' /x/\n$who\na\n$who\nb\nRUN <<EOF\necho 1\necho 2\nEOF\nRUN <<EOF\n#!/bin/sh\nx\nEOF\nRUN cat <<EOF | sh\ny\nEOF\n";
     let graph = graph(text, &[]).await;
-    let inline: Vec<Vec<u8>> = graph
+    let mut inline: Vec<Vec<u8>> = graph
         .order
         .iter()
         .filter_map(|digest| match &graph.vertices[digest].op {
@@ -247,12 +247,13 @@ async fn heredocs_become_files_and_scripts() {
             _ => None,
         })
         .collect();
+    inline.sort();
     assert_eq!(
         inline,
         [
-            b"me\n".to_vec(),
+            b"#!/bin/sh\nx\n".to_vec(),
             b"$who\n".to_vec(),
-            b"#!/bin/sh\nx\n".to_vec()
+            b"me\n".to_vec(),
         ]
     );
     assert_eq!(
@@ -599,7 +600,11 @@ async fn wrong_builds_are_told_as_stock_tells_them() {
             "invalid port: \"80/x\": invalid proto: x",
             Some(2),
         ),
-        ("FROM scratch\nRUN []\n", "arguments are required", Some(2)),
+        (
+            "FROM scratch\nRUN []\n",
+            "failed to marshal LLB definition: arguments are required",
+            Some(2),
+        ),
         (
             "FROM scratch\nENV a=${b\n",
             "failed to process \"${b\": unsupported modifier (\u{fffd}) in substitution",
@@ -753,4 +758,34 @@ async fn another_frontend_is_asked_for_by_the_file_or_by_an_option() {
     // The other frontend may hand the request back.
     let text = "# syntax=example.com/other:1\nFROM scratch\n";
     assert!(forward(text, &[("cmdline", "x")]).await.is_none());
+}
+
+#[tokio::test]
+async fn a_step_of_several_stages_has_the_name_of_the_last_and_the_lines_of_all() {
+    let text = "FROM busybox AS a\nRUN 1\nFROM busybox AS b\nRUN 2\nFROM scratch\nCOPY --from=a /x /\nCOPY --from=b /y /\n";
+    let graph = graph(text, &[]).await;
+    let base = vertex(&graph, "FROM docker.io/library/busybox");
+    assert!(base.name().starts_with("[b 1/2] FROM "), "{}", base.name());
+    let lines: Vec<u32> = base
+        .locations
+        .iter()
+        .map(|location| location.ranges[0].start.line)
+        .collect();
+    assert_eq!(lines, [1, 3]);
+}
+
+#[tokio::test]
+async fn an_error_without_a_place_is_at_the_line_that_asks_for_the_frontend() {
+    let text = "# syntax=docker/dockerfile:1\nFROM scratch\n";
+    let error = failure(text, &[("target", "x")]).await;
+    assert_eq!(error.to_string(), "target stage \"x\" could not be found");
+    assert_eq!(error.locations()[0].ranges[0].start.line, 1);
+    let error = failure("FROM scratch\n", &[("target", "x")]).await;
+    assert_eq!(error.locations(), []);
+    let syntax = ("build-arg:BUILDKIT_SYNTAX", "docker/dockerfile:1");
+    let error = failure("FROM scratch\n", &[("target", "x"), syntax]).await;
+    assert_eq!(
+        error.to_string(),
+        "failed with build-arg:BUILDKIT_SYNTAX = docker/dockerfile:1: target stage \"x\" could not be found"
+    );
 }
