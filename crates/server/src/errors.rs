@@ -6,6 +6,9 @@
 //! Stock clients print every code but `Unknown` in front of the text, and stock servers give most
 //! errors of a build no other code. So codes that only say what kind of mistake it was travel in a
 //! detail of our own, [`DETAIL`], with the hints; others pass it over.
+//!
+//! A status travels in the headers of a response, whose length clients limit: what is too long for
+//! them is cut ([`crate::error_length`]), so that the error itself always arrives.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -16,6 +19,8 @@ use proto::prost;
 use proto::rpc;
 use serde_json::{Value, json};
 use tonic::Status;
+
+use crate::error_length::{self, shortened};
 
 const SOURCE: &str = "github.com/moby/buildkit/errdefs.Source+json";
 const VERTEX: &str = "github.com/moby/buildkit/errdefs.Vertex+json";
@@ -57,7 +62,7 @@ pub fn from_message(status: rpc::Status) -> Status {
 pub fn to_rpc_status(error: &Error) -> rpc::Status {
     let mut details = Vec::new();
     // Clients print the details in the order given, innermost first.
-    for location in error.locations() {
+    for location in error_length::fitting(error.locations()).iter() {
         details.push(detail(SOURCE, &source_json(location)));
     }
     if let Some(digest) = error.failed_vertex() {
@@ -72,14 +77,15 @@ pub fn to_rpc_status(error: &Error) -> rpc::Status {
             details.push(detail(SUBREQUEST, &json!({ "name": name })));
         }
     }
-    let mut own = json!({ "code": error.code() as i32, "hints": error.hints() });
+    let hints: Vec<_> = error.hints().iter().map(|hint| shortened(hint)).collect();
+    let mut own = json!({ "code": error.code() as i32, "hints": hints });
     if let Some(exit_code) = error.process_exit_code() {
         own["exitCode"] = json!(exit_code);
     }
     details.push(detail(DETAIL, &own));
     rpc::Status {
         code: wire_code(error.code()) as i32,
-        message: error.to_string(),
+        message: shortened(&error.to_string()).into_owned(),
         details,
     }
 }
@@ -228,6 +234,34 @@ mod tests {
             (&["look again".to_owned()][..], Some(3))
         );
         assert_eq!(back.failed_vertex(), Some(vertex.as_str()));
+    }
+
+    #[test]
+    fn no_error_is_too_long_for_the_headers_it_travels_in() {
+        let huge = "x".repeat(20 << 20);
+        let error = Error::invalid(format!(
+            "dockerfile parse error: unknown instruction: {huge}"
+        ))
+        .hint(format!("look at {huge}"))
+        .at(SourceLocation {
+            filename: "Dockerfile".into(),
+            language: "Dockerfile".into(),
+            data: format!("FROM scratch\n{huge}\nRUN x\n").into_bytes().into(),
+            ranges: vec![Range::lines(2, 2)],
+        });
+        let status = to_status(&error);
+        // Message and details are encoded with at most three bytes for one.
+        let length = 3 * status.message().len() + status.details().len() * 4 / 3;
+        assert!(length < 2 << 20, "{length}");
+        let back = from_rpc_status(&rpc::Status::decode(status.details()).unwrap());
+        assert!(
+            back.to_string()
+                .starts_with("dockerfile parse error: unknown")
+        );
+        let excerpt = back.locations()[0].excerpt();
+        assert!(excerpt.starts_with("Dockerfile:2\n"));
+        assert!(excerpt.contains("   1 |     FROM scratch\n   2 | >>> xxx"));
+        assert!(excerpt.contains("   3 |     RUN x\n"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use proto::prost::Message;
 use serde_json::{Value, json};
 use tonic::Status;
 
+use crate::error_length::DETAIL_BYTES_MAX;
 use crate::errors::{from_message, to_rpc_status};
 use crate::job::Job;
 
@@ -20,10 +21,14 @@ const SOLVE: &str = "github.com/moby/buildkit/errdefs.Solve+json";
 pub fn to_status(job: &Job, error: &Error) -> Status {
     let mut status = to_rpc_status(error);
     if let Some(detail) = detail(job, error) {
-        status.details.push(Any {
-            type_url: SOLVE.to_owned(),
-            value: detail.to_string().into_bytes(),
-        });
+        let value = detail.to_string().into_bytes();
+        // An op that is too long for headers costs the look around, never the error.
+        if value.len() <= DETAIL_BYTES_MAX {
+            status.details.push(Any {
+                type_url: SOLVE.to_owned(),
+                value,
+            });
+        }
     }
     from_message(status)
 }

@@ -24,6 +24,7 @@ mod daemon;
 mod damaged;
 mod debug;
 pub mod entitlements;
+mod error_length;
 pub mod errors;
 mod exec_process;
 mod exporting;
