@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io::Write as _;
 
 use jiff::{SignedDuration, Timestamp};
-use progress::{LogLine, NodeId, SolveStatus, Tree, VertexStatus};
+use progress::{LogLine, Node, NodeId, SolveStatus, Tree, VertexStatus};
 
 use crate::number::{bytes_text, seconds_text};
 
@@ -65,6 +65,24 @@ struct Shown {
     log_line: usize,
     /// How many bytes of that line are on the screen.
     log_offset: usize,
+}
+
+impl Shown {
+    /// Whether the node has lines that were not printed, besides its name and its end.
+    fn is_behind(&self, node: &Node, printed: &HashMap<String, (i64, Timestamp)>) -> bool {
+        let mut statuses = node.statuses().enumerate();
+        let logs = node.logs();
+        node.warnings().len() > self.warnings
+            || logs.lines_from(self.log_line).any(|(number, line)| {
+                number > self.log_line || log_text(line).len() > self.log_offset
+            })
+            || statuses.any(|(place, (status, updates))| {
+                self.statuses.get(place) != Some(&updates)
+                    && printed
+                        .get(&status.id)
+                        .is_none_or(|last| moved_enough(status, last))
+            })
+    }
 }
 
 /// How a vertex competes for being printed.
@@ -148,8 +166,23 @@ impl PlainPrinter {
 
     /// Prints the rest, and the logs of what failed. The display is not to be used after it.
     pub fn finish(&mut self, now: Timestamp, out: &mut Vec<u8>) {
-        // What is still open was cut off and has told what it had to tell.
+        // What is still open was cut off; its name alone would tell nothing.
+        let (tree, statuses) = (&self.tree, &self.statuses);
+        let nodes = &self.nodes;
+        self.pending.retain(|id| {
+            let node = tree.node(*id);
+            node.is_completed()
+                || nodes
+                    .get(id)
+                    .is_some_and(|shown| shown.is_behind(node, statuses))
+        });
         self.print_news(now, out);
+        let waiting: Vec<NodeId> = self.pending.iter().copied().collect();
+        for id in waiting {
+            if !self.tree.node(id).is_hidden() {
+                self.print_node(id, now, out);
+            }
+        }
         print_error_logs(&self.tree, out);
     }
 

@@ -300,3 +300,33 @@ fn a_step_that_was_cut_off_is_not_named_again_at_the_end() {
     let text = String::from_utf8(out).unwrap();
     assert_eq!(text, "#1 run\n#1 ...\n\n#2 boot\n#2 DONE 0.0s\n");
 }
+
+#[test]
+fn a_step_that_was_cut_off_is_named_at_the_end_only_for_lines_not_yet_printed() {
+    let mut run = Run::new();
+    run.vertices(0, vec![vertex("a", Some(0), None)]);
+    // News of another step and none of its own lines: it waits for `a`, and then all is over.
+    run.vertices(1, vec![vertex("b", Some(1), None)]);
+    run.feed(2, transfer("b", "pull", (1, 2), (10, 100), false));
+    run.printer.update(
+        &SolveStatus::of_vertexes(vec![
+            vertex("a", Some(0), Some(3)),
+            vertex("c", Some(3), None),
+        ]),
+        at(3),
+    );
+    let text = run.end(3);
+    assert!(text.contains("#1 DONE 0.0s\n"), "{text}");
+    assert!(text.contains(" pull 10B / 100B"), "{text}");
+    assert!(!text.contains(" c\n"), "{text}");
+
+    let mut run = Run::new();
+    run.vertices(0, vec![vertex("a", Some(0), None)]);
+    run.printer.update(
+        &SolveStatus::of_vertexes(vec![vertex("c", Some(1), None)]),
+        at(1),
+    );
+    run.printer.update(&log("c", 2, "last words\n"), at(2));
+    let text = run.end(3);
+    assert_eq!(text, "#1 a\n#1 ...\n\n#2 c\n#2 0.001 last words\n");
+}
