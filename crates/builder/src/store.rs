@@ -14,8 +14,9 @@
 //! A directory that cannot be written is no obstacle to reading.
 
 use std::fs::File;
-use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use oci::Digest;
@@ -125,7 +126,7 @@ impl Transaction<'_> {
     pub fn get(&self, name: &str) -> Result<Option<NodeGroup>, BuilderError> {
         let name = validate_name(name)?;
         let path = self.path(INSTANCES, &name);
-        let reason = match std::fs::read(&path) {
+        let reason = match read_regular(&path) {
             Ok(bytes) => match serde_json::from_slice::<NodeGroup>(&bytes) {
                 Ok(group) if group.name.eq_ignore_ascii_case(&name) => return Ok(Some(group)),
                 // What it names belongs to another record.
@@ -134,6 +135,7 @@ impl Transaction<'_> {
             },
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) if error.kind() == ErrorKind::IsADirectory => "it is a directory".to_owned(),
+            Err(error) if error.kind() == ErrorKind::InvalidInput => error.to_string(),
             Err(error) => return Err(BuilderError::file(path)(error)),
         };
         Err(BuilderError::CorruptRecord { name, path, reason })
@@ -202,8 +204,8 @@ impl Transaction<'_> {
 
     /// When the builder was last used, if that is known.
     pub fn last_activity(&self, name: &str) -> Option<Timestamp> {
-        let text = std::fs::read_to_string(self.path(ACTIVITY, name)).ok()?;
-        text.trim().parse().ok()
+        let bytes = read_regular(&self.path(ACTIVITY, name)).ok()?;
+        std::str::from_utf8(&bytes).ok()?.trim().parse().ok()
     }
 
     /// Notes that a removal did not finish; `None` takes the note away. Best effort.
@@ -224,7 +226,8 @@ impl Transaction<'_> {
 
     /// Why the builder's removal did not finish, if that was tried.
     pub fn broken(&self, name: &str) -> Option<String> {
-        std::fs::read_to_string(self.path(BROKEN, name)).ok()
+        let bytes = read_regular(&self.path(BROKEN, name)).ok()?;
+        String::from_utf8(bytes).ok()
     }
 
     /// Notes that what a node left is kept on purpose, or no longer. Best effort.
@@ -263,8 +266,9 @@ impl Transaction<'_> {
             }
         }
         let path = self.path(DEFAULTS, &hash(key));
-        let name = match std::fs::read_to_string(&path) {
-            Ok(name) => name,
+        let name = match read_regular(&path) {
+            // What is no text names no record.
+            Ok(bytes) => String::from_utf8(bytes).unwrap_or_default(),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.reset_current(key);
                 return Ok(None);
@@ -313,7 +317,7 @@ impl Transaction<'_> {
 
     fn read_current(&self) -> Result<Current, BuilderError> {
         let path = self.store.config.path().join(CURRENT);
-        match std::fs::read(&path) {
+        match read_regular(&path) {
             // A current file that is garbage means that nothing was chosen.
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or_default()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Current::default()),
@@ -328,6 +332,23 @@ impl Transaction<'_> {
         })?;
         self.store.config.write(CURRENT, &bytes)
     }
+}
+
+/// The content of a regular file, or of one that a link leads to. Anything else fails without being
+/// opened: a pipe would wait for a writer that never comes, a device has no end.
+fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let kind = std::fs::metadata(path)?.file_type();
+    if kind.is_file() || kind.is_dir() {
+        return std::fs::read(path);
+    }
+    let what = if kind.is_fifo() {
+        "it is a named pipe"
+    } else if kind.is_socket() {
+        "it is a socket"
+    } else {
+        "it is a device"
+    };
+    Err(io::Error::new(ErrorKind::InvalidInput, what))
 }
 
 fn hash(key: &str) -> String {
@@ -378,6 +399,52 @@ mod tests {
             Err(BuilderError::CorruptRecord { .. })
         ));
         assert!(txn.get("good").unwrap().is_some());
+    }
+
+    #[test]
+    fn what_is_no_file_is_a_damaged_record_and_nothing_waits_for_it() {
+        let (dir, store) = store();
+        let txn = store.transaction();
+        txn.save(&group("good")).unwrap();
+        let instances = dir.path().join("instances");
+        let pipe = |path: &Path| {
+            rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RWXU).unwrap();
+        };
+        pipe(&instances.join("pipe"));
+        let _socket = std::os::unix::net::UnixListener::bind(instances.join("socket")).unwrap();
+        std::fs::create_dir(instances.join("directory")).unwrap();
+        for (link, target) in [
+            ("zero", "/dev/zero"),
+            ("to-pipe", "pipe"),
+            ("to-good", "good"),
+        ] {
+            std::os::unix::fs::symlink(target, instances.join(link)).unwrap();
+        }
+        for (name, expected) in [
+            ("pipe", "it is a named pipe"),
+            ("to-pipe", "it is a named pipe"),
+            ("socket", "it is a socket"),
+            ("directory", "it is a directory"),
+            ("zero", "it is a device"),
+            ("to-good", "it is that of builder \"good\""),
+        ] {
+            assert!(txn.names().unwrap().contains(&name.to_owned()));
+            let Err(BuilderError::CorruptRecord { reason, .. }) = txn.get(name) else {
+                panic!("{name}");
+            };
+            assert_eq!(reason, expected, "{name}");
+        }
+        assert!(txn.get("good").unwrap().is_some());
+        for name in ["pipe", "directory"] {
+            txn.remove(name).unwrap();
+            assert_eq!(txn.get(name).unwrap(), None);
+        }
+        for dir in ["activity", "broken"] {
+            let _ = std::fs::create_dir(store.config().path().join(dir));
+            pipe(&store.config().path().join(dir).join("piped"));
+        }
+        assert_eq!(txn.last_activity("piped"), None);
+        assert_eq!(txn.broken("piped"), None);
     }
 
     #[test]
