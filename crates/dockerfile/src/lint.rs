@@ -310,6 +310,11 @@ impl Linter {
         linter
     }
 
+    /// Whether a report of that rule is kept, for those whose text costs something to make.
+    pub fn wants(&self, rule: Rule) -> bool {
+        self.found.is_some() && self.config.allows(rule)
+    }
+
     /// Reports a violation.
     pub fn report(&self, rule: Rule, lines: Lines, message: impl Into<String>) {
         let Some(found) = self.found.as_ref().filter(|_| self.config.allows(rule)) else {

@@ -106,6 +106,9 @@ pub(super) fn undefined_from_args(
     lines: Lines,
     lint: &Linter,
 ) {
+    if unmatched.is_empty() || !lint.wants(Rule::UndefinedArgInFrom) {
+        return;
+    }
     let mut known: BTreeSet<&str> = converter.declared_args.iter().map(String::as_str).collect();
     known.extend(converter.global_args.names());
     for name in unmatched
@@ -180,6 +183,9 @@ pub(super) fn undefined_variables(
     lines: Lines,
     lint: &Linter,
 ) {
+    if !lint.wants(Rule::UndefinedVar) {
+        return;
+    }
     let stage = &converter.stages[id];
     for name in unmatched {
         let declared = stage.args.iter().any(|(known, _)| known == name);
