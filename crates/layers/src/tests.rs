@@ -387,7 +387,7 @@ fn stacks_longer_than_a_mount_are_flattened_at_the_bottom(backend: Backend) {
     assert_eq!(t.count("flat"), flats);
     // The layers themselves were not touched by sharing their files.
     assert_eq!(t.shown(&stack.prefix(3))["last"], "644 2");
-    t.store.remove(stack.0[0]).unwrap();
+    t.store.remove(stack.get(0).unwrap()).unwrap();
     assert_eq!(t.count("flat"), 0);
 }
 
@@ -556,7 +556,7 @@ fn opening_sweeps_unknown_directories_and_forgets_missing_ones() {
     fs::create_dir_all(t.dir.path().join("new/half/fs")).unwrap();
     fs::remove_dir_all(layers.join(two.top().unwrap().to_string())).unwrap();
     let t = t.reopen();
-    assert_eq!(t.store.list().unwrap(), one.0);
+    assert_eq!(t.store.list().unwrap(), one.as_slice());
     assert_eq!((t.count("layers"), t.count("new")), (1, 0));
 }
 
@@ -579,7 +579,7 @@ fn a_mount_left_by_a_killed_process_is_taken_away() {
     let after = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!after.contains(path.to_str().unwrap()));
     assert_eq!(t.count("mounts"), 0);
-    assert_eq!(second.list().unwrap(), one.0);
+    assert_eq!(second.list().unwrap(), one.as_slice());
 }
 
 #[test]
@@ -689,10 +689,16 @@ fn a_blob_asked_for_many_times_at_once_is_computed_once() {
     assert_eq!(swept.unwrap(), 0);
     // A blob that is gone is computed again and comes out the same.
     content.remove(&blobs[0].descriptor.digest).unwrap();
-    assert_eq!(t.store.stored_blob(stack.0[0], &lease).unwrap(), None);
+    assert_eq!(
+        t.store.stored_blob(stack.get(0).unwrap(), &lease).unwrap(),
+        None
+    );
     assert_eq!(compute(), blobs[0]);
     assert_eq!(
-        t.store.stored_blob(stack.0[0], &lease).unwrap().as_ref(),
+        t.store
+            .stored_blob(stack.get(0).unwrap(), &lease)
+            .unwrap()
+            .as_ref(),
         Some(&blobs[0])
     );
 }
