@@ -387,7 +387,7 @@ fn stacks_longer_than_a_mount_are_flattened_at_the_bottom(backend: Backend) {
     assert_eq!(t.count("flat"), flats);
     // The layers themselves were not touched by sharing their files.
     assert_eq!(t.shown(&stack.prefix(3))["last"], "644 2");
-    t.store.remove(stack.as_slice()[0]).unwrap();
+    t.store.remove(stack.get(0).unwrap()).unwrap();
     assert_eq!(t.count("flat"), 0);
 }
 
@@ -690,13 +690,13 @@ fn a_blob_asked_for_many_times_at_once_is_computed_once() {
     // A blob that is gone is computed again and comes out the same.
     content.remove(&blobs[0].descriptor.digest).unwrap();
     assert_eq!(
-        t.store.stored_blob(stack.as_slice()[0], &lease).unwrap(),
+        t.store.stored_blob(stack.get(0).unwrap(), &lease).unwrap(),
         None
     );
     assert_eq!(compute(), blobs[0]);
     assert_eq!(
         t.store
-            .stored_blob(stack.as_slice()[0], &lease)
+            .stored_blob(stack.get(0).unwrap(), &lease)
             .unwrap()
             .as_ref(),
         Some(&blobs[0])
