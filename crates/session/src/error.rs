@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use diag::Code;
 
+use crate::client::KeyError;
+
 /// A failure of a session or of something asked over it.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -60,6 +62,16 @@ pub enum SessionError {
         /// Why.
         source: pathmatch::PatternError,
     },
+    /// A file gives no key for an agent.
+    #[error("failed to {step} {}: {reason}", .path.display())]
+    Key {
+        /// What failed: `open`, `read` or `parse`.
+        step: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: KeyError,
+    },
     /// The work was dropped before it was done.
     #[error("context canceled")]
     Canceled,
@@ -93,6 +105,11 @@ impl SessionError {
                 diag::Error::from(io::Error::from(source.kind())).code()
             }
             SessionError::Io(error) => diag::Error::from(io::Error::from(error.kind())).code(),
+            SessionError::Key {
+                reason: KeyError::File { source, .. },
+                ..
+            } => diag::Error::from(io::Error::from(source.kind())).code(),
+            SessionError::Key { .. } => Code::InvalidArgument,
             SessionError::Pattern { .. } => Code::InvalidArgument,
             SessionError::Canceled => Code::Canceled,
         }
@@ -107,7 +124,14 @@ impl From<tonic::Status> for SessionError {
 
 impl From<SessionError> for diag::Error {
     fn from(error: SessionError) -> Self {
-        diag::Error::new(error.code(), error.to_string())
+        let told = diag::Error::new(error.code(), error.to_string());
+        match error {
+            SessionError::Key {
+                reason: KeyError::Passphrase,
+                ..
+            } => told.hint("add the key to an agent with `ssh-add` and forward its socket"),
+            _ => told,
+        }
     }
 }
 

@@ -31,7 +31,7 @@ pub use caller::{
 };
 pub use client::{
     AuthNotice, AuthOptions, ClientSession, ClientSessionBuilder, ExportTarget, ExportWriter,
-    FillStore, LocalDir, SecretSource, SessionHandle, SshAgent, Uploads,
+    FillStore, KeyError, LocalDir, SecretSource, SessionHandle, SshAgent, Uploads,
 };
 pub use content_answers::{blob_info, read_blob};
 pub use error::SessionError;

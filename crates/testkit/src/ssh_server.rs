@@ -121,6 +121,11 @@ impl SshServer {
         self.agent.socket.clone()
     }
 
+    /// The file with the first key, which the agent has.
+    pub fn key(&self) -> PathBuf {
+        self.directory.join("user")
+    }
+
     /// The line of `known_hosts` with the first of the server's keys.
     pub fn known_hosts(&self) -> String {
         self.known_host(self.host_keys[0])

@@ -54,6 +54,23 @@ fn a_container_reaches_the_ssh_agent_and_the_secrets_of_the_client() {
         let none = "unset ssh forward key default";
         assert!(refused.contains(none), "{refused}");
     }
+    // The file with the key instead of its agent, from which nothing can be removed.
+    let client = ("key", ours.clone());
+    let given = format!("--ssh=default={}", agent.key);
+    let ssh_add = "SSH_AUTH_SOCK=/agent.sock /usr/bin/ssh-add";
+    let lines = format!(
+        "image {tools}\nmount ssh /agent.sock default\n\
+         ask {ssh_add} -D 2>&1; {ssh_add} -l | grep -o '(.*'\n\
+         ask {ssh_add} -l | cut -d' ' -f2\n"
+    );
+    let listed = std::process::Command::new("ssh-keygen")
+        .args(["-l", "-f", &agent.key])
+        .output()
+        .unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let fingerprint = listed.split(' ').nth(1).unwrap();
+    let expected = format!("Failed to remove all identities.\n(ED25519)\n{fingerprint}\n");
+    assert_eq!(ask(&shop, &client, &lines, &[&given]), expected);
 }
 
 #[test]

@@ -170,7 +170,7 @@ fn a_private_repository_needs_a_token() {
 }
 
 #[test]
-fn a_private_repository_is_reached_over_ssh_with_the_clients_agent() {
+fn a_private_repository_is_reached_over_ssh_with_the_clients_agent_or_keys() {
     let shop = Workshop::open();
     let options = SshServerOptions {
         address: Engine::GATEWAY,
@@ -195,6 +195,14 @@ fn a_private_repository_is_reached_over_ssh_with_the_clients_agent() {
     shop.cooperage
         .ok(&["create", "--name", "c", "--use", "--bootstrap"]);
     let first = ["build", "--builder=c", "--progress=plain", "--no-cache"];
+    let rsa = ssh.make_key("rsa", &["-t", "rsa", "-m", "PEM"]);
+    ssh.let_in(&rsa, "");
+    let stranger = ssh.make_key("stranger", &["-t", "ecdsa"]);
+    // Without an agent: files with keys, of which the host takes the last one.
+    let by_files = [
+        format!("--ssh=default={}", text(&ssh.key())),
+        format!("--ssh=default={},{}", text(&stranger), text(&rsa)),
+    ];
     // Hints reach our client alone.
     let told = "give the build an agent with `--ssh default`";
     for (name, client, cause) in [
@@ -220,6 +228,12 @@ fn a_private_repository_is_reached_over_ssh_with_the_clients_agent() {
             ("1".into(), "part".into())
         );
         assert!(out.join("r/.git/HEAD").exists());
+        for (number, given) in by_files.iter().enumerate() {
+            let out = shop.lab.directory().join(format!("{name}-files-{number}"));
+            let output = format!("type=local,dest={}", text(&out));
+            client.ok(&[&first[..], &[given, "-o", &output, &ssh.url(&path)]].concat());
+            assert_eq!(read(&out, "a"), "1");
+        }
         let refused = client.run(&[&first[..], &[&context]].concat());
         let said = format!("{}{}", refused.stdout, refused.stderr);
         assert!(refused.code != 0 && said.contains(cause), "{said}");

@@ -35,7 +35,7 @@ pub use content::FillStore;
 pub use file_send::{ExportTarget, ExportWriter};
 pub use file_sync::LocalDir;
 pub use secrets::SecretSource;
-pub use ssh::SshAgent;
+pub use ssh::{KeyError, SshAgent};
 pub use upload::Uploads;
 
 use router::Router;

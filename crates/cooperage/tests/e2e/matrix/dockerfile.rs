@@ -3,7 +3,7 @@
 use testkit::Tool;
 
 use super::site::{Repositories, Web};
-use super::{Built, Matrix, alike, told, tree};
+use super::{Built, Matrix, alike, git, told, tree};
 use crate::workshop::text;
 
 /// A Dockerfile after `FROM base AS base`; its last stage is the result.
@@ -225,11 +225,12 @@ fn build(matrix: &Matrix, client: &Tool, builder: &str, context: &str, recipe: &
             .rev()
             .find(|line| line.starts_with("ERROR: "));
         let last = last.unwrap_or(&ran.stderr).trim_start_matches("ERROR: ");
-        return Err(format!("{}\nerror: {last}\n", ran.stderr));
+        // The ledger has it: ours says what is wrong without these words in front.
+        return Err(
+            format!("{}\nerror: {last}\n", ran.stderr).replace("failed to load cache key: ", "")
+        );
     }
-    Ok(tree::of_archive(
-        &archive,
-        &directory.join("tree"),
-        matrix.started,
-    ))
+    let found = directory.join("tree");
+    let seen = tree::of_archive(&archive, &found, matrix.started);
+    Ok(git::without_dead_links(&found, seen))
 }

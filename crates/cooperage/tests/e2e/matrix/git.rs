@@ -52,7 +52,7 @@ impl Bench {
 }
 
 /// Stock leaves the files by which submodules name a repository that is not there.
-fn without_dead_links(_: &Path, mut tree: Vec<String>) -> Vec<String> {
+pub(super) fn without_dead_links(_: &Path, mut tree: Vec<String>) -> Vec<String> {
     tree.retain(|line| !(line.contains("/.git 644 ") && line.contains("gitdir: ")));
     tree
 }

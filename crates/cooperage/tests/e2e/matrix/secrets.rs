@@ -123,7 +123,8 @@ fn matrix_secrets() {
 pub struct Agent {
     process: Child,
     pub socket: String,
-    key: String,
+    /// The file with its key.
+    pub key: String,
 }
 
 impl Agent {

@@ -1,22 +1,29 @@
 //! SSH agents, and other unix sockets, the server may connect to.
 //!
 //! An agent is not handed over whole: a step may list identities and have something signed, and may
-//! not add, remove or lock keys. A raw socket is passed through as it is.
+//! not add, remove or lock keys. That also holds for files with private keys, for which this process is the
+//! agent. A raw socket is passed through as it is.
+
+mod keys;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use proto::sshforward::ssh_server::{Ssh, SshServer};
 use proto::sshforward::{BytesMessage, CheckAgentRequest, CheckAgentResponse};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use self::keys::Keyring;
 use crate::error::SessionError;
 use crate::headers::first;
+
+pub use self::keys::KeyError;
 
 /// The id used when none is named.
 const DEFAULT_ID: &str = "default";
@@ -29,51 +36,68 @@ const AGENT_FAILURE: u8 = 5;
 const REQUEST_IDENTITIES: u8 = 11;
 const SIGN_REQUEST: u8 = 13;
 
-/// A socket that is forwarded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An agent, or a socket that is forwarded.
+#[derive(Clone, Debug)]
 pub struct SshAgent {
     id: String,
-    socket: PathBuf,
-    raw: bool,
+    target: Target,
+}
+
+/// Who answers.
+#[derive(Clone, Debug)]
+enum Target {
+    /// The agent behind a socket.
+    Agent(PathBuf),
+    /// Whatever is behind a socket.
+    Raw(PathBuf),
+    /// We, with the keys of files.
+    Keys(Arc<Keyring>),
 }
 
 impl SshAgent {
-    /// The agent for an id (empty is `default`) from the paths its user gave: none means
-    /// `$SSH_AUTH_SOCK`. Only sockets can be forwarded; key files cannot yet.
+    /// The agent for an id (empty is `default`) from the paths its user gave: one socket, or files with
+    /// private keys; none means `$SSH_AUTH_SOCK`. The files are read here.
+    ///
+    /// # Errors
+    /// Paths that are not there, files without a key that can be used, and what cannot be had together.
     pub fn new(id: &str, paths: &[PathBuf], raw: bool) -> Result<Self, SessionError> {
         let unsupported = |text: &str| Err(SessionError::Unsupported(text.to_owned()));
         if raw && paths.len() != 1 {
             return unsupported("raw mode must supply exactly one path");
         }
-        let given = paths
-            .first()
-            .filter(|path| !path.as_os_str().is_empty())
-            .cloned();
-        let socket = given.or_else(|| {
+        let given = paths.iter().filter(|path| !path.as_os_str().is_empty());
+        let mut given: Vec<PathBuf> = given.cloned().collect();
+        if given.is_empty() {
             let named = std::env::var_os("SSH_AUTH_SOCK").filter(|path| !path.is_empty());
-            named.map(PathBuf::from)
-        });
-        let Some(socket) = socket else {
+            given.extend(named.map(PathBuf::from));
+        }
+        if given.is_empty() {
             return unsupported("invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set");
-        };
-        for path in paths.iter().filter(|path| !path.as_os_str().is_empty()) {
-            if is_socket(path)? {
-                continue;
+        }
+        let (mut socket, mut keys) = (None, Keyring::default());
+        for path in given {
+            if socket.is_some() {
+                return unsupported("only single socket allowed");
             }
-            return unsupported(if raw {
-                "raw mode only supported with socket paths"
+            if is_socket(&path)? {
+                socket = Some(path);
+            } else if raw {
+                return unsupported("raw mode only supported with socket paths");
             } else {
-                "forwarding SSH key files is not supported: add the key to an agent and forward its socket"
-            });
+                keys.add(&path)?;
+            }
         }
-        if paths.len() > 1 {
-            return unsupported("only single socket allowed");
-        }
-        is_socket(&socket)?;
+        let target = match socket {
+            Some(_) if !keys.is_empty() => {
+                return unsupported("invalid combination of keys and sockets");
+            }
+            Some(socket) if raw => Target::Raw(socket),
+            Some(socket) => Target::Agent(socket),
+            None => Target::Keys(Arc::new(keys)),
+        };
         Ok(SshAgent {
             id: if id.is_empty() { DEFAULT_ID } else { id }.to_owned(),
-            socket,
-            raw,
+            target,
         })
     }
 }
@@ -126,27 +150,23 @@ impl Ssh for SshService {
         &self,
         request: Request<Streaming<BytesMessage>>,
     ) -> Result<Response<Self::ForwardAgentStream>, Status> {
-        let agent = self
-            .agent(&first(request.metadata(), "buildkit.ssh.id"))?
-            .clone();
-        let socket = UnixStream::connect(&agent.socket).await.map_err(|error| {
-            Status::unknown(format!(
-                "failed to connect to {}: {error}",
-                agent.socket.display()
-            ))
-        })?;
+        let agent = self.agent(&first(request.metadata(), "buildkit.ssh.id"))?;
+        let target = agent.target.clone();
         let inbound = request.into_inner().map(|message| match message {
             Ok(message) => Ok(bytes::Bytes::from(message.data)),
             Err(status) => Err(io::Error::other(status)),
         });
         let inbound = tokio_util::io::StreamReader::new(inbound);
         let (ours, theirs) = tokio::io::duplex(CHUNK_BYTES);
-        let forward = async move {
-            let (from, to) = socket.into_split();
-            if agent.raw {
-                pass(inbound, to, from, ours).await
-            } else {
-                filter_agent(inbound, to, from, ours).await
+        let forward = match target {
+            Target::Keys(keys) => answer_with(keys, inbound, ours).boxed(),
+            Target::Agent(path) => {
+                let (from, to) = connect(&path).await?.into_split();
+                filter_agent(inbound, to, from, ours).boxed()
+            }
+            Target::Raw(path) => {
+                let (from, to) = connect(&path).await?.into_split();
+                pass(inbound, to, from, ours).boxed()
             }
         };
         let forward = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(forward));
@@ -159,6 +179,13 @@ impl Ssh for SshService {
         });
         Ok(Response::new(answers.boxed()))
     }
+}
+
+async fn connect(path: &Path) -> Result<UnixStream, Status> {
+    let socket = UnixStream::connect(path).await;
+    socket.map_err(|error| {
+        Status::unknown(format!("failed to connect to {}: {error}", path.display()))
+    })
 }
 
 /// Copies both directions; each ends by itself.
@@ -196,6 +223,21 @@ async fn filter_agent(
             _ => vec![AGENT_FAILURE],
         };
         write_message(&mut answers, &answer).await?;
+    }
+    Ok(())
+}
+
+/// Answers requests from keys of our own, one after the other.
+async fn answer_with(
+    keys: Arc<Keyring>,
+    mut inbound: impl AsyncRead + Unpin,
+    mut answers: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    while let Some(request) = read_message(&mut inbound).await? {
+        let keys = keys.clone();
+        // A signature of a large RSA key takes a while.
+        let answer = tokio::task::spawn_blocking(move || keys.answer(&request));
+        write_message(&mut answers, &answer.await?).await?;
     }
     Ok(())
 }
@@ -253,17 +295,34 @@ mod tests {
     }
 
     #[test]
-    fn key_files_are_refused_with_a_way_out() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let error = SshAgent::new("", &[file.path().to_owned()], false).unwrap_err();
-        assert!(
-            error.to_string().contains("add the key to an agent"),
-            "{error}"
-        );
-        let error = SshAgent::new("", &[file.path().to_owned()], true).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "raw mode only supported with socket paths"
-        );
+    fn sockets_and_keys_are_not_mixed() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        let made = std::process::Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(&key)
+            .status();
+        assert!(made.unwrap().success(), "ssh-keygen");
+        let socket = dir.path().join("sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let nowhere = dir.path().join("nowhere");
+        let stat = format!("stat {}: no such file or directory", nowhere.display());
+        let mixed = "invalid combination of keys and sockets";
+        let cases: [(&[&PathBuf], bool, &str); 6] = [
+            (&[&key], true, "raw mode only supported with socket paths"),
+            (&[&key, &key], true, "raw mode must supply exactly one path"),
+            (&[&key, &socket], false, mixed),
+            (&[&socket, &key], false, "only single socket allowed"),
+            (&[&socket, &socket], false, "only single socket allowed"),
+            (&[&key, &nowhere], false, &stat),
+        ];
+        for (paths, raw, expected) in cases {
+            let paths: Vec<PathBuf> = paths.iter().map(|path| path.to_path_buf()).collect();
+            let error = SshAgent::new("", &paths, raw).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        }
+        let agent = SshAgent::new("", &[key.clone(), key], false).unwrap();
+        assert_eq!(agent.id, "default");
+        assert!(matches!(agent.target, Target::Keys(_)), "{agent:?}");
     }
 }
