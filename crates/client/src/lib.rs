@@ -42,8 +42,8 @@ pub use id::new_id;
 pub use inputs::{Inputs, OciLayoutRef, Upload, is_archive};
 pub use layout::{enter_layouts, export_layout};
 pub use outcome::{
-    BUILD_REF, CONFIG_DIGEST, DESCRIPTOR, DIGEST, IMAGE_NAME, Outcome, remove_stale_image_id,
-    write_file, write_image_id,
+    BUILD_REF, CONFIG_DIGEST, DESCRIPTOR, DIGEST, IMAGE_NAME, Outcome, metadata_value,
+    remove_stale_image_id, write_file, write_image_id,
 };
 pub use plan::{NodeFacts, PlanContext, SolvePlan, no_output_warning};
 pub use report::{error_report, exit_code};

@@ -53,7 +53,7 @@ impl Outcome {
         let mut values: BTreeMap<&str, Value> = self
             .response
             .iter()
-            .map(|(key, value)| (key.as_str(), decoded(key, value)))
+            .map(|(key, value)| (key.as_str(), metadata_value(key, value)))
             .collect();
         if !warnings.is_empty() {
             values.insert(
@@ -142,8 +142,9 @@ pub fn write_image_id(path: &Path, id: &str) -> Result<(), Error> {
         .context("writing image ID file")
 }
 
-/// Objects and lists of objects as such, everything else as the text it came as.
-fn decoded(key: &str, value: &str) -> Value {
+/// What a server said of a result, as it stands in a metadata file: JSON, plain or in base64, as
+/// such if it is an object or a list of them, everything else as the text it came as.
+pub fn metadata_value(key: &str, value: &str) -> Value {
     let as_text = || Value::String(value.to_owned());
     let bytes = match key {
         "result.json" => value.as_bytes().to_vec(),

@@ -19,10 +19,15 @@ const EXIT: &str = "gatewayapi.ExitMessage+json";
 const OWN: &str = "cooperage/diag.Error+json";
 
 /// The error a status stands for. Its text is the server's, after the name of the code unless that
-/// is `Unknown`, as Go's clients print it.
+/// is `Unknown`, as Go's clients print it. gRPC's own text of a connection that broke does not say
+/// why, so the causes stand behind it.
 pub fn from_status(status: &tonic::Status) -> Error {
+    use std::error::Error as _;
     let code = Code::from_number(status.code() as i32);
-    let error = described(code, status.message());
+    let error = described(
+        code,
+        &driver::with_causes(status.message(), status.source()),
+    );
     match rpc::Status::decode(status.details()) {
         Ok(detailed) => with_details(error, &detailed),
         Err(_) => error,
@@ -256,5 +261,27 @@ pub(crate) mod tests {
         assert!(error.is_canceled());
         let error = from_status(&tonic::Status::unknown("boom"));
         assert_eq!(error.to_string(), "boom");
+    }
+
+    #[test]
+    fn a_connection_that_broke_is_told_with_its_cause() {
+        #[derive(Debug)]
+        struct Transport(std::io::Error);
+        impl std::fmt::Display for Transport {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("transport error")
+            }
+        }
+        impl std::error::Error for Transport {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let alert = std::io::Error::other("received fatal alert: CertificateRequired");
+        let error = from_status(&tonic::Status::from_error(Box::new(Transport(alert))));
+        assert_eq!(
+            error.to_string(),
+            "transport error: received fatal alert: CertificateRequired"
+        );
     }
 }

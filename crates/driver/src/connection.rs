@@ -44,9 +44,12 @@ impl Connection {
 
     /// A failed call as an error for users: the server's own text, or what broke the connection.
     pub fn call_error(&self, status: &tonic::Status, context: &str) -> diag::Error {
+        use std::error::Error as _;
+        // Only what failed on this side has a source.
+        let broke = status.code() == tonic::Code::Unavailable || status.source().is_some();
         let text = match self.trouble() {
-            Some(trouble) if status.code() == tonic::Code::Unavailable => trouble,
-            _ => status.message().to_owned(),
+            Some(trouble) if broke => trouble,
+            _ => with_causes(status.message(), status.source()),
         };
         diag::Error::new(diag::Code::from_number(status.code() as i32), text).context(context)
     }
@@ -132,8 +135,12 @@ pub(crate) async fn workers_over(io: BoxedIo) -> Result<Vec<WorkerRecord>, Drive
 
 /// An error with its causes: tonic's own text is only a class.
 pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
+    with_causes(&error.to_string(), error.source())
+}
+
+/// A text and what it does not yet say of its causes, outermost first.
+pub fn with_causes(text: &str, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
+    let mut text = text.to_owned();
     while let Some(cause) = source {
         let more = cause.to_string();
         if !text.contains(&more) {

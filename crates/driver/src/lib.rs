@@ -30,7 +30,7 @@ use std::net::IpAddr;
 use async_trait::async_trait;
 
 pub use active::{ActiveBuild, active_builds};
-pub use connection::{Connection, connect};
+pub use connection::{Connection, connect, with_causes};
 pub use container::{LABEL_BUILDER, LABEL_NODE, LABEL_OWNER, LABEL_SPEC, Orphan, orphans};
 pub use embedded::default_base;
 pub use engine_api::{self as engine, BoxedIo};

@@ -185,10 +185,11 @@ pub fn innermost(error: &dyn std::error::Error) -> String {
         last = source;
     }
     let text = last.to_string();
-    // What the resolver says of a name that is not there tells its query's inside.
-    match text.starts_with("no records found for ") {
-        true => "no such host".to_owned(),
-        false => text,
+    // What the resolver says tells its own inside, and not that names are what it is about.
+    match text.as_str() {
+        "no connections available" => "no name server can be reached".to_owned(),
+        said if said.starts_with("no records found for ") => "no such host".to_owned(),
+        _ => text,
     }
 }
 
@@ -271,5 +272,17 @@ mod tests {
         let url = Url::parse("https://u:p@h/v2/a?ns=docker.io&sig=abc").unwrap();
         assert_eq!(sanitized(&url), "https://h/v2/a?ns=docker.io&sig=REDACTED");
         assert_eq!(go_method("HEAD"), "Head");
+    }
+
+    #[test]
+    fn the_resolvers_words_are_said_in_the_users() {
+        for (said, told) in [
+            ("no connections available", "no name server can be reached"),
+            ("no records found for Query { name: x }", "no such host"),
+            ("connection refused", "connection refused"),
+        ] {
+            let error = std::io::Error::other(said);
+            assert_eq!(innermost(&error), told);
+        }
     }
 }

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use ops::work::blocking;
 
 use crate::config::GrpcConfig;
-use crate::listen::{Listener, listeners};
+use crate::listen::{Listener, listen};
 use crate::metrics;
 use crate::parts::ServerParts;
 
@@ -34,12 +34,8 @@ impl DebugListener {
                 "debug address {address} not supported: tcp and unix are"
             )));
         }
-        let config = GrpcConfig {
-            address: vec![address],
-            ..GrpcConfig::default()
-        };
-        let only = listeners(&config)
-            .context("debug address")?
+        let only = listen(&address, &GrpcConfig::default(), None)
+            .with_context(|| format!("debug address: failed to listen on {address}"))?
             .pop()
             .ok_or_else(|| Error::internal("no listener"))?;
         Ok(DebugListener(only))

@@ -97,6 +97,11 @@ pub fn listeners(config: &GrpcConfig) -> Result<Vec<Listener>> {
     let tls = tls_acceptor(&config.tls)?;
     let mut listeners = Vec::new();
     for address in &config.address {
+        if tls.is_none() && address.starts_with("tcp://") {
+            tracing::warn!(
+                "TLS is not enabled for {address}. enabling mutual TLS authentication is highly recommended"
+            );
+        }
         let more = listen(address, config, tls.as_ref())
             .with_context(|| format!("failed to listen on {address}"))?;
         listeners.extend(more);
@@ -177,7 +182,12 @@ async fn handshake(
     }
 }
 
-fn listen(address: &str, config: &GrpcConfig, tls: Option<&TlsAcceptor>) -> Result<Vec<Listener>> {
+/// Listens on one address, with TLS if it is given and the address is of TCP.
+pub(crate) fn listen(
+    address: &str,
+    config: &GrpcConfig,
+    tls: Option<&TlsAcceptor>,
+) -> Result<Vec<Listener>> {
     let (scheme, rest) = address.split_once("://").ok_or_else(|| {
         Error::invalid(format!(
             "address {address} does not contain proto, you meant unix://{address} ?"
@@ -192,11 +202,6 @@ fn listen(address: &str, config: &GrpcConfig, tls: Option<&TlsAcceptor>) -> Resu
             Ok(vec![listener])
         }
         "tcp" => {
-            if tls.is_none() {
-                tracing::warn!(
-                    "TLS is not enabled for {address}. enabling mutual TLS authentication is highly recommended"
-                );
-            }
             let std = std::net::TcpListener::bind(rest)?;
             std.set_nonblocking(true)?;
             Ok(vec![Listener {

@@ -232,9 +232,16 @@ fn refuse_unsupported(request: &SolveRequest) -> Result<()> {
             export.r#type
         )));
     }
-    if request.source_policy.is_some() || !request.source_policy_session.is_empty() {
+    if request.source_policy.is_some() {
         return Err(Error::unimplemented(
             "source policies are not supported by this server",
+        ));
+    }
+    // Newer clients offer to judge sources for every context that is not a folder of theirs, also when
+    // there is no policy, and leave out the offer when they are told so.
+    if !request.source_policy_session.is_empty() {
+        return Err(Error::unimplemented(
+            "source policies are not supported by this server: build with --policy disabled=true",
         ));
     }
     // Clients ask by default for an attestation "inline only": where the exporter attaches such,

@@ -129,7 +129,10 @@ pub(super) async fn run(
     if let Some(path) = &args.metadata_file {
         let values: serde_json::Map<String, serde_json::Value> = response
             .into_iter()
-            .map(|(key, value)| (key, value.into()))
+            .map(|(key, value)| {
+                let value = client::metadata_value(&key, &value);
+                (key, value)
+            })
             .collect();
         let text = format!("{:#}", serde_json::Value::Object(values));
         write_file(path, &text)?;
@@ -237,9 +240,20 @@ async fn definition_of_stdin(no_cache: bool) -> Result<Definition, diag::Error> 
     let bytes = read
         .await
         .map_err(|error| diag::Error::internal(error.to_string()))??;
+    definition_of(&bytes, no_cache)
+}
+
+/// What was piped in. An empty one is refused here: a server would take a request without frontend and
+/// definition for the beginning of a gateway build, and wait for its calls.
+fn definition_of(bytes: &[u8], no_cache: bool) -> Result<Definition, diag::Error> {
     let bad = |error: proto::prost::DecodeError| diag::Error::invalid(error.to_string());
-    let mut definition = Definition::decode(bytes.as_slice())
-        .map_err(|error| bad(error).context("failed to parse input"))?;
+    let mut definition =
+        Definition::decode(bytes).map_err(|error| bad(error).context("failed to parse input"))?;
+    if definition.def.is_empty() {
+        return Err(diag::Error::invalid(
+            "empty definition sent to build. Specify --frontend instead?",
+        ));
+    }
     if no_cache {
         for bytes in &definition.def {
             Op::decode(bytes.as_slice())
@@ -249,4 +263,30 @@ async fn definition_of_stdin(no_cache: bool) -> Result<Definition, diag::Error> 
         }
     }
     Ok(definition)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_piped_in_is_refused_and_does_not_reach_a_server() {
+        let error = definition_of(b"", false).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "empty definition sent to build. Specify --frontend instead?"
+        );
+        let metadata_alone = Definition {
+            metadata: [("sha256:0".to_owned(), Default::default())].into(),
+            ..Definition::default()
+        };
+        assert!(definition_of(&metadata_alone.encode_to_vec(), true).is_err());
+        let one = Definition {
+            def: vec![Op::default().encode_to_vec()],
+            ..Definition::default()
+        };
+        let ignored = definition_of(&one.encode_to_vec(), true).unwrap();
+        assert!(ignored.metadata.values().all(|m| m.ignore_cache));
+        assert_eq!(ignored.metadata.len(), 1);
+    }
 }

@@ -425,7 +425,7 @@ impl Scope {
             Operand::Field(path) => {
                 let mut value = dot;
                 for field in path {
-                    value = value.get(field).ok_or_else(|| {
+                    value = field_of(value, field).ok_or_else(|| {
                         error(format!(
                             "executing \"\" at <.{}>: can't evaluate field {field}",
                             path.join(".")
@@ -680,6 +680,19 @@ fn digits(text: &str) -> (Option<usize>, &str) {
     (text[..end].parse().ok(), &text[end..])
 }
 
+/// A field by the name it has here, or by that of Go's structure, of which the values are the JSON:
+/// `.ID` is `id`, `.BuildkitVersion` is `buildkitVersion`.
+fn field_of<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
+    let exact = value.get(name);
+    if exact.is_some() || !name.starts_with(|first: char| first.is_ascii_uppercase()) {
+        return exact;
+    }
+    let mut fields = value.as_object()?.iter();
+    let is_json_name = |key: &str| key.starts_with(|first: char| first.is_ascii_lowercase());
+    let named = fields.find(|(key, _)| is_json_name(key) && key.eq_ignore_ascii_case(name));
+    named.map(|(_, value)| value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -692,6 +705,8 @@ mod tests {
             "Flag": true,
             "Sub": {"Key": "v"},
             "Count": 3,
+            "id": 7,
+            "lastUsed": "then",
         });
         Template::parse(template)
             .and_then(|template| template.render(&value))
@@ -725,6 +740,7 @@ mod tests {
             ("{{truncate .Name 2}}{{title .Name}}", "boBox"),
             ("{{.Sub}}", "map[Key:v]"),
             ("{{with .Sub}}{{.Key}}{{end}}", "v"),
+            ("{{.ID}} {{.id}} {{.LastUsed}}", "7 7 then"),
         ] {
             assert_eq!(render(template).as_deref(), Ok(text), "{template}");
         }

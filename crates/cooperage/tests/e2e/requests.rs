@@ -72,3 +72,46 @@ fn a_dockerfile_is_given_as_llb_to_every_client() {
         built("targets")
     );
 }
+
+#[test]
+fn the_operators_client_answers_scripts_as_stocks_does() {
+    let lab = Lab::start();
+    lab.enter_network();
+    let server = server(&lab).start();
+    let buildctl = server.buildctl();
+    // Neither a frontend nor a definition: known before the server is asked.
+    let mut nothing = buildctl.command(&["build"]);
+    let output = nothing.stdin(empty_pipe()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("empty definition sent to build"), "{said}");
+    let context = lab.subdirectory("context");
+    std::fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY a /\n").unwrap();
+    std::fs::write(context.join("a"), "a").unwrap();
+    let context = text(&context);
+    let metadata = lab.directory().join("metadata.json");
+    let image = lab.directory().join("image.tar");
+    buildctl.ok(&[
+        "build",
+        "--frontend=dockerfile.v0",
+        &format!("--local=context={context}"),
+        &format!("--local=dockerfile={context}"),
+        &format!("--metadata-file={}", text(&metadata)),
+        &format!("--output=type=oci,dest={}", text(&image)),
+    ]);
+    let metadata: Value = serde_json::from_slice(&std::fs::read(metadata).unwrap()).unwrap();
+    assert_eq!(
+        metadata["containerimage.descriptor"]["digest"], metadata["containerimage.digest"],
+        "{metadata}"
+    );
+    // Templates name fields as Go's structures do.
+    let format = "--format={{range .}}{{.ID}} {{.BuildkitVersion.Version}}{{end}}";
+    let said = buildctl.ok(&["debug", "workers", format]).stdout;
+    assert!(said.contains(" v0."), "{said}");
+}
+
+/// The end of a pipe that nothing is written to.
+fn empty_pipe() -> std::process::Stdio {
+    let (reader, _) = std::io::pipe().unwrap();
+    reader.into()
+}

@@ -116,6 +116,8 @@ fn metrics_are_at_the_debug_address_and_profiles_are_not() {
         assert_eq!(status, expected, "{path}");
         assert!(said.contains("/metrics"), "{said}");
     }
+    // It offers no TLS, so none is recommended.
+    assert!(!server.log().contains("TLS"), "{}", server.log());
     server.signal(Signal::TERM);
     assert!(server.wait().success());
 }
