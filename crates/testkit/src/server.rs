@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -111,7 +111,6 @@ impl ServerSetup {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("share the log"))
             .stderr(log)
-            .process_group(0)
             .spawn()
             .unwrap_or_else(|error| panic!("{:?}: {error}", self.tool))
     }
