@@ -361,7 +361,7 @@ fn matrix_git_secrets_and_keys() {
     bench.matrix.compare(&ssh_cases);
 }
 
-/// The Engine's BuildKit does not know these options yet; what they do was seen with BuildKit 0.32.
+/// The Engine's BuildKit does not know these options yet; what they do is what BuildKit 0.32 says of them.
 #[test]
 fn matrix_git_options_that_the_engine_does_not_know() {
     let bench = Bench::start();
