@@ -1,12 +1,14 @@
 //! BuildKit's wire messages and services, under the names the protocol froze.
 //!
-//! Generated code comes from `bollard-buildkit-proto`; [`content`] is containerd's content service and
+//! Generated code comes from `bollard-buildkit-proto`; [`content`] is containerd's content service,
+//! [`policysession`] the one by which clients judge sources, and
 //! [`otlp`] OpenTelemetry's trace service,
 //! which that crate lacks. Nothing here knows what the messages mean.
 #![allow(missing_docs)]
 
 pub mod content;
 pub mod otlp;
+pub mod policysession;
 
 pub use bollard_buildkit_proto::fsutil::types as fsutil;
 pub use bollard_buildkit_proto::google::rpc;

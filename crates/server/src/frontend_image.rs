@@ -157,7 +157,7 @@ async fn load(job: &Arc<Job>, request: &FrontendRequest, source: &str) -> Result
     };
     let vertex = graph.root.map(|root| root.vertex);
     let vertex = vertex.ok_or_else(|| Error::invalid(format!("frontend {source} has no files")))?;
-    let reference = job.load(graph, None)?;
+    let reference = job.load(graph, None).await?;
     let output = job.evaluate(&reference).await?;
     Ok(FrontendImage {
         files: output,

@@ -83,7 +83,7 @@ async fn run_dockerfile(job: &Arc<Job>, request: FrontendRequest) -> Result<Buil
     };
     for platform in made.refs {
         let reference = match platform.graph.root {
-            Some(_) => Some(job.load(platform.graph, None)?),
+            Some(_) => Some(job.load(platform.graph, None).await?),
             None => None,
         };
         let id = match made.single {
@@ -207,7 +207,7 @@ impl Host for JobHost {
     }
 
     async fn solve(&self, graph: Graph) -> Result<RefId> {
-        let reference = self.job.load(graph, None)?;
+        let reference = self.job.load(graph, None).await?;
         self.job.evaluate(&reference).await?;
         Ok(RefId(self.job.keep(reference)))
     }

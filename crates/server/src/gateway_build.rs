@@ -114,7 +114,7 @@ impl GatewayBuild {
                     "cannot solve with both Definition and Frontend specified",
                 ));
             }
-            (Some(definition), _) => BuildResult::of(self.job.load_definition(definition)?),
+            (Some(definition), _) => BuildResult::of(self.job.load_definition(definition).await?),
             (None, "") => BuildResult::empty(),
             (None, frontend) => {
                 let request = FrontendRequest {

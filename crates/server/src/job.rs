@@ -7,25 +7,32 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use diag::{Error, Result};
 use layers::LayerId;
 use llb::Graph;
 use oci::Digest;
-use ops::work::{BuildContext, OpWork, Output, ReadOnly, blocking};
+use ops::work::{BuildContext, OpWork, Output, Outside, ReadOnly, blocking};
 use parking_lot::Mutex;
+use proto::gateway::{ResolveSourceMetaRequest, ResolveSourceMetaResponse};
 use proto::pb;
+use proto::policysession::{CheckPolicyRequest, CheckPolicyResponse};
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
 use crate::entitlements::Entitlements;
 use crate::parts::ServerParts;
+use crate::resolving::resolve_source_meta;
 use crate::running::Running;
+use crate::source_policy::{self, Judge};
 
 /// One build.
 pub struct Job {
     parts: Arc<ServerParts>,
     running: Arc<Running>,
     entitlements: Entitlements,
+    /// The session whose client judges sources; empty when none does.
+    policy_session: String,
     build: solver::Build<OpWork>,
     refs: Mutex<HashMap<String, Arc<SolvedRef>>>,
     /// What must have taken away its processes and mounts before the build has ended.
@@ -85,11 +92,13 @@ impl SolvedRef {
 }
 
 impl Job {
-    /// A build for the client behind `running`.
+    /// A build for the client behind `running`. The client of `policy_session`, if that is not empty,
+    /// judges its sources.
     pub fn new(
         parts: Arc<ServerParts>,
         running: Arc<Running>,
         entitlements: Entitlements,
+        policy_session: String,
     ) -> Arc<Self> {
         let context = BuildContext::new(running.clone());
         let build = parts.solver.build(context);
@@ -97,6 +106,7 @@ impl Job {
             parts,
             running,
             entitlements,
+            policy_session,
             build,
             refs: Mutex::new(HashMap::new()),
             tasks: TaskTracker::new(),
@@ -160,12 +170,17 @@ impl Job {
         }
     }
 
-    /// Takes a graph into the build. Nothing runs yet.
-    pub fn load(
+    /// Takes a graph into the build, as the client's source policy wants it. Nothing runs yet.
+    pub async fn load(
         &self,
         mut graph: Graph,
-        definition: Option<pb::Definition>,
+        mut definition: Option<pb::Definition>,
     ) -> Result<Arc<SolvedRef>> {
+        if !self.policy_session.is_empty()
+            && let Some(other) = source_policy::judged(&graph, self).await?
+        {
+            (graph, definition) = (other, None);
+        }
         self.running.announce(&graph);
         self.entitlements
             .check(&mut graph, self.parts.ops.devices.as_ref())
@@ -191,13 +206,16 @@ impl Job {
     }
 
     /// Takes a graph as it came over the wire.
-    pub fn load_definition(&self, definition: pb::Definition) -> Result<Option<Arc<SolvedRef>>> {
+    pub async fn load_definition(
+        &self,
+        definition: pb::Definition,
+    ) -> Result<Option<Arc<SolvedRef>>> {
         let graph = llb::from_proto(definition.clone())
             .map_err(|error| Error::from(error).context("failed to load LLB"))?;
         if graph.root.is_none() {
             return Ok(None);
         }
-        self.load(graph, Some(definition)).map(Some)
+        self.load(graph, Some(definition)).await.map(Some)
     }
 
     /// The outcome of a graph, made now if it was not before.
@@ -259,5 +277,20 @@ impl Job {
             Some(reference) => Ok(Some(reference.clone())),
             None => Err(Error::not_found(format!("no such ref: {id}"))),
         }
+    }
+}
+
+#[async_trait]
+impl Judge for Job {
+    async fn check(&self, request: CheckPolicyRequest) -> Result<CheckPolicyResponse> {
+        let session = self.running.session_of(&self.policy_session).await?;
+        Ok(session.check_policy(request).await?)
+    }
+
+    async fn metadata(
+        &self,
+        request: ResolveSourceMetaRequest,
+    ) -> Result<ResolveSourceMetaResponse> {
+        resolve_source_meta(self, request).await
     }
 }

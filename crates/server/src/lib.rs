@@ -52,6 +52,7 @@ mod resolving;
 pub mod running;
 mod server;
 mod solve;
+mod source_policy;
 mod stdio;
 pub mod trace;
 pub mod usage;

@@ -19,6 +19,7 @@ use source::image::{ContentProvider, ImageRequest};
 use tokio_util::sync::CancellationToken;
 
 use crate::gateway_build::{GatewayBuild, refuse_policies};
+use crate::job::Job;
 use crate::wire::timestamp;
 
 impl GatewayBuild {
@@ -61,37 +62,7 @@ impl GatewayBuild {
         &self,
         request: ResolveSourceMetaRequest,
     ) -> Result<ResolveSourceMetaResponse> {
-        refuse_policies(&request.source_policies)?;
-        let questions = questions(&request)?;
-        // Clients tell the checksum from others by what they put behind the file.
-        let suffix = questions
-            .checksum
-            .as_ref()
-            .map(|(_, suffix)| suffix.clone());
-        let source = request
-            .source
-            .ok_or_else(|| Error::invalid("source is required"))?;
-        let op = llb::SourceOp {
-            identifier: source.identifier.clone(),
-            attrs: source.attrs.clone().into_iter().collect(),
-        };
-        let platform = request.platform.as_ref();
-        let platform = platform.map_or_else(Platform::host, llb::platform_from_proto);
-        let name = log_name(&request.log_name, &diag::redact_url(&op.identifier));
-        let id = format!("{}{platform}", op.identifier);
-        let (parts, context) = (self.job().parts().ops.clone(), self.job().context());
-        // Dropping the call ends what git and others have begun.
-        let cancel = CancellationToken::new();
-        let _ended = cancel.clone().drop_guard();
-        let find = source_meta(&parts, op, Some(platform), questions, context, cancel);
-        let meta = self.job().running().step(&name, &id, find).await?;
-        let no_config = request.image.is_some_and(|image| image.no_config);
-        let mut response = response(source, meta, no_config);
-        let http = response.http.as_mut();
-        if let Some(checksum) = http.and_then(|http| http.checksum_response.as_mut()) {
-            checksum.suffix = suffix.unwrap_or_default();
-        }
-        Ok(response)
+        resolve_source_meta(self.job(), request).await
     }
 
     async fn provider(
@@ -110,6 +81,44 @@ impl GatewayBuild {
         };
         layout_provider(&session, store)
     }
+}
+
+/// What a source stands for.
+pub(crate) async fn resolve_source_meta(
+    job: &Job,
+    request: ResolveSourceMetaRequest,
+) -> Result<ResolveSourceMetaResponse> {
+    refuse_policies(&request.source_policies)?;
+    let questions = questions(&request)?;
+    // Clients tell the checksum from others by what they put behind the file.
+    let suffix = questions
+        .checksum
+        .as_ref()
+        .map(|(_, suffix)| suffix.clone());
+    let source = request
+        .source
+        .ok_or_else(|| Error::invalid("source is required"))?;
+    let op = llb::SourceOp {
+        identifier: source.identifier.clone(),
+        attrs: source.attrs.clone().into_iter().collect(),
+    };
+    let platform = request.platform.as_ref();
+    let platform = platform.map_or_else(Platform::host, llb::platform_from_proto);
+    let name = log_name(&request.log_name, &diag::redact_url(&op.identifier));
+    let id = format!("{}{platform}", op.identifier);
+    let (parts, context) = (job.parts().ops.clone(), job.context());
+    // Dropping the call ends what git and others have begun.
+    let cancel = CancellationToken::new();
+    let _ended = cancel.clone().drop_guard();
+    let find = source_meta(&parts, op, Some(platform), questions, context, cancel);
+    let meta = job.running().step(&name, &id, find).await?;
+    let no_config = request.image.is_some_and(|image| image.no_config);
+    let mut response = response(source, meta, no_config);
+    let http = response.http.as_mut();
+    if let Some(checksum) = http.and_then(|http| http.checksum_response.as_mut()) {
+        checksum.suffix = suffix.unwrap_or_default();
+    }
+    Ok(response)
 }
 
 /// The name shown for a question about a source.

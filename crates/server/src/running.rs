@@ -342,7 +342,7 @@ impl Outside for Running {
     async fn solve_definition(&self, definition: pb::Definition) -> Result<Output> {
         let job = self.job.get().and_then(Weak::upgrade);
         let job = job.ok_or_else(Error::canceled)?;
-        match job.load_definition(definition)? {
+        match job.load_definition(definition).await? {
             Some(reference) => job.evaluate(&reference).await,
             None => Ok(Output::empty()),
         }

@@ -98,7 +98,12 @@ pub async fn solve(
         parts.sessions.clone(),
         &parts.registry,
     );
-    let job = Job::new(parts.clone(), running.clone(), plan.entitlements.clone());
+    let job = Job::new(
+        parts.clone(),
+        running.clone(),
+        plan.entitlements.clone(),
+        request.source_policy_session.clone(),
+    );
     let driven = request.frontend.is_empty() && request.definition.is_none();
     let gateway = driven.then(|| GatewayBuild::new(job.clone(), request.frontend_inputs.clone()));
     let listed = parts.builds.enter(Entry {
@@ -237,13 +242,6 @@ fn refuse_unsupported(request: &SolveRequest) -> Result<()> {
             "source policies are not supported by this server",
         ));
     }
-    // Newer clients offer to judge sources for every context that is not a folder of theirs, also when
-    // there is no policy, and leave out the offer when they are told so.
-    if !request.source_policy_session.is_empty() {
-        return Err(Error::unimplemented(
-            "source policies are not supported by this server: build with --policy disabled=true",
-        ));
-    }
     // Clients ask by default for an attestation "inline only": where the exporter attaches such,
     // and ours do not. One that was asked for by name is not left out silently.
     let inline_only = |value: &str| value.split(',').any(|field| field == "inline-only=true");
@@ -284,7 +282,9 @@ async fn make_result(
         return gateway.returned().await;
     }
     if let Some(definition) = &request.definition {
-        return Ok(BuildResult::of(job.load_definition(definition.clone())?));
+        return Ok(BuildResult::of(
+            job.load_definition(definition.clone()).await?,
+        ));
     }
     let request = FrontendRequest {
         frontend: request.frontend.clone(),

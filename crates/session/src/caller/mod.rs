@@ -3,6 +3,7 @@
 mod auth;
 mod content;
 mod files;
+mod policy;
 mod secrets;
 mod ssh;
 mod upload;
