@@ -109,6 +109,7 @@ const LLB: &[&str] = &[
     "source.local.sharedkeyhint",
     "source.local.unique",
     "source.ocilayout",
+    "source.policy.session",
 ];
 
 /// The calls a gateway frontend may make.
@@ -155,7 +156,6 @@ mod tests {
         "source.git.signatureverify",
         "source.http.signatureverify",
         "source.policy",
-        "source.policy.session",
     ];
 
     #[test]
