@@ -7,6 +7,7 @@ use diag::{Error, Result};
 use dockerfile::quote;
 use llb::SourceOp;
 use pathmatch::clean_path;
+use percent_encoding::percent_decode_str;
 
 use crate::failure::fail;
 
@@ -266,9 +267,11 @@ impl GitUrl {
         Some(GitUrl {
             scheme: scheme.to_owned(),
             host: host.to_owned(),
-            path: percent_decoded(path),
+            path: percent_decode_str(path).decode_utf8_lossy().into_owned(),
             query: parse_query(query),
-            fragment: percent_decoded(fragment),
+            fragment: percent_decode_str(fragment)
+                .decode_utf8_lossy()
+                .into_owned(),
             remote: format!("{scheme}://{authority}{path}"),
         })
     }
@@ -303,29 +306,14 @@ fn parse_query(query: &str) -> BTreeMap<String, Vec<String>> {
     let mut out: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let decode = |text: &str| percent_decoded(&text.replace('+', " "));
+        let decode = |text: &str| {
+            percent_decode_str(&text.replace('+', " "))
+                .decode_utf8_lossy()
+                .into_owned()
+        };
         out.entry(decode(key)).or_default().push(decode(value));
     }
     out
-}
-
-fn percent_decoded(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((byte, tail)) = rest.split_first() {
-        let digits = tail.get(..2).and_then(|d| std::str::from_utf8(d).ok());
-        match digits.and_then(|d| u8::from_str_radix(d, 16).ok()) {
-            Some(value) if *byte == b'%' => {
-                out.push(value);
-                rest = &tail[2..];
-            }
-            _ => {
-                out.push(*byte);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// True for an address of a web server that is not one of a repository.
@@ -343,16 +331,17 @@ pub(crate) fn http_file_name(address: &str) -> String {
     let path = address.split_once("://").map_or(address, |(_, rest)| rest);
     let path = path.split(['?', '#']).next().unwrap_or_default();
     let path = path.find('/').map_or("", |at| &path[at..]);
-    let name = percent_decoded(
+    let name = percent_decode_str(
         path.trim_end_matches('/')
             .rsplit('/')
             .next()
             .unwrap_or_default(),
-    );
+    )
+    .decode_utf8_lossy();
     if name.is_empty() {
         "__unnamed__".to_owned()
     } else {
-        name
+        name.into_owned()
     }
 }
 

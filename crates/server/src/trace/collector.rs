@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use diag::{Error, Result};
+use percent_encoding::percent_decode_str;
 use prost::Message;
 use proto::otlp::{ExportTraceServiceRequest, TraceServiceClient};
 use proto::prost;
@@ -104,28 +105,15 @@ impl OtlpConfig {
 pub(super) fn pairs(text: &str) -> Vec<(String, String)> {
     text.split(',')
         .filter_map(|pair| pair.split_once('='))
-        .map(|(key, value)| (key.trim().to_owned(), percent_decoded(value.trim())))
+        .map(|(key, value)| {
+            (
+                key.trim().to_owned(),
+                percent_decode_str(value.trim())
+                    .decode_utf8_lossy()
+                    .into_owned(),
+            )
+        })
         .collect()
-}
-
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..2).and_then(|d| std::str::from_utf8(d).ok());
-        let code = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        match code.filter(|_| *first == b'%') {
-            Some(code) => {
-                bytes.push(code);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// A collector. Clones share the connection.

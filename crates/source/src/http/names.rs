@@ -1,5 +1,6 @@
 //! What a file of a web server is called.
 
+use percent_encoding::percent_decode_str;
 use reqwest::Url;
 use reqwest::header::HeaderValue;
 
@@ -21,7 +22,7 @@ pub(super) fn file_name(request: &HttpRequest, disposition: Option<&HeaderValue>
     let url = Url::parse(&request.url).ok();
     let path = url.as_ref().map_or("", |url| url.path());
     let last = path.trim_end_matches('/').rsplit('/').next();
-    safe_name(&percent_decoded(last.unwrap_or_default()))
+    safe_name(&percent_decode_str(last.unwrap_or_default()).decode_utf8_lossy())
 }
 
 /// The `filename` of a `Content-Disposition`; the extended form with a character set comes first. A
@@ -41,7 +42,7 @@ fn disposition_name(value: &str) -> Option<String> {
                 let mut parts = value.splitn(3, '\'');
                 let (set, _, text) = (parts.next()?, parts.next()?, parts.next()?);
                 if set.eq_ignore_ascii_case("utf-8") || set.eq_ignore_ascii_case("us-ascii") {
-                    return Some(percent_decoded(text));
+                    return Some(percent_decode_str(text).decode_utf8_lossy().into_owned());
                 }
             }
             "filename" => plain = Some(value),
@@ -97,23 +98,4 @@ fn unquoted(text: &str) -> String {
         }
     }
     out
-}
-
-fn percent_decoded(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let (mut out, mut at) = (Vec::new(), 0);
-    while at < bytes.len() {
-        let digits = text.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
-        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                at += 3;
-            }
-            None => {
-                out.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }

@@ -5,6 +5,7 @@
 use std::fmt;
 
 use diag::{Error, Result};
+use percent_encoding::percent_decode_str;
 
 /// Who is logged in as when the address does not say it: what stock's server, which is root, gives `ssh`.
 const DEFAULT_USER: &str = "root";
@@ -34,13 +35,18 @@ impl Address {
             Some(("ssh" | "git+ssh" | "ssh+git", rest)) => {
                 let at = rest.find('/').unwrap_or(rest.len());
                 let (authority, path) = rest.split_at(at);
-                let path = decoded(path);
+                let path = percent_decode_str(path).decode_utf8_lossy().into_owned();
                 // `/~user/…` is meant relative to the user's directory.
                 let path = match path.strip_prefix("/~") {
                     Some(_) => path[1..].to_owned(),
                     None => path,
                 };
-                (decoded(authority), path)
+                (
+                    percent_decode_str(authority)
+                        .decode_utf8_lossy()
+                        .into_owned(),
+                    path,
+                )
             }
             Some(_) => return None,
             None => {
@@ -119,25 +125,6 @@ fn split_scp(address: &str) -> Option<(&str, &str)> {
     };
     let (authority, path) = (&address[..at], &address[at + 1..]);
     (!authority.contains('/')).then_some((authority, path))
-}
-
-fn decoded(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((byte, tail)) = rest.split_first() {
-        let digits = tail.get(..2).and_then(|two| std::str::from_utf8(two).ok());
-        match digits.and_then(|two| u8::from_str_radix(two, 16).ok()) {
-            Some(value) if *byte == b'%' => {
-                out.push(value);
-                rest = &tail[2..];
-            }
-            _ => {
-                out.push(*byte);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 #[cfg(test)]
