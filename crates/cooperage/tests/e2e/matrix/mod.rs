@@ -371,7 +371,10 @@ fn error_line(stderr: &str) -> String {
     let rules = [
         (r"sha256:[0-9a-f]{64}", "sha256:DIGEST"),
         // Stock shows where it has mounted what it works on.
-        (r"/[^ ]*/(buildkit-mount|buildkit)[0-9]+", ""),
+        (
+            r"/[^ ]*/((buildkit-mount|buildkit)[0-9]+|snapshots/[0-9]+/fs)",
+            "",
+        ),
         (r"\b([0-9a-z]{25}::)?[0-9a-z]{25}\b", "REF"),
     ];
     let mut line = line.to_owned();

@@ -21,6 +21,8 @@ pub struct Base {
     pub model: Model,
     /// Whether it has a shell.
     pub shell: bool,
+    /// What is in its layers, for people.
+    pub shown: String,
 }
 
 /// Everything there is to begin with, and the client's flags for it.
@@ -30,6 +32,17 @@ pub struct World {
     pub flags: Vec<String>,
     /// Whether the peer knows what is newer than the Engine's BuildKit.
     pub newer: bool,
+}
+
+impl World {
+    /// What is behind a source, for people.
+    pub fn shown(&self, identifier: &str) -> &str {
+        let is_meant = |base: &&Base| base.sources.iter().any(|(name, _)| name == identifier);
+        self.bases
+            .iter()
+            .find(is_meant)
+            .map_or("", |base| &base.shown)
+    }
 }
 
 impl World {
@@ -64,6 +77,7 @@ impl World {
                 sources: vec![(format!("docker-image://{}", matrix.base), Vec::new())],
                 model,
                 shell: true,
+                shown: String::new(),
             },
             flags,
             newer: std::env::var_os(super::super::STOCK).is_some(),
@@ -103,7 +117,28 @@ fn pushed(pusher: &Pusher, tag: &str, tars: &[Vec<u8>], model: Model) -> Base {
         ],
         model,
         shell: false,
+        shown: tars.iter().enumerate().map(layer_shown).collect(),
     }
+}
+
+fn layer_shown((number, tar): (usize, &Vec<u8>)) -> String {
+    let mut text = format!("    layer {number}\n");
+    let mut reader = archive::Reader::new(tar.as_slice());
+    while let Some(entry) = reader.next_entry().unwrap() {
+        let header = entry.header();
+        let (path, link) = (&header.path, &header.link);
+        text += &format!(
+            "      {:?} {} {:o} {}:{} @{} {}\n",
+            header.kind,
+            String::from_utf8_lossy(path),
+            header.mode,
+            header.uid,
+            header.gid,
+            header.mtime.secs,
+            String::from_utf8_lossy(link)
+        );
+    }
+    text
 }
 
 impl Layers {
@@ -352,5 +387,6 @@ fn local(folder: &Path) -> Base {
         sources: attrs.iter().map(source).collect(),
         model,
         shell: false,
+        shown: format!("    {FOLDER}\n"),
     }
 }

@@ -131,6 +131,7 @@ impl Judge<'_> {
                     if !is_same(&ours, &stock) {
                         let again = self.both(generated, *edge, export, &["--no-cache"]);
                         return Some(finding(
+                            self.world,
                             seed,
                             generated,
                             *edge,
@@ -176,6 +177,7 @@ fn is_same(ours: &Built, stock: &Built) -> bool {
 }
 
 fn finding(
+    world: &World,
     seed: u64,
     generated: &Generated,
     edge: Edge,
@@ -188,11 +190,11 @@ fn finding(
         false => "",
     };
     let name = format!("seed {seed} as {export:?}{cached}");
-    told(&name, &ours, &stock) + &shown(&generated.graph(edge))
+    told(&name, &ours, &stock) + &shown(&generated.graph(edge), world)
 }
 
 /// The graph, a line for each vertex, without what is not set.
-fn shown(graph: &Graph) -> String {
+fn shown(graph: &Graph, world: &World) -> String {
     let noise = r#"\b[a-z_]+: (None|false|""|\[\]|\{\}|Unset|Sandbox|Default|Bind)(, )?"#;
     let noise = regex::Regex::new(noise).unwrap();
     let number = |edge: &Edge| {
@@ -211,6 +213,9 @@ fn shown(graph: &Graph) -> String {
             inputs.join(", "),
             op.replace("\\n", "\n        ")
         );
+        if let llb::Op::Source(source) = &vertex.op {
+            text += world.shown(&source.identifier);
+        }
     }
     text + &format!(
         "    wanted: {}\n",
