@@ -18,6 +18,7 @@ mod http;
 mod images;
 mod layers;
 mod network;
+mod places;
 pub mod secrets;
 mod site;
 mod sources;
