@@ -25,7 +25,7 @@ use crate::{OpError, clean};
 
 /// Makes a directory.
 pub fn mkdir(root: &Root, action: &MkDirAction, owner: Option<Owner>) -> Result<(), OpError> {
-    let dir = resolve_clean(root, &action.path)?;
+    let dir = root.resolve(Path::new(&action.path), LastLink::Follow)?;
     let how = NewDirs {
         mode: action.mode & 0o777,
         owner,
@@ -315,7 +315,8 @@ fn timespec(nanoseconds: i64) -> Timespec {
     }
 }
 
-/// Where a path leads to. As in stock `..` takes away what is written before it, also where that is a link.
+/// Where a path leads to. As in stock, but not for directories that are made, `..` takes away what is
+/// written before it, also where that is a link.
 fn resolve_clean(root: &Root, path: &str) -> Result<Resolved, OpError> {
     root.resolve(Path::new(&clean(path)), LastLink::Follow)
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::tree;
 
-/// What is in each layer of the only image of a layout; the layers are unpacked below `directory`.
+/// What is in each layer, but empty ones, of the only image of a layout; the layers are unpacked below `directory`.
 pub fn of_layout(layout: &Path, directory: &Path, now_from: u64) -> Vec<String> {
     let index = read(&layout.join("index.json"));
     let manifest = &index["manifests"][0];
@@ -14,10 +14,14 @@ pub fn of_layout(layout: &Path, directory: &Path, now_from: u64) -> Vec<String> 
     let layers = manifest["layers"].as_array().into_iter().flatten();
     let mut lines = Vec::new();
     for (number, layer) in layers.enumerate() {
-        lines.push(format!("layer {number}"));
         let archive = blob(layout, &layer["digest"]);
         let directory = directory.join(number.to_string());
-        lines.extend(tree::of_archive(&archive, &directory, now_from));
+        let files = tree::of_archive(&archive, &directory, now_from);
+        // Of operations that change nothing stock keeps a layer more often.
+        if !files.is_empty() {
+            lines.push("layer".to_owned());
+            lines.extend(files);
+        }
     }
     lines
 }

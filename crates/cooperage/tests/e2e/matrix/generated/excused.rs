@@ -47,6 +47,7 @@ fn reason(error: &str) -> Option<&'static str> {
         ("not a directory", "no directory"),
         ("is a directory", "directory"),
         ("directory not empty", "not empty"),
+        ("invalid syntax", "mode"),
     ];
     let found = reasons.iter().find(|(end, _)| error.ends_with(end));
     found.map(|(_, reason)| *reason)

@@ -143,7 +143,7 @@ impl Maker<'_> {
         if parts.out {
             let number = self.new_number();
             parts.script.push(format!(
-                "find {path} 2>/dev/null | sort | while read -r f; do stat -c '%n %a %u:%g %F %h' \"$f\"; done >/out/seen-{number} 2>&1"
+                "find {path} 2>/dev/null | sort | while read -r f; do stat -c '%n %a %u:%g %F' \"$f\"; done >/out/seen-{number} 2>&1"
             ));
         }
     }
