@@ -264,13 +264,12 @@ impl Layers {
         (header.uid, header.gid) = dice.pick(&[(0, 0), (0, 0), (1000, 10), (65534, 5), (70000, 1)]);
         self.time += 1;
         header.mtime = Mtime::from_secs(self.time);
-        // Of a directory that two layers name stock keeps the attributes of the lower.
-        if kind == EntryKind::Regular {
+        if matches!(kind, EntryKind::Regular | EntryKind::Directory) {
             if dice.one_in(6) {
                 let value = format!("x{}", self.time).into_bytes();
                 header.xattrs.insert(b"user.cask".to_vec(), value);
             }
-            if dice.one_in(8) {
+            if kind == EntryKind::Regular && dice.one_in(8) {
                 let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
                 let name = b"security.capability".to_vec();
                 header.xattrs.insert(name, capability.to_vec());

@@ -21,10 +21,15 @@ fn is_known_line(ours: &str, stock: &str) -> bool {
     // Variables of stock's own tracing.
     let tracing = Regex::new(r"(OTEL_[A-Z_]+|TRACEPARENT)=[^\\]*\\n").unwrap();
     let stock = tracing.replace_all(stock, "");
-    // Layers of stock keep no attributes of users.
+    // Layers of stock keep no attributes of users; and of a directory that two layers name, it keeps
+    // those of the lower.
     let attribute = Regex::new(r" user\.[a-z]+=\[[0-9, ]+\]").unwrap();
-    same_line(ours, &stock)
-        || (!attribute.is_match(&stock) && same_line(&attribute.replace_all(ours, ""), &stock))
+    let (bare, stock_bare) = (
+        attribute.replace_all(ours, ""),
+        attribute.replace_all(&stock, ""),
+    );
+    let may_differ = !attribute.is_match(&stock) || stock_bare.ends_with(" directory");
+    same_line(ours, &stock) || (may_differ && same_line(&bare, &stock_bare))
 }
 
 /// What stock cannot key. Whoever is not in a file that is not there is unknown, as in an empty one.
