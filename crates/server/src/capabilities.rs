@@ -27,6 +27,7 @@ const FRONTEND: &[&str] = &[
     "solve.inlinereturn",
     "source.metaresolver",
     "source.metaresolver.http.checksumrequest",
+    "source.metaresolver.image.attestations",
     "statfile",
 ];
 
@@ -109,6 +110,7 @@ const LLB: &[&str] = &[
     "source.local.sharedkeyhint",
     "source.local.unique",
     "source.ocilayout",
+    "source.policy",
     "source.policy.session",
 ];
 
@@ -140,7 +142,6 @@ mod tests {
     const WITHHELD_FRONTEND: &[&str] = &[
         "importcaches",
         "reference.attestations",
-        "source.metaresolver.image.attestations",
     ];
     const WITHHELD_LLB: &[&str] = &[
         "cache.azblob",
@@ -155,7 +156,6 @@ mod tests {
         "source.git.checkoutbundle",
         "source.git.signatureverify",
         "source.http.signatureverify",
-        "source.policy",
     ];
 
     #[test]
