@@ -173,9 +173,9 @@ impl<'a> Fields<'a> {
             }),
             Some(value) => {
                 let number = value.as_i64().and_then(|number| i32::try_from(number).ok());
-                number.filter(|number| known(*number)).ok_or_else(|| {
-                    Error::invalid(format!("invalid {message} value: {value}"))
-                })
+                number
+                    .filter(|number| known(*number))
+                    .ok_or_else(|| Error::invalid(format!("invalid {message} value: {value}")))
             }
         }
     }
@@ -259,7 +259,10 @@ mod tests {
         }
         std::fs::write(folder.path().join("policy"), "{]").unwrap();
         let error = source_policy_of_environment(&env).unwrap_err().to_string();
-        assert!(error.starts_with("failed to parse source policy: "), "{error}");
+        assert!(
+            error.starts_with("failed to parse source policy: "),
+            "{error}"
+        );
         assert_eq!(
             source_policy_of_environment(&Environment::default()).unwrap(),
             None

@@ -139,10 +139,7 @@ mod tests {
     use super::*;
 
     /// What stock of the same age has and this server has not, or not yet.
-    const WITHHELD_FRONTEND: &[&str] = &[
-        "importcaches",
-        "reference.attestations",
-    ];
+    const WITHHELD_FRONTEND: &[&str] = &["importcaches", "reference.attestations"];
     const WITHHELD_LLB: &[&str] = &[
         "cache.azblob",
         "cache.gha",

@@ -69,7 +69,8 @@ impl ImageSource {
             blobs: vec![(image.root.clone(), bytes)],
         };
         if let Some(attestations) = attestations_of(&index, image.manifest.digest) {
-            chain.add_attestations(&getter, attestations, predicate_types)
+            chain
+                .add_attestations(&getter, attestations, predicate_types)
                 .await?;
         }
         Ok(Some(chain))
@@ -144,6 +145,9 @@ fn signature_among(referrers: &[Descriptor]) -> Option<&Descriptor> {
 
 fn read<T: serde::de::DeserializeOwned>(descriptor: &Descriptor, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|error| {
-        Error::invalid(format!("unmarshaling manifest {}: {error}", descriptor.digest))
+        Error::invalid(format!(
+            "unmarshaling manifest {}: {error}",
+            descriptor.digest
+        ))
     })
 }
