@@ -131,10 +131,10 @@ pub(crate) fn run(arguments: Vec<OsString>) -> i32 {
         .skip(1)
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
-    let mut asked = find(&command, &words).last().map_or_else(
-        || command.clone(),
-        |found| found.clone().bin_name(found.get_name()),
-    );
+    let mut asked = match find(&command, &words).last() {
+        Some(found) => (*found).clone(),
+        None => command.clone(),
+    };
     let parsed = command
         .try_get_matches_from_mut(arguments)
         .and_then(|matches| Root::from_arg_matches(&matches));

@@ -109,7 +109,7 @@ fn value_of(values: &[Wire<'_>], field: &Field, always: bool) -> Option<Option<V
     if field.count == Count::Many {
         let mut all = Vec::new();
         for value in values {
-            match (value, field.kind) {
+            match (*value, field.kind) {
                 // Numbers of a list stand together.
                 (Wire::Bytes(mut packed), Kind::Int | Kind::Long) => {
                     while !packed.is_empty() {
@@ -162,4 +162,106 @@ fn scalar(value: Wire<'_>, kind: Kind) -> Option<Value> {
         (Wire::Number(n), Kind::Int | Kind::Long | Kind::Enum(_)) => Value::from(n as i64),
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::prost::Message as _;
+
+    use super::*;
+
+    fn line(op: &pb::Op, notes: Option<pb::OpMetadata>) -> String {
+        let bytes = op.encode_to_vec();
+        let digest = oci::Digest::of(&bytes).to_string();
+        let definition = pb::Definition {
+            def: vec![bytes],
+            metadata: notes
+                .map(|notes| (digest.clone(), notes))
+                .into_iter()
+                .collect(),
+            ..pb::Definition::default()
+        };
+        let lines = op_lines(&definition).unwrap();
+        lines[0].to_string().replace(&digest, "DIGEST")
+    }
+
+    #[test]
+    fn an_operation_is_written_as_gos_encoder_does() {
+        let exec = pb::ExecOp {
+            meta: Some(pb::Meta {
+                args: vec!["a".to_owned(), String::new()],
+                proxy_env: Some(pb::ProxyEnv {
+                    http_proxy: "p".to_owned(),
+                    ..pb::ProxyEnv::default()
+                }),
+                valid_exit_codes: vec![0, 300],
+                ..pb::Meta::default()
+            }),
+            mounts: vec![pb::Mount {
+                input: -1,
+                dest: "/x".to_owned(),
+                mount_type: 3,
+                cache_opt: Some(pb::CacheOpt::default()),
+                ..pb::Mount::default()
+            }],
+            network: 2,
+            ..pb::ExecOp::default()
+        };
+        let op = pb::Op {
+            inputs: vec![pb::Input {
+                digest: "sha256:1".to_owned(),
+                index: 0,
+            }],
+            op: Some(pb::op::Op::Exec(exec)),
+            constraints: Some(pb::WorkerConstraints::default()),
+            ..pb::Op::default()
+        };
+        let notes = pb::OpMetadata {
+            ignore_cache: true,
+            ..pb::OpMetadata::default()
+        };
+        assert_eq!(
+            line(&op, Some(notes)),
+            r#"{"Op":{"inputs":[{"digest":"sha256:1"}],"Op":{"exec":{"meta":{"args":["a",""],"proxy_env":{"http_proxy":"p"},"validExitCodes":[0,300]},"mounts":[{"input":-1,"dest":"/x","mountType":3,"cacheOpt":{}}],"network":2}},"constraints":{}},"Digest":"DIGEST","OpMetadata":{"ignore_cache":true}}"#
+        );
+        let broken = pb::Definition {
+            def: vec![vec![0x0a, 5, 1]],
+            ..pb::Definition::default()
+        };
+        assert_eq!(op_lines(&broken), None);
+    }
+
+    #[test]
+    fn what_is_one_of_several_stands_by_itself() {
+        let user = |user| Some(pb::UserOpt { user: Some(user) });
+        let copy = pb::FileActionCopy {
+            dest: "/d".to_owned(),
+            owner: Some(pb::ChownOpt {
+                user: user(pb::user_opt::User::ById(0)),
+                group: user(pb::user_opt::User::ById(7)),
+            }),
+            include_patterns: vec!["*".to_owned()],
+            ..pb::FileActionCopy::default()
+        };
+        let action = |output, action| pb::FileAction {
+            input: 0,
+            secondary_input: -1,
+            output,
+            action: Some(action),
+        };
+        let file = pb::FileOp {
+            actions: vec![
+                action(-1, pb::file_action::Action::Copy(copy)),
+                action(0, pb::file_action::Action::Symlink(Default::default())),
+            ],
+        };
+        let op = pb::Op {
+            op: Some(pb::op::Op::File(file)),
+            ..pb::Op::default()
+        };
+        assert_eq!(
+            line(&op, None),
+            r#"{"Op":{"Op":{"file":{"actions":[{"input":0,"secondaryInput":-1,"output":-1,"Action":{"copy":{"dest":"/d","owner":{"user":{"User":{}},"group":{"User":{"byId":7}}},"include_patterns":["*"]}}},{"input":0,"secondaryInput":-1,"output":0,"Action":{}}]}}},"Digest":"DIGEST","OpMetadata":{}}"#
+        );
+    }
 }
