@@ -34,6 +34,15 @@ pub trait ContentProvider: Send + Sync {
     /// `NotFound` if it is not there.
     async fn find(&self, reference: &Reference, digest: Digest) -> Result<Descriptor>;
 
+    /// The manifests that name another one as their subject; none where there is no list of them.
+    ///
+    /// # Errors
+    /// The list cannot be had.
+    async fn referrers(&self, reference: &Reference, digest: Digest) -> Result<Vec<Descriptor>> {
+        let _ = (reference, digest);
+        Ok(Vec::new())
+    }
+
     /// Registry and repository from which other repositories of that registry can mount the blobs,
     /// if it is one.
     fn repository(&self, reference: &Reference) -> Option<(String, String)> {
@@ -75,6 +84,10 @@ impl ContentProvider for registry::Client {
 
     async fn find(&self, reference: &Reference, digest: Digest) -> Result<Descriptor> {
         Ok(self.find_blob(reference, digest).await?)
+    }
+
+    async fn referrers(&self, reference: &Reference, digest: Digest) -> Result<Vec<Descriptor>> {
+        Ok(registry::Client::referrers(self, reference, digest).await?)
     }
 
     fn repository(&self, reference: &Reference) -> Option<(String, String)> {

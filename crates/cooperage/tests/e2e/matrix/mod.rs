@@ -16,6 +16,7 @@ mod hostile;
 mod http;
 mod images;
 mod network;
+mod policies;
 pub mod secrets;
 mod site;
 mod sources;
