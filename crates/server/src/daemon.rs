@@ -219,14 +219,16 @@ fn raise_limits() {
 
 fn start_logging(config: &Config) -> Result<()> {
     let LogConfig { format, level } = &config.log;
-    let level = match level.as_str() {
+    let level = match level.to_lowercase().as_str() {
         "" if config.trace => "trace",
         "" if config.debug => "debug",
         "" => "info",
-        "warning" => "warn",
-        "fatal" | "panic" => "error",
-        level @ ("error" | "warn" | "info" | "debug" | "trace") => level,
-        other => return Err(Error::invalid(format!("unsupported log level: {other:?}"))),
+        "fatal" | "panic" | "error" => "error",
+        "warn" | "warning" => "warn",
+        "info" => "info",
+        "debug" => "debug",
+        "trace" => "trace",
+        _ => return Err(Error::invalid(format!("unsupported log level: {level:?}"))),
     };
     let filter = EnvFilter::try_new(level).map_err(|error| Error::invalid(error.to_string()))?;
     let builder = tracing_subscriber::fmt()
