@@ -207,7 +207,7 @@ pub struct WorkerConfig {
     /// `auto`, `host` or empty.
     #[serde(rename = "networkMode")]
     pub network_mode: String,
-    /// The bridge that `networkMode = "bridge"` makes; empty for `buildkit0`.
+    /// The bridge that `networkMode = "bridge"` makes; empty for `buildkit0`, or the next number that is free.
     #[serde(rename = "bridgeName")]
     pub bridge_name: String,
     /// Its addresses, such as `10.10.0.0/16`; empty for some that no route knows.
