@@ -78,8 +78,19 @@ async fn sockets_of_a_service_manager_are_taken_and_other_files_are_not() {
 
 /// A certificate signed by `ca`, with its key, as PEM files.
 fn issue(dir: &Path, name: &str, ca: &rcgen::Issuer<'_, rcgen::KeyPair>) -> (PathBuf, PathBuf) {
+    issue_until(dir, name, ca, 4000)
+}
+
+/// One that ends with that year.
+fn issue_until(
+    dir: &Path,
+    name: &str,
+    ca: &rcgen::Issuer<'_, rcgen::KeyPair>,
+    year: i32,
+) -> (PathBuf, PathBuf) {
     let key = rcgen::KeyPair::generate().unwrap();
-    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(year, 12, 31);
     let certificate = params.signed_by(&key, ca).unwrap();
     let paths = (
         dir.join(format!("{name}.crt")),
@@ -90,16 +101,21 @@ fn issue(dir: &Path, name: &str, ca: &rcgen::Issuer<'_, rcgen::KeyPair>) -> (Pat
     paths
 }
 
-#[tokio::test]
-async fn tcp_with_an_authority_lets_only_its_clients_in() {
-    let dir = tempfile::tempdir().unwrap();
+/// Who signs certificates, with a certificate of its own.
+fn authority() -> (rcgen::Issuer<'static, rcgen::KeyPair>, String) {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority = params.self_signed(&key).unwrap();
+    let pem = params.self_signed(&key).unwrap().pem();
+    (rcgen::Issuer::new(params, key), pem)
+}
+
+#[tokio::test]
+async fn tcp_with_an_authority_lets_only_its_clients_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let (issuer, pem) = authority();
     let ca = dir.path().join("ca.crt");
-    std::fs::write(&ca, authority.pem()).unwrap();
-    let issuer = rcgen::Issuer::new(params, key);
+    std::fs::write(&ca, pem).unwrap();
     let (cert, key) = issue(dir.path(), "server", &issuer);
     let config = GrpcConfig {
         address: vec!["tcp://127.0.0.1:0".into()],
@@ -122,15 +138,16 @@ async fn tcp_with_an_authority_lets_only_its_clients_in() {
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots);
-    let (cert, key) = issue(dir.path(), "client", &issuer);
-    let known = builder
-        .clone()
-        .with_client_auth_cert(
-            read_certificates(&cert).unwrap(),
-            PrivateKeyDer::from_pem_file(key).unwrap(),
-        )
-        .unwrap();
-    let unknown = builder.with_no_client_auth();
+    let showing = |(cert, key): (PathBuf, PathBuf)| {
+        let certificates = read_certificates(&cert).unwrap();
+        let key = PrivateKeyDer::from_pem_file(key).unwrap();
+        let shown = builder.clone().with_client_auth_cert(certificates, key);
+        shown.unwrap()
+    };
+    let known = showing(issue(dir.path(), "client", &issuer));
+    let strange = showing(issue(dir.path(), "strange", &authority().0));
+    let expired = showing(issue_until(dir.path(), "expired", &issuer, 2020));
+    let unknown = builder.clone().with_no_client_auth();
     let connect = |config: rustls::ClientConfig| {
         let (address, connector) = (
             address.clone(),
@@ -145,7 +162,7 @@ async fn tcp_with_an_authority_lets_only_its_clients_in() {
         }
     };
     let mut connections = std::pin::pin!(listener.connections());
-    // Only the known client becomes a connection, though it comes second.
+    // Only the known client becomes a connection, though it comes last.
     let served = async {
         use tokio::io::AsyncWriteExt;
         let mut connection = connections.next().await.unwrap().unwrap();
@@ -153,8 +170,14 @@ async fn tcp_with_an_authority_lets_only_its_clients_in() {
         connection.shutdown().await.unwrap();
     };
     let clients = async {
-        let refused = connect(unknown).await.unwrap_err().to_string();
-        assert!(refused.to_lowercase().contains("certificate"), "{refused}");
+        for (config, why) in [
+            (unknown, "certificate"),
+            (strange, ""),
+            (expired, ""),
+        ] {
+            let refused = connect(config).await.unwrap_err().to_string();
+            assert!(refused.to_lowercase().contains(why), "{refused}");
+        }
         assert_eq!(connect(known).await.unwrap(), 42);
     };
     tokio::join!(served, clients);
