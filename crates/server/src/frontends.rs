@@ -12,7 +12,7 @@ use ops::work::{Event, Outside, blocking};
 use progress::VertexWarning;
 use proto::pb;
 
-use crate::frontend_image::run_frontend_image;
+use crate::frontend_image::{check_source, run_frontend_image};
 use crate::job::{BuildResult, Job};
 use crate::reading;
 use crate::resolving::{ImageQuestion, layout_source, registry_source, resolve_image};
@@ -44,6 +44,8 @@ pub async fn run_frontend(job: &Arc<Job>, mut request: FrontendRequest) -> Resul
         GATEWAY => {
             let source = request.attrs.get("source").map_or("", String::as_str);
             if is_dockerfile_frontend(source) {
+                // Its image is not run, but who restricts images means this one too.
+                check_source(job, source)?;
                 request.attrs.remove("source");
                 return run_dockerfile(job, request).await;
             }
