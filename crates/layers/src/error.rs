@@ -76,7 +76,10 @@ impl LayerError {
     /// Whether it says that there is no space on the disk.
     pub(crate) fn is_full_disk(&self) -> bool {
         let full = std::io::ErrorKind::StorageFull;
-        matches!(self, LayerError::Io { source, .. } if source.kind() == full)
+        matches!(
+            self,
+            LayerError::Io { source, .. } | LayerError::Mount { source, .. } if source.kind() == full
+        )
     }
 
     pub(crate) fn io<E: Into<std::io::Error>>(
