@@ -23,6 +23,8 @@ use crate::{
 };
 
 const FORMAT: u32 = 1;
+/// A file that says that there are layers with marks which overlayfs does not understand.
+const STAND_INS: &str = "stand-ins";
 /// Length of an id as the name of a directory.
 const NAME_LENGTH: usize = 25;
 
@@ -483,21 +485,34 @@ fn lock(dir: &Path) -> Result<File> {
 }
 
 fn choose(dir: &Path, backend: Backend) -> Result<Option<Api>> {
-    if backend == Backend::Copy {
-        return Ok(None);
+    let stood_in = dir.join(STAND_INS).exists();
+    if backend == Backend::Copy || (stood_in && backend == Backend::Auto) {
+        return note_stand_ins(dir).map(|()| None);
     }
     let scratch = dir.join("new").join("probe");
     let probed = overlay::probe(&scratch);
     archive::remove_tree(rustix::fs::CWD, &scratch).map_err(LayerError::io("remove", &scratch))?;
     match (probed, backend) {
+        (Ok(_), Backend::Overlay) if stood_in => Err(LayerError::StandIns(dir.to_owned())),
         (Ok(api), _) => Ok(Some(api)),
         (Err(error), Backend::Overlay) => Err(error),
         (Err(error), _) if error.is_full_disk() => Err(error),
         (Err(error), _) => {
             tracing::warn!(%error, "overlayfs does not work here; layers are copied together");
-            Ok(None)
+            note_stand_ins(dir).map(|()| None)
         }
     }
+}
+
+/// Notes that layers have marks which overlayfs does not understand, where it will be so: should the
+/// directory be moved to another disk, they are copied together there as well.
+fn note_stand_ins(dir: &Path) -> Result<()> {
+    let scratch = dir.join("new");
+    if archive::has_overlays_marks(&scratch).map_err(LayerError::io("make whiteout in", &scratch))? {
+        return Ok(());
+    }
+    let path = dir.join(STAND_INS);
+    fs::write(&path, "").map_err(LayerError::io("write", &path))
 }
 
 /// Unmounts what a killed process left mounted and throws away what it was making.

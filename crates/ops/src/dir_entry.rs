@@ -126,7 +126,7 @@ fn read_sized(mut call: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result
 }
 
 /// One extended attribute of an entry; `None` if it is not set.
-pub fn raw_xattr(dir: impl AsFd, name: &OsStr, key: &CStr) -> Result<Option<Vec<u8>>, Errno> {
+pub fn raw_xattr(dir: impl AsFd, name: &OsStr, key: &str) -> Result<Option<Vec<u8>>, Errno> {
     let path = proc_path(dir, name);
     match read_sized(|buffer| rustix::fs::lgetxattr(&path, key, buffer)) {
         Ok(value) => Ok(Some(value)),
