@@ -134,3 +134,9 @@ pub fn raw_xattr(dir: impl AsFd, name: &OsStr, key: &CStr) -> Result<Option<Vec<
         Err(errno) => Err(errno),
     }
 }
+
+/// Whether a directory of a layer hides those of its name below it.
+pub fn is_opaque(dir: impl AsFd, name: &OsStr) -> Result<bool, Errno> {
+    let value = raw_xattr(dir, name, c"trusted.overlay.opaque")?;
+    Ok(value.as_deref() == Some(b"y"))
+}

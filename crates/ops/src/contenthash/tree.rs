@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use session::diffcopy::{Listed, Listing};
 
 use crate::OpError;
-use crate::dir_entry::{list, read_link, stat_entry, xattrs};
+use crate::dir_entry::{is_opaque, list, read_link, stat_entry, xattrs};
 use crate::root::{LastLink, Resolved, Root, is_dir, is_link};
 
 /// The most links one path may pass.
@@ -365,11 +365,6 @@ fn listed_node(listing: &Listing, at: usize, dir: &Node) -> Result<Node, OpError
 
 fn c_string(bytes: &[u8]) -> Result<CString, OpError> {
     CString::new(bytes).map_err(|_| OpError::Invalid("a name with a zero byte".into()))
-}
-
-fn is_opaque(dir: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
-    crate::dir_entry::raw_xattr(dir, name, c"trusted.overlay.opaque")
-        .map(|value| value.as_deref() == Some(b"y"))
 }
 
 fn is_whiteout(stat: &Stat) -> bool {
