@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use diag::Error;
 use oci::{Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Reference, media_type};
-use proto::content::content_client::ContentClient;
+use proto::content::ContentClient;
 use proto::content::{InfoRequest, ReadContentRequest, ReadContentResponse};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};

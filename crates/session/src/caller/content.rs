@@ -5,7 +5,7 @@ use std::io::{self, SeekFrom};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use oci::Digest;
-use proto::content::content_client::ContentClient;
+use proto::content::ContentClient;
 use proto::content::{
     InfoRequest, ReadContentRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
