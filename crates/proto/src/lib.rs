@@ -19,7 +19,6 @@ pub use bollard_buildkit_proto::moby::buildkit::v1::apicaps;
 pub use bollard_buildkit_proto::moby::buildkit::v1::frontend as gateway;
 pub use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy;
 pub use bollard_buildkit_proto::moby::buildkit::v1::types as worker;
-pub use bollard_buildkit_proto::moby::filesync::packet as filesync_packet;
 pub use bollard_buildkit_proto::moby::filesync::v1 as filesync;
 pub use bollard_buildkit_proto::moby::sshforward::v1 as sshforward;
 pub use bollard_buildkit_proto::moby::upload::v1 as upload;

@@ -5,10 +5,9 @@ use content::{BlobInfo, ContentStore};
 use futures::StreamExt;
 use oci::Digest;
 use ops::work::blocking;
-use proto::content::Content;
 use proto::content::{
-    Info, InfoRequest, InfoResponse, ListContentRequest, ListContentResponse, ReadContentRequest,
-    ReadContentResponse,
+    Content, Info, InfoRequest, InfoResponse, ListContentRequest, ListContentResponse,
+    ReadContentRequest, ReadContentResponse,
 };
 use proto::grpc::Answers;
 use proto::prost_types;

@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use oci::Digest;
-use proto::content::{Content, ContentServer};
 use proto::content::{
-    InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse, WriteContentRequest,
-    WriteContentResponse,
+    Content, ContentServer, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse,
+    WriteContentRequest, WriteContentResponse,
 };
 use proto::grpc::Answers;
 use tokio::sync::OnceCell;
