@@ -77,7 +77,10 @@ impl Bridge {
             "" => Subnet::free(&std::fs::read_to_string("/proc/net/route")?)?,
             text => text.parse()?,
         };
-        socket.add(&Link::Bridge { name })?;
+        let [a, b, c, d] = subnet.address(1).octets();
+        // Locally administered; no two bridges of a machine have the same gateway.
+        let hardware = [0x02, 0x42, a, b, c, d];
+        socket.add(&Link::Bridge { name, hardware })?;
         let mut bridge = Bridge {
             name: name.to_owned(),
             subnet,
@@ -169,5 +172,66 @@ impl Drop for Bridge {
         if let Ok(socket) = netlink::Socket::route() {
             let _ = socket.delete(&self.name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+
+    use super::*;
+
+    /// Runs it on a thread with a network of its own.
+    fn in_a_network_of_its_own(work: impl FnOnce() + Send + 'static) {
+        let thread = std::thread::spawn(|| {
+            // SAFETY: only this thread's network changes.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            let lo = netlink::index_of("lo").unwrap();
+            netlink::Socket::route().unwrap().up(lo).unwrap();
+            work();
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn steps_reach_the_bridge_while_others_come_and_go() {
+        in_a_network_of_its_own(|| {
+            let config = BridgeConfig {
+                subnet: "10.77.0.0/16".to_owned(),
+                ..BridgeConfig::default()
+            };
+            let bridge = Bridge::open(&config).unwrap();
+            let server = TcpListener::bind((bridge.gateway(), 0)).unwrap();
+            let address = server.local_addr().unwrap();
+            let step = bridge.connect().unwrap();
+            std::thread::scope(|scope| {
+                let (asked, asks) = std::sync::mpsc::channel();
+                let (done, reached) = std::sync::mpsc::channel();
+                scope.spawn(move || {
+                    let kind = Some(LinkNameSpaceType::Network);
+                    rustix::thread::move_into_link_name_space(step.namespace.as_fd(), kind)
+                        .unwrap();
+                    for () in asks {
+                        // Shorter than the step remembers where the bridge is.
+                        let reach = TcpStream::connect_timeout(&address, Duration::from_secs(10));
+                        done.send(reach.map(drop)).unwrap();
+                    }
+                });
+                let mut reach = || {
+                    asked.send(()).unwrap();
+                    reached.recv().unwrap().unwrap();
+                };
+                reach();
+                // Each cable has an address by chance; a bridge without one takes the lowest.
+                let others: Vec<_> = (0..24).map(|_| bridge.connect().unwrap()).collect();
+                reach();
+                drop(others);
+                reach();
+                drop(asked);
+            });
+        });
     }
 }

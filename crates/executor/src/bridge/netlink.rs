@@ -72,9 +72,9 @@ pub(super) fn text(text: &str) -> Vec<u8> {
 
 /// A new interface.
 pub(super) enum Link<'a> {
-    Bridge {
-        name: &'a str,
-    },
+    /// With a hardware address of its own: without one it takes the lowest of its cables', and what
+    /// steps remember is wrong as soon as one of those comes or goes.
+    Bridge { name: &'a str, hardware: [u8; 6] },
     /// One end here, in the bridge of that number, the other in another namespace.
     Cable {
         outside: &'a str,
@@ -114,10 +114,13 @@ impl Socket {
     pub(super) fn add(&self, link: &Link<'_>) -> io::Result<()> {
         let message = Message::new(NEW_LINK, ACK | CREATE | EXCL, &interface(0, 0));
         let message = match link {
-            Link::Bridge { name } => {
+            Link::Bridge { name, hardware } => {
                 let mut info = Vec::new();
                 put(&mut info, 1, b"bridge");
-                message.attribute(3, &text(name)).nested(18, &info)
+                message
+                    .attribute(1, hardware)
+                    .attribute(3, &text(name))
+                    .nested(18, &info)
             }
             Link::Cable {
                 outside,
