@@ -316,7 +316,7 @@ fn mount_to_proto(mount: &Mount) -> pb::Mount {
         dest: mount.dest.clone(),
         output: match mount.kind {
             // As stock's library leaves it, so that digests are the same.
-            MountKind::Secret { .. } | MountKind::Ssh { .. } => 0,
+            MountKind::Secret(_) | MountKind::Ssh(_) => 0,
             _ => index(mount.output),
         },
         readonly: mount.readonly,
@@ -342,36 +342,24 @@ fn mount_to_proto(mount: &Mount) -> pb::Mount {
                 sharing,
             });
         }
-        MountKind::Secret {
-            id,
-            uid,
-            gid,
-            mode,
-            optional,
-        } => {
+        MountKind::Secret(file) => {
             message.mount_type = pb::MountType::Secret as i32;
             message.secret_opt = Some(pb::SecretOpt {
-                id: id.clone(),
-                uid: *uid,
-                gid: *gid,
-                mode: *mode,
-                optional: *optional,
+                id: file.id.clone(),
+                uid: file.uid,
+                gid: file.gid,
+                mode: file.mode,
+                optional: file.optional,
             });
         }
-        MountKind::Ssh {
-            id,
-            uid,
-            gid,
-            mode,
-            optional,
-        } => {
+        MountKind::Ssh(file) => {
             message.mount_type = pb::MountType::Ssh as i32;
             message.ssh_opt = Some(pb::SshOpt {
-                id: id.clone(),
-                uid: *uid,
-                gid: *gid,
-                mode: *mode,
-                optional: *optional,
+                id: file.id.clone(),
+                uid: file.uid,
+                gid: file.gid,
+                mode: file.mode,
+                optional: file.optional,
             });
         }
         MountKind::Tmpfs { size } => {
