@@ -489,10 +489,7 @@ fn pack(t: &Fixture, kind: Compression, write: impl FnOnce(&mut Writer<Vec<u8>>)
     let mut packed = archive::compressor(Vec::new(), kind, None, 2).unwrap();
     std::io::Write::write_all(&mut packed, &tar).unwrap();
     let blob = packed.finish().unwrap();
-    let media = match kind {
-        Compression::Zstd => media_type::OCI_LAYER_ZSTD,
-        _ => media_type::OCI_LAYER_GZIP,
-    };
+    let media = crate::layer_media_type(kind);
     content.put(&blob).unwrap();
     let layer = PackedLayer {
         descriptor: Descriptor::of(media, &blob),
@@ -589,7 +586,13 @@ fn a_store_made_on_an_overlay_is_copied_wherever_it_is_moved() {
     assert!(matches!(refused, Some(LayerError::StandIns(_))));
     let store = LayerStore::open(moved.path(), Backend::Auto).unwrap();
     assert_eq!(store.backend(), Backend::Copy);
-    assert!(!Fixture::new(Backend::Copy).dir.path().join("stand-ins").exists());
+    assert!(
+        !Fixture::new(Backend::Copy)
+            .dir
+            .path()
+            .join("stand-ins")
+            .exists()
+    );
 }
 
 #[test]

@@ -24,7 +24,7 @@ use layers::{Backend, LayerStore};
 use ops::contenthash::FileDigests;
 use ops::work::{CacheMounts, LogLimits, Output};
 use parking_lot::Mutex;
-use proto::content::content_server::ContentServer;
+use proto::content::ContentServer;
 use proto::control::control_server::ControlServer;
 use proto::gateway::llb_bridge_server::LlbBridgeServer;
 use proto::otlp::TraceServiceServer;
