@@ -138,7 +138,7 @@ fn the_operators_client_shows_records_logs_and_contents() {
     let trace = std::fs::read_to_string(trace).unwrap();
     let statuses = trace
         .lines()
-        .map(|line| serde_json::from_str(line).unwrap());
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
     assert!(
         statuses.count() > 1 && trace.contains("[1/1] COPY a /"),
         "{trace}"
