@@ -589,7 +589,13 @@ fn a_store_made_on_an_overlay_is_copied_wherever_it_is_moved() {
     assert!(matches!(refused, Some(LayerError::StandIns(_))));
     let store = LayerStore::open(moved.path(), Backend::Auto).unwrap();
     assert_eq!(store.backend(), Backend::Copy);
-    assert!(!Fixture::new(Backend::Copy).dir.path().join("stand-ins").exists());
+    assert!(
+        !Fixture::new(Backend::Copy)
+            .dir
+            .path()
+            .join("stand-ins")
+            .exists()
+    );
 }
 
 #[test]
