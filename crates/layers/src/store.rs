@@ -18,13 +18,15 @@ use crate::overlay::{self, Api, Request};
 use crate::reaper::Reaper;
 use crate::register::Register;
 use crate::{
-    LayerBlob, LayerError, LayerHold, LayerId, LayerInfo, LayerNote, LayerStack, MadeOn,
+    LayerBlob, LayerDirs, LayerError, LayerHold, LayerId, LayerInfo, LayerNote, LayerStack, MadeOn,
     MountedStack, NewLayer, Result, WritableStack,
 };
 
 const FORMAT: u32 = 1;
 /// A file that says that there are layers with marks which overlayfs does not understand.
 const STAND_INS: &str = "stand-ins";
+/// The most layers whose directories are worth to be looked through one by one.
+const DIRS_MAX: usize = 32;
 /// Length of an id as the name of a directory.
 const NAME_LENGTH: usize = 25;
 
@@ -133,6 +135,18 @@ impl LayerStore {
     /// Shows a stack to read. A single layer is shown in place where nothing in it deletes anything.
     pub fn mount(&self, stack: &LayerStack) -> Result<MountedStack> {
         MountedStack::begin(self, stack)
+    }
+
+    /// The directories of a stack's layers; `None` for a stack of so many that to look through all of
+    /// them takes longer than to mount them.
+    pub fn dirs(&self, stack: &LayerStack) -> Result<Option<LayerDirs>> {
+        let layers = stack.effective();
+        if layers.len() > DIRS_MAX {
+            return Ok(None);
+        }
+        let hold = self.try_hold(stack)?;
+        let paths = layers.iter().map(|id| self.layer_path(*id)).collect();
+        Ok(Some(LayerDirs::new(paths, hold)))
     }
 
     /// Protects the layers of a stack from removal. Whether they are there is not looked at: see

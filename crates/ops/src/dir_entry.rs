@@ -134,3 +134,13 @@ pub fn raw_xattr(dir: impl AsFd, name: &OsStr, key: &str) -> Result<Option<Vec<u
         Err(errno) => Err(errno),
     }
 }
+
+/// Whether a directory of a layer hides those of its name below it.
+pub fn is_opaque(dir: impl AsFd, name: &OsStr) -> Result<bool, Errno> {
+    for key in [archive::xattr::OPAQUE, archive::OPAQUE_STAND_IN] {
+        if raw_xattr(&dir, name, key)?.as_deref() == Some(b"y") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -101,16 +101,16 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// Gets the small contents of one image.
-struct Getter<'a> {
-    source: &'a ImageSource,
-    provider: &'a dyn ContentProvider,
-    request: &'a ImageRequest,
-    lease: &'a Lease,
+pub(crate) struct Getter<'a> {
+    pub(crate) source: &'a ImageSource,
+    pub(crate) provider: &'a dyn ContentProvider,
+    pub(crate) request: &'a ImageRequest,
+    pub(crate) lease: &'a Lease,
 }
 
 impl Getter<'_> {
     /// A small content from the store, or from the provider into the store.
-    async fn small(&self, descriptor: &Descriptor) -> Result<Bytes> {
+    pub(crate) async fn small(&self, descriptor: &Descriptor) -> Result<Bytes> {
         if descriptor.size > SMALL_SIZE_MAX {
             return Err(Error::new(
                 Code::ResourceExhausted,

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use session::diffcopy::{Listed, Listing};
 
 use crate::OpError;
-use crate::dir_entry::{list, raw_xattr, read_link, stat_entry, xattrs};
+use crate::dir_entry::{is_opaque, list, read_link, stat_entry, xattrs};
 use crate::root::{LastLink, Resolved, Root, is_dir, is_link};
 
 /// The most links one path may pass.
@@ -366,15 +366,6 @@ fn listed_node(listing: &Listing, at: usize, dir: &Node) -> Result<Node, OpError
 
 fn c_string(bytes: &[u8]) -> Result<CString, OpError> {
     CString::new(bytes).map_err(|_| OpError::Invalid("a name with a zero byte".into()))
-}
-
-fn is_opaque(dir: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
-    for key in [archive::xattr::OPAQUE, archive::OPAQUE_STAND_IN] {
-        if raw_xattr(dir, name, key)?.as_deref() == Some(b"y") {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 fn first_place(node: &Node) -> Result<&(usize, Resolved), OpError> {
