@@ -127,6 +127,15 @@ impl Bridge {
         out
     }
 
+    /// Takes the bridge and its rules away.
+    pub(crate) fn close(&self) {
+        nat::forget(&self.name);
+        if let Ok(socket) = netlink::Socket::route() {
+            // Not there is what is wanted.
+            let _ = socket.delete(&self.name);
+        }
+    }
+
     /// Makes a namespace that is connected.
     pub(crate) fn connect(&self) -> io::Result<StepNetwork> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -165,9 +174,6 @@ impl Bridge {
 
 impl Drop for Bridge {
     fn drop(&mut self) {
-        nat::forget(&self.name);
-        if let Ok(socket) = netlink::Socket::route() {
-            let _ = socket.delete(&self.name);
-        }
+        self.close();
     }
 }
