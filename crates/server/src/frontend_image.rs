@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use diag::{Code, Error, Result, Secret, Unsupported};
+use diag::{Code, Context, Error, Result, Secret, Unsupported};
 use executor::{ExecError, ExitStatus, MountFlags, MountSource, ProcessMount, ProcessSpec, Stdio};
 use frontend::BuildOptions;
 use layers::WritableStack;
@@ -176,11 +176,15 @@ async fn resolve(job: &Arc<Job>, source: &str) -> Result<(SourceOp, ImageConfig)
     let identifier = format!("docker-image://{reference}");
     let name = format!("resolve image config for {identifier}");
     let provider = ops::work::registry_provider(running.registry());
+    let wanted_name = reference.to_string();
     let wanted = ImageRequest::new(reference, Platform::host());
     let silent: Arc<dyn status::StatusSink> = Arc::new(status::Silent);
     let images = &job.parts().ops.images;
     let resolve = async { images.resolve(&*provider, &wanted, &silent).await };
-    let image = running.step(&name, &identifier, resolve).await?;
+    let image = running.step(&name, &identifier, resolve).await;
+    let image = image.context(format!(
+        "failed to resolve source metadata for {wanted_name}"
+    ))?;
     let config = serde_json::from_slice(&image.config)
         .map_err(|error| Error::invalid(error.to_string()).context("image configuration"))?;
     let pinned = image.reference.clone().with_digest(image.digest());
