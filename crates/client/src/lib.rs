@@ -29,6 +29,7 @@ mod report;
 mod request;
 mod serve;
 mod solve;
+mod source_policy;
 pub mod spec;
 mod status_error;
 mod steps;
@@ -48,7 +49,9 @@ pub use outcome::{
 pub use plan::{NodeFacts, PlanContext, SolvePlan, no_output_warning};
 pub use report::{error_report, exit_code};
 pub use request::{BuildFlags, BuildRequest, Network};
-pub use serve::{Peer, Services, session_for};
+pub use serve::{Peer, Services, auth, session_for};
+pub use session::AuthOptions;
 pub use solve::{Response, SolveFailure, canceled, solve};
+pub use source_policy::{source_policy_of_environment, source_policy_of_json};
 pub use status_error::{from_rpc_status, from_status, is_connection_failure};
 pub use steps::Step;

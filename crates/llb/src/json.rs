@@ -3,12 +3,16 @@
 //!
 //! The tables are the messages of `ops.proto`, fields in the order in which they are declared there.
 
+mod go;
+
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use prost::Message as _;
 use proto::pb;
 use serde_json::{Map, Value, json};
+
+pub use go::op_lines;
 
 use crate::Graph;
 use Kind::{Bool, Bytes, Enum, Int, Long, Message, Text};
@@ -401,12 +405,14 @@ fn number(wire: &mut &[u8]) -> Option<u64> {
     None
 }
 
+fn encoded(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
 fn scalar(value: Wire<'_>, kind: Kind) -> Option<Value> {
     Some(match (value, kind) {
         (Wire::Bytes(bytes), Text) => Value::from(String::from_utf8_lossy(bytes)),
-        (Wire::Bytes(bytes), Bytes) => {
-            Value::from(base64::engine::general_purpose::STANDARD.encode(bytes))
-        }
+        (Wire::Bytes(bytes), Bytes) => Value::from(encoded(bytes)),
         (Wire::Bytes(bytes), Message(fields)) => message(bytes, fields)?,
         (Wire::Bytes(bytes), Kind::Definition) => message(bytes, DEFINITION)?,
         (Wire::Number(n), Bool) => Value::from(n != 0),

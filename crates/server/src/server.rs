@@ -44,6 +44,7 @@ use crate::bridge::Gateway;
 use crate::config::Config;
 use crate::content_service::ContentService;
 use crate::control::ControlService;
+use crate::damaged;
 use crate::entitlements::Entitlements;
 use crate::gc::Collector;
 use crate::history::History;
@@ -118,8 +119,10 @@ impl Server {
             ("keys.db", "the knowledge of what is cached"),
             ("history.db", "the history of builds"),
         ] {
-            let notice = crate::damaged::set_aside_if_damaged(&state.join(database), what);
-            notices.extend(notice.with_context(|| format!("setting {database} aside"))?);
+            let missing = damaged::notice_if_missing(&state, database, what);
+            let damaged = damaged::set_aside_if_damaged(&state.join(database), what)
+                .with_context(|| format!("setting {database} aside"))?;
+            notices.extend(missing.or(damaged));
         }
         let content = ContentStore::open(state.join("content"))?;
         let layers = LayerStore::open(state.join("layers"), backend(&config)?)?;
@@ -223,6 +226,7 @@ impl Server {
             self.parts.cache.clone(),
             self.parts.worker.policies.clone(),
             self.parts.metrics.clone(),
+            || !self.parts.builds.is_empty(),
             stop.clone(),
         );
         let serving = listeners

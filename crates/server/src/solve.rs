@@ -24,9 +24,10 @@ use crate::exporting::export_source;
 use crate::frontends::{FrontendRequest, run_frontend};
 use crate::gateway_build::GatewayBuild;
 use crate::history::{Ended, new_record};
-use crate::job::{BuildResult, Job};
+use crate::job::{BuildResult, Job, JobPolicy};
 use crate::parts::{Entry, ServerParts};
 use crate::running::Running;
+use crate::source_policy::Rules;
 use crate::trace::{BuildFacts, BuildTrace, TraceContext, time_of};
 use crate::wire::timestamp;
 
@@ -41,6 +42,7 @@ struct Plan {
     request: SolveRequest,
     exporters: Vec<ExporterSpec>,
     entitlements: Entitlements,
+    rules: Rules,
 }
 
 /// What came of the exports.
@@ -102,7 +104,10 @@ pub async fn solve(
         parts.clone(),
         running.clone(),
         plan.entitlements.clone(),
-        request.source_policy_session.clone(),
+        JobPolicy {
+            rules: plan.rules.clone(),
+            session: request.source_policy_session.clone(),
+        },
     );
     let driven = request.frontend.is_empty() && request.definition.is_none();
     let gateway = driven.then(|| GatewayBuild::new(job.clone(), request.frontend_inputs.clone()));
@@ -207,6 +212,7 @@ fn check(parts: &ServerParts, mut request: SolveRequest) -> Result<Plan> {
         ));
     }
     refuse_unsupported(&request)?;
+    let rules = Rules::read(request.source_policy.as_slice())?;
     let entitlements = parts.entitlements.grant(&request.entitlements)?;
     let epoch = request
         .frontend_attrs
@@ -231,6 +237,7 @@ fn check(parts: &ServerParts, mut request: SolveRequest) -> Result<Plan> {
         request,
         exporters,
         entitlements,
+        rules,
     })
 }
 
@@ -243,11 +250,6 @@ fn refuse_unsupported(request: &SolveRequest) -> Result<()> {
             "cache exports of type {:?} are not supported by this server",
             export.r#type
         )));
-    }
-    if request.source_policy.is_some() {
-        return Err(Error::unimplemented(
-            "source policies are not supported by this server",
-        ));
     }
     // Clients ask by default for an attestation "inline only": where the exporter attaches such,
     // and ours do not. One that was asked for by name is not left out silently.
@@ -290,7 +292,8 @@ async fn make_result(
     }
     if let Some(definition) = &request.definition {
         return Ok(BuildResult::of(
-            job.load_definition(definition.clone()).await?,
+            job.load_definition(definition.clone(), &Rules::default())
+                .await?,
         ));
     }
     let request = FrontendRequest {

@@ -167,7 +167,7 @@ fn the_log_names_what_a_configuration_gets_wrong_and_can_be_json() {
     ] {
         let found = log.lines().any(|line| {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
-            line["level"] == "WARN" && line["fields"]["message"] == expected
+            line["level"] == "warning" && line["msg"] == expected
         });
         assert!(found, "{expected}\n{log}");
     }

@@ -7,6 +7,7 @@
 mod blob;
 mod build;
 mod cache_mounts;
+mod canonical;
 mod container;
 mod context;
 mod devices;
@@ -37,6 +38,7 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 pub use cache_mounts::{CacheMountInfo, CacheMounts};
+pub use canonical::canonical_identifier;
 pub use container::{ContainerFiles, ContainerProcess};
 pub use context::{BuildContext, Event, FailedStep, Outside, RunSink, to_vertex_status};
 pub use devices::not_to_be_had;
@@ -88,7 +90,8 @@ impl Work for OpWork {
         let Op::Source(source) = &self.vertex.op else {
             return Ok(keys::identity(&self.vertex));
         };
-        let pin = || source_op::pin(&self.parts, &self.vertex, source, context);
+        let statuses = RunSink::of_vertex(context, self.vertex.digest);
+        let pin = || source_op::pin(&self.parts, &self.vertex, source, context, &statuses);
         let pinned = self.pinned.get_or_try_init(pin).await?;
         Ok(pinned.identity())
     }
