@@ -33,6 +33,11 @@ pub fn graph_json(graph: &Graph) -> Option<Value> {
     Some(json!({"def": ops, "metadata": notes, "source": source}))
 }
 
+/// One op by protobuf's own JSON mapping, of its bytes on the wire; `None` if they are no op.
+pub fn op_json(wire: &[u8]) -> Option<Value> {
+    message(wire, OP)
+}
+
 /// The notes on an op as Go's client library writes them.
 fn notes_of(meta: &pb::OpMetadata) -> Value {
     let mut value = Map::new();
