@@ -1,9 +1,9 @@
 //! What a frontend is asked besides building, by our clients and by stock's.
 
 use serde_json::Value;
-use testkit::Lab;
+use testkit::{Lab, Tool};
 
-use crate::workshop::{Remote, context, server, text};
+use crate::workshop::{Remote, context, executable, server, text};
 
 const DOCKERFILE: &str = "FROM scratch AS base\nCOPY a /a\nFROM base\nARG WHO\n\
                           RUN --mount=type=cache,target=/c [\"/bin/greet\", \"<$WHO>\"]\n";

@@ -344,7 +344,7 @@ impl GitSource {
     ) -> Result<()> {
         let ready = repository.join(READY);
         if ready.exists() {
-            clear_unfinished(&repository);
+            clear_unfinished(repository);
             // Its time says when the repository was used last.
             std::fs::write(&ready, "")?;
             return Ok(());
