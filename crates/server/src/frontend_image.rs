@@ -64,10 +64,7 @@ pub async fn run_frontend_image(job: &Arc<Job>, request: FrontendRequest) -> Res
     if source.is_empty() {
         return Err(Error::invalid("no source specified for gateway"));
     }
-    let allowed = job.parts().config.frontend.get(crate::frontends::GATEWAY);
-    if let Some(allowed) = allowed {
-        check_allowed(&allowed.allowed_repositories, &source)?;
-    }
+    check_source(job, &source)?;
     let image = load(job, &request, &source).await?;
     check_capabilities(&image.config, &request)?;
     let inputs = request.inputs.clone().into_iter().collect();
@@ -88,6 +85,14 @@ pub async fn run_frontend_image(job: &Arc<Job>, request: FrontendRequest) -> Res
         Err(Error::internal(format!(
             "a frontend's run crashed: {error}"
         )))
+    })
+}
+
+/// Fails for a source that the configuration does not allow.
+pub fn check_source(job: &Job, source: &str) -> Result<()> {
+    let configured = job.parts().config.frontend.get(crate::frontends::GATEWAY);
+    configured.map_or(Ok(()), |gateway| {
+        check_allowed(&gateway.allowed_repositories, source)
     })
 }
 

@@ -56,6 +56,10 @@ pub trait ContentProvider: Send + Sync {
 pub trait BlobStream: Send {
     /// The next piece; `None` at the end.
     async fn chunk(&mut self) -> Result<Option<Bytes>>;
+
+    /// Told before the first piece by whoever compares the digest of what comes itself, that nobody
+    /// need do so twice. The size is looked at in any case.
+    fn leave_digest(&mut self) {}
 }
 
 #[async_trait]
@@ -102,6 +106,10 @@ impl ContentProvider for registry::Client {
 impl BlobStream for registry::BlobReader {
     async fn chunk(&mut self) -> Result<Option<Bytes>> {
         Ok(registry::BlobReader::chunk(self).await?)
+    }
+
+    fn leave_digest(&mut self) {
+        registry::BlobReader::leave_digest(self);
     }
 }
 

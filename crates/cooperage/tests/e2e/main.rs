@@ -5,6 +5,7 @@
 
 mod attested;
 mod bad_input;
+mod cancel;
 mod counted;
 mod devices;
 mod disk;

@@ -219,6 +219,13 @@ pub async fn frontends_that_are_not_allowed_are_not_run() {
         refused.error().message(),
         "'front.test/shell' is not an allowed gateway source"
     );
+    // The frontend that is part of the server is no way around it.
+    let official = Build::new("FROM scratch\n").attr("source", "docker/dockerfile:1");
+    let refused = bench.build_by(&official, "gateway.v0").await;
+    assert_eq!(
+        refused.error().message(),
+        "'docker/dockerfile:1' is not an allowed gateway source"
+    );
     let bench = Bench::start_with("[frontend.\"gateway.v0\"]\nenabled = false\n").await;
     let refused = bench.build(&build_by("true")).await;
     assert_eq!(refused.error().message(), "invalid frontend: gateway.v0");

@@ -53,6 +53,7 @@ const CASES: &[Case] = cases![
     state:
     disk_usage_adds_up_to_what_du_says,
     a_cap_holds_while_a_build_runs_and_spares_what_it_uses,
+    a_cap_counts_what_a_step_is_writing,
     old_cache_is_removed_after_builds,
     prune_removes_what_its_filters_mean,
     what_a_step_prints_is_clipped,
