@@ -113,7 +113,7 @@ fn on_an_overlay(test: impl FnOnce()) {
     struct Mounted(PathBuf);
     impl Drop for Mounted {
         fn drop(&mut self) {
-            overlay::unmount(&self.0).unwrap();
+            crate::overlay::unmount(&self.0).unwrap();
         }
     }
     let dir = tempfile::tempdir().unwrap();
@@ -122,8 +122,8 @@ fn on_an_overlay(test: impl FnOnce()) {
         fs::create_dir(&path).unwrap();
         path
     });
-    let api = overlay::probe(&dir.path().join("probe")).unwrap();
-    let request = overlay::Request {
+    let api = crate::overlay::probe(&dir.path().join("probe")).unwrap();
+    let request = crate::overlay::Request {
         lowers: vec![lower],
         upper: Some((&upper, &work)),
         target: &disk,
