@@ -236,7 +236,11 @@ fn the_operators_client_says_what_is_wrong_with_its_arguments() {
         );
     }
     let debug = buildctl.ok(&["debug"]).stdout;
-    assert_eq!(debug, buildctl.ok(&["help", "debug"]).stdout);
+    for words in [&["help", "debug"], &["debug", "--help"]] {
+        let all = [&["--addr", "unix:///nowhere"], &words[..]].concat();
+        assert_eq!(debug, buildctl.ok(&all).stdout, "{words:?}");
+    }
+    assert!(debug.contains("Usage: buildctl debug "), "{debug}");
     assert!(
         debug.contains("dump-llb") && !debug.contains("dump-metadata"),
         "{debug}"
