@@ -104,10 +104,13 @@ fn cancel(mut client: Child, word: &str, count: usize) -> (Duration, Duration) {
 
 /// The processes that have that word among their arguments.
 fn with_argument(word: &str) -> Vec<OwnedFd> {
-    let processes = std::fs::read_dir("/proc").expect("list processes").flatten();
+    let processes = std::fs::read_dir("/proc")
+        .expect("list processes")
+        .flatten();
     let ids = processes.filter(|process| {
         let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).any(|arg| arg == word.as_bytes())
+        line.split(|byte| *byte == 0)
+            .any(|arg| arg == word.as_bytes())
     });
     let ids = ids.filter_map(|process| process.file_name().to_str()?.parse().ok());
     ids.filter_map(|id| pidfd_open(Pid::from_raw(id)?, PidfdFlags::empty()).ok())

@@ -28,7 +28,9 @@ struct Bench {
 fn main() {
     let mut args = std::env::args().skip(1);
     let executable = args.next().unwrap_or_else(|| {
-        println!("usage: bench EXECUTABLE [cancel|contexts|memory|many|--peer-server BUILDKITD] [COUNT]");
+        println!(
+            "usage: bench EXECUTABLE [cancel|contexts|memory|many|--peer-server BUILDKITD] [COUNT]"
+        );
         std::process::exit(1)
     });
     let executable = std::fs::canonicalize(executable).expect("the executable");

@@ -1,12 +1,14 @@
 //! Frontend images: `# syntax=…` with a frontend of the test kit, by our client and by stock's.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use testkit::{BuildServer, Registry, Tool, program};
 
-use crate::workshop::{Workshop, server, text};
+use crate::cancel::{running, word};
+use crate::workshop::{Workshop, server, text, wait_until};
 
 /// A server, and a registry with a base image and the frontend.
 pub struct Shop {
@@ -115,6 +117,22 @@ fn a_frontend_image_hands_on_to_the_dockerfile_frontend_with_its_options() {
         client.ok(&[BUILD, &["--build-arg", &who, "--output", &output, &context]].concat());
         let hello = std::fs::read_to_string(Path::new(&out).join("hello")).unwrap();
         assert_eq!(hello, format!("hello {name}\n"));
+    }
+}
+
+#[test]
+fn a_cancelled_frontend_image_takes_its_containers_along() {
+    let shop = Shop::open();
+    for (number, (name, client)) in shop.clients().into_iter().enumerate() {
+        let word = word(number);
+        let context = shop.context(name, &format!("ask sleep {word}\n"));
+        let mut build = client.command(&[BUILD, &[&context]].concat());
+        let mut build = build.stderr(Stdio::null()).spawn().unwrap();
+        wait_until("a container", || running(&word) > 0);
+        let pid = Pid::from_raw(build.id() as i32).unwrap();
+        kill_process(pid, Signal::INT).unwrap();
+        assert_eq!(build.wait().unwrap().code(), Some(130), "{name}");
+        wait_until("the end of the container", || running(&word) == 0);
     }
 }
 
