@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::bridge::{Bridge, BridgeConfig, StepNetwork};
+use crate::bridge::{Bridge, BridgeConfig, Lease, StepNetwork};
 use crate::cgroup::{Cgroups, Layout, Placed, StepPlan};
 use crate::container::Container;
 use crate::control;
@@ -240,6 +240,8 @@ pub struct Process {
     cgroup: StepPlan,
     insecure: bool,
     keyring: String,
+    /// No other step has its address.
+    _address: Option<Lease>,
     /// The unfinished line from the supervisor.
     line: Vec<u8>,
     pid: Option<i32>,
@@ -470,6 +472,7 @@ impl Inner {
             cgroup: supervisor.cgroup,
             insecure: spec.insecure,
             keyring: launch.keyring,
+            _address: network.map(|network| network.lease),
             line: Vec::new(),
             pid: None,
             ended: None,

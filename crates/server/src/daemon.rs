@@ -1,7 +1,7 @@
 //! `buildkitd` as a process: command line, logging, mount namespace, signals.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -13,14 +13,14 @@ use diag::{Context, Error, Result};
 use executor::Executor;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use crate::allocator;
-use crate::config::{Config, LogConfig};
+use crate::config::Config;
 use crate::debug::DebugListener;
 use crate::flags::Flags;
 use crate::idle::end_when_idle;
 use crate::listen::listeners;
+use crate::logging;
 use crate::server::{Server, ServerOptions};
 use crate::trace::OtlpConfig;
 use crate::version::version_line;
@@ -74,7 +74,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 fn run(flags: &Flags) -> Result<()> {
     let (config, remarks) = flags.configuration()?;
-    start_logging(&config)?;
+    logging::start(&config)?;
     for remark in flags.remarks() {
         tracing::warn!("{remark}");
     }
@@ -263,32 +263,4 @@ fn raise_limits() {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-500") {
         tracing::debug!("lowering the oom score: {error}");
     }
-}
-
-fn start_logging(config: &Config) -> Result<()> {
-    let LogConfig { format, level } = &config.log;
-    let level = match level.as_str() {
-        "" if config.trace => "trace",
-        "" if config.debug => "debug",
-        "" => "info",
-        "warning" => "warn",
-        "fatal" | "panic" => "error",
-        level @ ("error" | "warn" | "info" | "debug" | "trace") => level,
-        other => return Err(Error::invalid(format!("unsupported log level: {other:?}"))),
-    };
-    let filter = EnvFilter::try_new(level).map_err(|error| Error::invalid(error.to_string()))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_writer(std::io::stderr);
-    let started = match format.as_str() {
-        "json" => builder.json().try_init(),
-        "text" | "" => {
-            let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            let colors = std::io::stderr().is_terminal() && !plain;
-            builder.with_ansi(colors).try_init()
-        }
-        other => return Err(Error::invalid(format!("unsupported log type {other:?}"))),
-    };
-    started.map_err(|error| Error::internal(format!("logging: {error}")))
 }

@@ -25,7 +25,7 @@ use layers::{Backend, LayerStore};
 use ops::contenthash::FileDigests;
 use ops::work::{CacheMounts, LogLimits, Output};
 use parking_lot::Mutex;
-use proto::content::content_server::ContentServer;
+use proto::content::ContentServer;
 use proto::control::control_server::ControlServer;
 use proto::gateway::llb_bridge_server::LlbBridgeServer;
 use proto::otlp::TraceServiceServer;
@@ -45,6 +45,7 @@ use crate::bridge::Gateway;
 use crate::config::Config;
 use crate::content_service::ContentService;
 use crate::control::ControlService;
+use crate::damaged;
 use crate::entitlements::Entitlements;
 use crate::gc::Collector;
 use crate::history::History;
@@ -119,8 +120,10 @@ impl Server {
             ("keys.db", "the knowledge of what is cached"),
             ("history.db", "the history of builds"),
         ] {
-            let notice = crate::damaged::set_aside_if_damaged(&state.join(database), what);
-            notices.extend(notice.with_context(|| format!("setting {database} aside"))?);
+            let missing = damaged::notice_if_missing(&state, database, what);
+            let damaged = damaged::set_aside_if_damaged(&state.join(database), what)
+                .with_context(|| format!("setting {database} aside"))?;
+            notices.extend(missing.or(damaged));
         }
         let content = ContentStore::open(state.join("content"))?;
         let layers = LayerStore::open(state.join("layers"), backend(&config)?)?;
@@ -224,6 +227,7 @@ impl Server {
             self.parts.cache.clone(),
             self.parts.worker.policies.clone(),
             self.parts.metrics.clone(),
+            || !self.parts.builds.is_empty(),
             stop.clone(),
         );
         let serving = listeners

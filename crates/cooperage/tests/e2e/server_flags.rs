@@ -6,9 +6,9 @@ use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 
 use rustix::process::Signal;
-use testkit::{Lab, Peers, Tool};
+use testkit::{Lab, Tool};
 
-use crate::workshop::{executable, server, text, wait_until};
+use crate::workshop::{Remote, context_with_busybox, executable, server, text, wait_until};
 
 /// Where the lab's servers give their metrics.
 const DEBUG: &str = "127.0.0.1:6060";
@@ -40,21 +40,15 @@ fn runs(word: &str) -> bool {
 
 #[test]
 fn a_stopped_server_tells_its_clients_and_leaves_nothing_behind() {
-    let lab = Lab::start();
-    lab.enter_network();
-    let server = server(&lab).args(&["--debugaddr", DEBUG]).start();
-    let stock = Tool::new(Peers::find().buildx(), &lab.subdirectory("home"));
-    let address = server.address();
-    stock.ok(&[
-        "create", "--use", "--name", "far", "--driver", "remote", &address,
-    ]);
-    let context = lab.subdirectory("context");
+    let remote = Remote::with(|_, server| server.args(&["--debugaddr", DEBUG]));
+    let Remote {
+        lab, server, stock, ..
+    } = remote;
     let seconds = format!("98{}", std::process::id());
     let dockerfile = format!("FROM scratch\nCOPY busybox /bin/sh\nRUN sleep {seconds}\n");
-    std::fs::write(context.join("Dockerfile"), dockerfile).unwrap();
-    std::fs::copy(Peers::find().busybox("amd64"), context.join("busybox")).unwrap();
+    let context = context_with_busybox(&lab, "endless", &[("Dockerfile", &dockerfile)]);
     let build = stock
-        .command(&["build", "--progress=plain", &text(&context)])
+        .command(&["build", "--progress=plain", &context])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -152,7 +146,7 @@ fn the_log_names_what_a_configuration_gets_wrong_and_can_be_json() {
     ] {
         let found = log.lines().any(|line| {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
-            line["level"] == "WARN" && line["fields"]["message"] == expected
+            line["level"] == "warning" && line["msg"] == expected
         });
         assert!(found, "{expected}\n{log}");
     }
