@@ -19,6 +19,7 @@ mod images;
 mod layers;
 mod network;
 mod policies;
+mod places;
 pub mod secrets;
 mod site;
 mod sources;
