@@ -58,9 +58,8 @@ const ORIGIN: &[u8] = b"trusted.overlay.origin";
 /// Makes a whiteout named `name` in an open directory.
 pub fn make_whiteout(dir: impl AsFd, name: &[u8]) -> rustix::io::Result<()> {
     let dir = dir.as_fd();
-    let make = |device| {
-        rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), device)
-    };
+    let make =
+        |device| rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), device);
     match make(0) {
         Err(Errno::PERM) => return make(stand_in()),
         made => made?,

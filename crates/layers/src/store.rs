@@ -522,7 +522,9 @@ fn choose(dir: &Path, backend: Backend) -> Result<Option<Api>> {
 /// directory be moved to another disk, they are copied together there as well.
 fn note_stand_ins(dir: &Path) -> Result<()> {
     let scratch = dir.join("new");
-    if archive::has_overlays_marks(&scratch).map_err(LayerError::io("make whiteout in", &scratch))? {
+    if archive::has_overlays_marks(&scratch)
+        .map_err(LayerError::io("make whiteout in", &scratch))?
+    {
         return Ok(());
     }
     let path = dir.join(STAND_INS);

@@ -113,7 +113,7 @@ fn on_an_overlay(test: impl FnOnce()) {
     struct Mounted(PathBuf);
     impl Drop for Mounted {
         fn drop(&mut self) {
-            overlay::unmount(&self.0).unwrap();
+            crate::overlay::unmount(&self.0).unwrap();
         }
     }
     let dir = tempfile::tempdir().unwrap();
@@ -122,8 +122,8 @@ fn on_an_overlay(test: impl FnOnce()) {
         fs::create_dir(&path).unwrap();
         path
     });
-    let api = overlay::probe(&dir.path().join("probe")).unwrap();
-    let request = overlay::Request {
+    let api = crate::overlay::probe(&dir.path().join("probe")).unwrap();
+    let request = crate::overlay::Request {
         lowers: vec![lower],
         upper: Some((&upper, &work)),
         target: &disk,
@@ -489,10 +489,7 @@ fn pack(t: &Fixture, kind: Compression, write: impl FnOnce(&mut Writer<Vec<u8>>)
     let mut packed = archive::compressor(Vec::new(), kind, None, 2).unwrap();
     std::io::Write::write_all(&mut packed, &tar).unwrap();
     let blob = packed.finish().unwrap();
-    let media = match kind {
-        Compression::Zstd => media_type::OCI_LAYER_ZSTD,
-        _ => media_type::OCI_LAYER_GZIP,
-    };
+    let media = crate::layer_media_type(kind);
     content.put(&blob).unwrap();
     let layer = PackedLayer {
         descriptor: Descriptor::of(media, &blob),
@@ -589,7 +586,13 @@ fn a_store_made_on_an_overlay_is_copied_wherever_it_is_moved() {
     assert!(matches!(refused, Some(LayerError::StandIns(_))));
     let store = LayerStore::open(moved.path(), Backend::Auto).unwrap();
     assert_eq!(store.backend(), Backend::Copy);
-    assert!(!Fixture::new(Backend::Copy).dir.path().join("stand-ins").exists());
+    assert!(
+        !Fixture::new(Backend::Copy)
+            .dir
+            .path()
+            .join("stand-ins")
+            .exists()
+    );
 }
 
 #[test]

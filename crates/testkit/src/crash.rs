@@ -19,7 +19,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::Value;
 
 use crate::lab::wait_for;
-use crate::{BuildServer, GitServer, GitServerOptions, GitWork, ServerSetup, Tool};
+use crate::{BuildServer, GitServer, GitServerOptions, GitWork, ServerSetup};
 
 /// How many builds run at once.
 const BUILDS: usize = 3;
@@ -88,7 +88,7 @@ pub fn crash(executable: &Path, directory: &Path, seed: u64, rounds: usize) -> C
         }
         longest = longest.max(start.elapsed().min(2 * longest));
         report.blobs += check_blobs(&server.root(), &place);
-        scene.check_history(&server, &place);
+        check_history(&server, &place);
         match random.random_range(0..3) {
             0 => server.kill(),
             1 => server.stop(),
@@ -110,6 +110,12 @@ fn kill_while_pruning(server: BuildServer, after: Duration) {
     std::thread::sleep(after);
     server.kill();
     let _ = pruning.wait();
+}
+
+/// Builds that have ended are listed, also those of servers before; a line is the header.
+fn check_history(server: &BuildServer, place: &str) {
+    let listed = server.buildctl().ok(&["debug", "histories"]).stdout;
+    assert!(listed.lines().count() > BUILDS, "{place}: {listed}");
 }
 
 /// Digests every blob of a state directory again; how many there are.
@@ -314,19 +320,6 @@ impl Scene {
             let left: Vec<_> = entries.into_iter().flatten().flatten().collect();
             assert!(left.is_empty(), "{place}: {path} has {left:?}");
         }
-    }
-
-    /// Builds that had ended are listed, also those of servers before.
-    fn check_history(&self, server: &BuildServer, place: &str) {
-        let home = self.directory.join("home");
-        std::fs::create_dir_all(&home).expect("make a directory");
-        let client = Tool::new(&self.executable, &home);
-        let address = server.address();
-        // It does no harm when it is there.
-        client.ok(&["create", "--name=far", "--driver=remote", &address]);
-        let listed = client.ok(&["history", "ls", "--builder=far", "--format=json"]);
-        let completed = listed.stdout.matches("Completed").count();
-        assert!(completed >= BUILDS, "{place}: history: {}", listed.stdout);
     }
 
     fn check_result(&self, number: usize, round: usize, place: &str) {

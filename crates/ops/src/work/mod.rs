@@ -92,7 +92,13 @@ impl Work for OpWork {
         };
         let statuses = RunSink::of_vertex(context, self.vertex.digest);
         let pin = || source_op::pin(&self.parts, &self.vertex, source, context, &statuses);
-        let pinned = self.pinned.get_or_try_init(pin).await?;
+        let pinned = self.pinned.get_or_try_init(pin).await;
+        let pinned = pinned.map_err(|error| match source.identifier.starts_with("local://") {
+            // What a client sends is its content, and not only its key.
+            true => error,
+            false if error.is_canceled() => error,
+            false => error.context("failed to load cache key"),
+        })?;
         Ok(pinned.identity())
     }
 

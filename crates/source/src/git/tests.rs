@@ -306,6 +306,7 @@ case " $* " in
         before=$word
     done
     echo half > "$dir/objects/pack/tmp_pack_half"
+    echo "fatal: write error: No space left on device" >&2
     exit 128;;
 esac
 exec git "$@"
@@ -315,7 +316,8 @@ exec git "$@"
     let source = site.source.clone().with_program(&script);
     let (request, access) = (site.request(&commit), GitAccess::default());
     let pin = source.pin(&request, &access).await.unwrap();
-    assert!(source.fetch(&request, &pin, &access).await.is_err());
+    let failed = source.fetch(&request, &pin, &access).await.map(drop);
+    assert_eq!(failed.unwrap_err().code(), Code::ResourceExhausted);
     let git = site.root.join("git");
     let repositories = std::fs::read_dir(&git).unwrap();
     let repository = repositories
