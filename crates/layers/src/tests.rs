@@ -10,6 +10,7 @@ use archive::{Compression, Header, Writer};
 use content::ContentStore;
 use oci::{Descriptor, Digest, media_type};
 
+use crate::overlay::{Request, probe, unmount};
 use crate::*;
 
 struct Fixture {
@@ -113,7 +114,7 @@ fn on_an_overlay(test: impl FnOnce()) {
     struct Mounted(PathBuf);
     impl Drop for Mounted {
         fn drop(&mut self) {
-            overlay::unmount(&self.0).unwrap();
+            unmount(&self.0).unwrap();
         }
     }
     let dir = tempfile::tempdir().unwrap();
@@ -122,8 +123,8 @@ fn on_an_overlay(test: impl FnOnce()) {
         fs::create_dir(&path).unwrap();
         path
     });
-    let api = overlay::probe(&dir.path().join("probe")).unwrap();
-    let request = overlay::Request {
+    let api = probe(&dir.path().join("probe")).unwrap();
+    let request = Request {
         lowers: vec![lower],
         upper: Some((&upper, &work)),
         target: &disk,
