@@ -114,6 +114,7 @@ fn on_an_overlay(test: impl FnOnce()) {
     struct Mounted(PathBuf);
     impl Drop for Mounted {
         fn drop(&mut self) {
+            DISK.set(None);
             unmount(&self.0).unwrap();
         }
     }
