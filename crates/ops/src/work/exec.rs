@@ -9,7 +9,7 @@ use bytes::Bytes;
 use diag::{Context, Error, Result};
 use executor::{ExecError, MountFlags, MountSource, ProcessMount, ProcessSpec, Stdio};
 use layers::{LayerNote, WritableStack};
-use llb::{ExecOp, Mount, MountKind, SecurityMode, Vertex};
+use llb::{ClientFile, ExecOp, Mount, MountKind, SecurityMode, Vertex};
 use progress::VertexLog;
 use solver::RunContext;
 
@@ -53,7 +53,7 @@ pub async fn run_exec_op(
         }
         return Err(error);
     }
-    mounts.commit(vertex.name()).await
+    mounts.commit(op).await
 }
 
 /// A mount of files while the process runs.
@@ -64,6 +64,9 @@ enum Prepared {
     Cache(CacheMount),
     /// The untouched input is the output, since nothing could write to it.
     Same(ReadOnly, usize, Output),
+    /// The same as a root file system: mount points and the working directory are made in a layer that
+    /// goes away, never in those of the input.
+    Root(WritableStack, Option<usize>, Output),
 }
 
 impl Prepared {
@@ -72,7 +75,7 @@ impl Prepared {
             Prepared::ReadOnly(mounted) | Prepared::Same(mounted, _, _) => {
                 mounted.path().to_owned()
             }
-            Prepared::Writable(stack, _) => stack.path(),
+            Prepared::Writable(stack, _) | Prepared::Root(stack, _, _) => stack.path(),
             Prepared::Cache(cache) => cache.path(),
         }
     }
@@ -115,62 +118,23 @@ impl Mounts {
                     let mount = ProcessMount::new(source, &mount.dest);
                     mounts.others.push((number, mount));
                 }
-                MountKind::Secret { .. } => {
-                    if let Some(mount) = secret(mount, context).await? {
+                MountKind::Secret(file) => {
+                    if let Some(mount) = secret(file, &mount.dest, context).await? {
                         mounts.others.push((number, mount));
                     }
                 }
-                MountKind::Ssh { .. } => mounts.add_ssh(parts, number, mount, context).await?,
+                MountKind::Ssh(file) => {
+                    if let Some(socket) = ssh_socket(file, parts, context).await? {
+                        let source = MountSource::Socket(socket.path().to_owned());
+                        let mut mount = ProcessMount::new(source, &mount.dest);
+                        mount.flags = MountFlags::RESTRICTED;
+                        mounts.others.push((number, mount));
+                        mounts._sockets.push(socket);
+                    }
+                }
             }
         }
         Ok(mounts)
-    }
-
-    async fn add_ssh(
-        &mut self,
-        parts: &Arc<Parts>,
-        number: usize,
-        mount: &Mount,
-        context: &RunContext<BuildContext>,
-    ) -> Result<()> {
-        let MountKind::Ssh {
-            id,
-            uid,
-            gid,
-            mode,
-            optional,
-        } = &mount.kind
-        else {
-            return Ok(());
-        };
-        let session = match context.first()?.session().await {
-            Ok(session) => session,
-            Err(_) if *optional => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        if let Err(error) = session.check_ssh(id).await {
-            if *optional {
-                return Ok(());
-            }
-            let shown = if id.is_empty() { "default" } else { id };
-            let error = Error::from(error);
-            // A client that forwards no agent at all does not know the service.
-            let error = match error.code() {
-                diag::Code::Unimplemented => {
-                    let text = format!("no SSH key {shown:?} forwarded from the client");
-                    Error::new(diag::Code::FailedPrecondition, text)
-                }
-                _ => error,
-            };
-            return Err(error.hint(format!("give the build an agent with `--ssh {shown}`")));
-        }
-        let socket = SshSocket::open(&parts.run_dir, session, id, (*uid, *gid, *mode))?;
-        let mut mounted =
-            ProcessMount::new(MountSource::Socket(socket.path().to_owned()), &mount.dest);
-        mounted.flags = MountFlags::RESTRICTED;
-        self.others.push((number, mounted));
-        self._sockets.push(socket);
-        Ok(())
     }
 
     /// Where the files of the mount of that number are; `None` for one without files of its own.
@@ -225,18 +189,27 @@ impl Mounts {
     }
 
     /// Makes layers of what was written.
-    async fn commit(self, name: String) -> Result<Vec<Output>> {
+    async fn commit(self, op: &ExecOp) -> Result<Vec<Output>> {
         let Mounts { files, .. } = self;
+        let args = op.args.join(" ");
+        let note = |mount: &Mount| format!("mount {} from exec {args}", mount.dest);
+        let notes: Vec<String> = op.mounts.iter().map(note).collect();
         blocking(move || {
             let mut outputs: Vec<(usize, Output)> = Vec::new();
-            for (_, prepared) in files {
+            for (number, prepared) in files {
                 match prepared {
                     Prepared::Writable(stack, Some(output)) => {
-                        let (stack, hold) = stack.commit_held(LayerNote::new(&name))?;
+                        let note = LayerNote::new(&notes[number]);
+                        let (stack, hold) = stack.commit_held(note)?;
                         outputs.push((output, Output::held(stack, hold)));
                     }
-                    Prepared::Same(_, number, output) => outputs.push((number, output)),
-                    Prepared::ReadOnly(_) | Prepared::Writable(_, None) | Prepared::Cache(_) => {}
+                    Prepared::Same(_, number, output) | Prepared::Root(_, Some(number), output) => {
+                        outputs.push((number, output))
+                    }
+                    Prepared::ReadOnly(_)
+                    | Prepared::Writable(_, None)
+                    | Prepared::Root(_, None, _)
+                    | Prepared::Cache(_) => {}
                 }
             }
             outputs.sort_by_key(|(number, _)| *number);
@@ -258,9 +231,12 @@ fn input_of<'i>(mount: &Mount, inputs: &'i [Output]) -> Result<Option<&'i Output
 async fn bind(parts: &Arc<Parts>, mount: &Mount, input: Option<&Output>) -> Result<Prepared> {
     let (parts, output) = (parts.clone(), mount.output);
     let input = input.cloned().unwrap_or_default();
-    let readonly = mount.readonly;
+    let (readonly, is_root) = (mount.readonly, mount.dest == "/");
     blocking(move || {
         Ok(match output {
+            output if readonly && is_root => {
+                Prepared::Root(parts.layers.writable(&input.stack)?, output, input)
+            }
             Some(number) if readonly => {
                 let mounted = parts.read_only(&input.stack)?;
                 Prepared::Same(mounted, number, input)
@@ -326,29 +302,57 @@ async fn secret_data(
     }
 }
 
-async fn secret(mount: &Mount, context: &RunContext<BuildContext>) -> Result<Option<ProcessMount>> {
-    let MountKind::Secret {
-        id,
-        uid,
-        gid,
-        mode,
-        optional,
-    } = &mount.kind
-    else {
-        return Ok(None);
-    };
-    let Some(data) = secret_data(id, *optional, context).await? else {
+async fn secret(
+    file: &ClientFile,
+    dest: &str,
+    context: &RunContext<BuildContext>,
+) -> Result<Option<ProcessMount>> {
+    let Some(data) = secret_data(&file.id, file.optional, context).await? else {
         return Ok(None);
     };
     let source = MountSource::File {
         data,
-        uid: *uid,
-        gid: *gid,
-        mode: mode & 0o777,
+        uid: file.uid,
+        gid: file.gid,
+        mode: file.mode & 0o777,
     };
-    let mut mounted = ProcessMount::new(source, &mount.dest).readonly();
+    let mut mounted = ProcessMount::new(source, dest).readonly();
     mounted.flags = MountFlags::RESTRICTED;
     Ok(Some(mounted))
+}
+
+/// A socket to an agent of the client; `None` when that has none and need not have one.
+async fn ssh_socket(
+    file: &ClientFile,
+    parts: &Arc<Parts>,
+    context: &RunContext<BuildContext>,
+) -> Result<Option<SshSocket>> {
+    let session = match context.first()?.session().await {
+        Ok(session) => session,
+        Err(_) if file.optional => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if let Err(error) = session.check_ssh(&file.id).await {
+        if file.optional {
+            return Ok(None);
+        }
+        let shown = match file.id.as_str() {
+            "" => "default",
+            id => id,
+        };
+        let error = Error::from(error);
+        // A client that forwards no agent at all does not know the service.
+        let error = match error.code() {
+            diag::Code::Unimplemented => {
+                let text = format!("no SSH key {shown:?} forwarded from the client");
+                Error::new(diag::Code::FailedPrecondition, text)
+            }
+            _ => error,
+        };
+        return Err(error.hint(format!("give the build an agent with `--ssh {shown}`")));
+    }
+    let owner = (file.uid, file.gid, file.mode);
+    SshSocket::open(&parts.run_dir, session, &file.id, owner).map(Some)
 }
 
 async fn specification(

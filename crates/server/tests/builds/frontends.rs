@@ -37,7 +37,7 @@ fn copy(from: &str, to: &str) -> FileActionKind {
     }))
 }
 
-fn make(path: &str, mode: u32, data: &[u8]) -> FileActionKind {
+pub fn make(path: &str, mode: u32, data: &[u8]) -> FileActionKind {
     FileActionKind::MkFile(MkFileAction {
         path: path.to_owned(),
         mode,
@@ -288,7 +288,8 @@ pub async fn a_definition_in_a_file_is_a_part_of_the_build() {
     assert!(other.result.is_err());
 }
 
-pub async fn what_a_source_stands_for_can_be_asked() {
+/// A web server that says hello to everybody; its address.
+pub fn hello_server() -> std::net::SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
     std::thread::spawn(move || {
@@ -302,6 +303,11 @@ pub async fn what_a_source_stands_for_can_be_asked() {
             );
         }
     });
+    address
+}
+
+pub async fn what_a_source_stands_for_can_be_asked() {
+    let address = hello_server();
     let bench = Bench::start().await;
     let mut driven = bench.drive(&Build::new("")).await;
     let ask = |identifier: String| ResolveSourceMetaRequest {
