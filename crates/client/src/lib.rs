@@ -30,6 +30,7 @@ mod request;
 mod response;
 mod serve;
 mod solve;
+mod source_policy;
 pub mod spec;
 mod status_error;
 mod steps;
@@ -46,7 +47,9 @@ pub use outcome::{Outcome, metadata_value, remove_stale_image_id, write_file, wr
 pub use plan::{NodeFacts, PlanContext, SolvePlan};
 pub use request::{BuildFlags, BuildRequest, Network};
 pub use response::{DIGEST, IMAGE_NAME, Response};
-pub use serve::{Peer, Services, session_for};
+pub use serve::{Peer, Services, auth, session_for};
+pub use session::AuthOptions;
 pub use solve::{SolveFailure, canceled, solve};
+pub use source_policy::{source_policy_of_environment, source_policy_of_json};
 pub use status_error::from_rpc_status;
 pub use steps::Step;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use diag::{Context, Error};
 use oci::Platform;
 use proto::control;
+use proto::sourcepolicy::Policy;
 
 use crate::environment::Environment;
 use crate::export::Export;
@@ -90,6 +91,8 @@ pub struct SolvePlan {
     pub ssh: Vec<SshSpec>,
     /// What tells the session's directories from others.
     pub shared_key: String,
+    /// What decides about sources.
+    pub source_policy: Option<Policy>,
     /// What to ask the frontend instead of a build.
     pub call: Option<CallFunction>,
     /// What the user should know before the build starts.
@@ -139,6 +142,7 @@ impl SolvePlan {
             secrets: request.secrets.clone(),
             ssh: request.ssh.clone(),
             shared_key: context.inputs.shared_key.clone(),
+            source_policy: request.source_policy.clone(),
             call: request.call.clone(),
             notes: Vec::new(),
         };
@@ -197,6 +201,7 @@ impl SolvePlan {
             }),
             entitlements: self.entitlements.clone(),
             internal: self.call.is_some(),
+            source_policy: self.source_policy.clone(),
             ..control::SolveRequest::default()
         }
     }

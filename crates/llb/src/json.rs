@@ -3,12 +3,16 @@
 //!
 //! The tables are the messages of `ops.proto`, fields in the order in which they are declared there.
 
+mod go;
+
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use prost::Message as _;
 use proto::pb;
 use serde_json::{Map, Value, json};
+
+pub use go::op_lines;
 
 use crate::Graph;
 use Kind::{Bool, Bytes, Enum, Int, Long, Message, Text};
@@ -27,6 +31,11 @@ pub fn graph_json(graph: &Graph) -> Option<Value> {
     let source = definition.source.unwrap_or_default().encode_to_vec();
     let source = message(&source, SOURCE)?;
     Some(json!({"def": ops, "metadata": notes, "source": source}))
+}
+
+/// One op by protobuf's own JSON mapping, of its bytes on the wire; `None` if they are no op.
+pub fn op_json(wire: &[u8]) -> Option<Value> {
+    message(wire, OP)
 }
 
 /// The notes on an op as Go's client library writes them.
@@ -396,12 +405,14 @@ fn number(wire: &mut &[u8]) -> Option<u64> {
     None
 }
 
+fn encoded(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
 fn scalar(value: Wire<'_>, kind: Kind) -> Option<Value> {
     Some(match (value, kind) {
         (Wire::Bytes(bytes), Text) => Value::from(String::from_utf8_lossy(bytes)),
-        (Wire::Bytes(bytes), Bytes) => {
-            Value::from(base64::engine::general_purpose::STANDARD.encode(bytes))
-        }
+        (Wire::Bytes(bytes), Bytes) => Value::from(encoded(bytes)),
         (Wire::Bytes(bytes), Message(fields)) => message(bytes, fields)?,
         (Wire::Bytes(bytes), Kind::Definition) => message(bytes, DEFINITION)?,
         (Wire::Number(n), Bool) => Value::from(n != 0),

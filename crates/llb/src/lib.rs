@@ -17,7 +17,7 @@ pub use from_proto::{
     source_location,
 };
 pub use graph::{Edge, Graph, GraphBuilder, ProgressGroup, Vertex, VertexMeta};
-pub use json::graph_json;
+pub use json::{graph_json, op_json, op_lines};
 pub use ops::{
     BuildOp, CacheSharing, ChownOpt, ClientFile, ContentCache, CopyAction, DiffOp, ExecOp,
     FileAction, FileActionKind, FileOp, MergeOp, MkDirAction, MkFileAction, Mount, MountKind,

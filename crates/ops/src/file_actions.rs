@@ -4,7 +4,7 @@
 //! fine, a wildcard that matches nothing is an error unless allowed, unknown owners are root.
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use llb::{CopyAction, MkDirAction, MkFileAction, RmAction, SymlinkAction};
@@ -25,7 +25,7 @@ use crate::{OpError, clean};
 
 /// Makes a directory.
 pub fn mkdir(root: &Root, action: &MkDirAction, owner: Option<Owner>) -> Result<(), OpError> {
-    let dir = root.resolve(Path::new(&action.path), LastLink::Follow)?;
+    let dir = resolve_clean(root, &action.path)?;
     let how = NewDirs {
         mode: action.mode & 0o777,
         owner,
@@ -49,8 +49,11 @@ pub fn mkdir(root: &Root, action: &MkDirAction, owner: Option<Owner>) -> Result<
 
 /// Writes a file; what is there is overwritten and keeps nothing but its place.
 pub fn mkfile(root: &Root, action: &MkFileAction, owner: Option<Owner>) -> Result<(), OpError> {
-    let path = root.resolve(Path::new(&action.path), LastLink::Follow)?;
-    let failed = |call| move |errno| OpError::path(call, path_text(&action.path), errno);
+    let path = resolve_clean(root, &action.path)?;
+    let failed = |call| {
+        let shown = path.display();
+        move |errno| OpError::path(call, shown, errno)
+    };
     let parent = root
         .open_parent(&path)?
         .ok_or_else(|| failed("open")(Errno::NOENT))?;
@@ -78,7 +81,7 @@ pub fn mkfile(root: &Root, action: &MkFileAction, owner: Option<Owner>) -> Resul
 
 /// Makes a symbolic link.
 pub fn symlink(root: &Root, action: &SymlinkAction, owner: Option<Owner>) -> Result<(), OpError> {
-    let path = root.resolve(Path::new(&action.newpath), LastLink::Follow)?;
+    let path = resolve_clean(root, &action.newpath)?;
     let failed = |call: &'static str| {
         let shown = match call {
             "symlink" => format!("{} {}", action.oldpath, path.display()),
@@ -312,6 +315,7 @@ fn timespec(nanoseconds: i64) -> Timespec {
     }
 }
 
-fn path_text(path: &str) -> String {
-    String::from_utf8_lossy(&std::ffi::OsString::from(path).into_vec()).into_owned()
+/// Where a path leads to. As in stock `..` takes away what is written before it, also where that is a link.
+fn resolve_clean(root: &Root, path: &str) -> Result<Resolved, OpError> {
+    root.resolve(Path::new(&clean(path)), LastLink::Follow)
 }

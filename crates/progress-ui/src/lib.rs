@@ -17,7 +17,7 @@ use std::str::FromStr;
 
 pub use colors::Colors;
 pub use printer::{Output, Printer, PrinterOptions, Progress, Statuses};
-pub use rawjson::go_escapes;
+pub use rawjson::{go_escapes, status_line};
 pub use tty::Size;
 pub use warnings::{warnings_block, warnings_json};
 

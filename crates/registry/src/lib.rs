@@ -21,6 +21,7 @@ mod error;
 mod manifest;
 mod network;
 mod push;
+mod referrers;
 mod retry;
 mod scope;
 mod tls;

@@ -33,12 +33,8 @@ pub const DETAIL: &str = "cooperage/diag.Error+json";
 /// The code that stands in the status itself.
 fn wire_code(code: Code) -> Code {
     match code {
-        Code::Canceled
-        | Code::DeadlineExceeded
-        | Code::ResourceExhausted
-        | Code::Unimplemented
-        | Code::Internal
-        | Code::Unavailable => code,
+        Code::Canceled | Code::DeadlineExceeded | Code::Unimplemented | Code::Internal => code,
+        // `Unavailable` too: clients take it for a connection to this server that broke.
         _ => Code::Unknown,
     }
 }
@@ -46,6 +42,14 @@ fn wire_code(code: Code) -> Code {
 /// The status of an error.
 pub fn to_status(error: &Error) -> Status {
     from_message(to_rpc_status(error))
+}
+
+/// The status of an error of a server that stops, which clients take as they take a connection that
+/// broke.
+pub fn to_unavailable_status(error: &Error) -> Status {
+    let mut status = to_rpc_status(error);
+    status.code = Code::Unavailable as i32;
+    from_message(status)
 }
 
 /// The status that a message stands for.
@@ -234,6 +238,17 @@ mod tests {
             (&["look again".to_owned()][..], Some(3))
         );
         assert_eq!(back.failed_vertex(), Some(vertex.as_str()));
+    }
+
+    #[test]
+    fn only_a_server_that_stops_is_unavailable() {
+        let error = Error::new(Code::Unavailable, "the registry is away");
+        assert_eq!(to_status(&error).code(), tonic::Code::Unknown);
+        let back = from_rpc_status(&to_rpc_status(&error));
+        assert_eq!(back.code(), Code::Unavailable);
+        let stopping = to_unavailable_status(&error);
+        assert_eq!(stopping.code(), tonic::Code::Unavailable);
+        assert_eq!(stopping.message(), "the registry is away");
     }
 
     #[test]

@@ -148,6 +148,9 @@ pub trait Context: Clone + Send + Sync + 'static {
     fn event(&self, vertex: &Digest, event: &Self::Event);
     /// The vertex has ended.
     fn completed(&self, vertex: &Digest, outcome: Outcome<'_>);
+    /// A vertex that ended after visible work of pinning is used now, and what it gives was kept: it
+    /// is not made again.
+    fn reused(&self, _vertex: &Digest) {}
 }
 
 /// How a vertex ended.

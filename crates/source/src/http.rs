@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use diag::{Code, Error, Result, Secret};
+use diag::{Code, Context, Error, Result, Secret};
 use layers::{LayerHold, LayerNote, LayerStack, LayerStore, NewLayer};
 use llb::SESSION_HOST;
 use oci::{Digest, DigestHasher};
@@ -499,11 +499,13 @@ async fn download(request: &HttpRequest, mut response: Response, path: &Path) ->
     let shown = diag::redact_url(&request.url);
     let failed =
         |cause: &str| Error::new(Code::Unknown, format!("failed to read {shown}: {cause}"));
+    let saving = || format!("failed to save {shown}");
     let opened = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(MODE_DEFAULT)
-        .open(path)?;
+        .open(path)
+        .with_context(saving)?;
     let mut file = tokio::fs::File::from_std(opened);
     let mut hasher = DigestHasher::new();
     loop {
@@ -513,9 +515,9 @@ async fn download(request: &HttpRequest, mut response: Response, path: &Path) ->
         };
         let Some(chunk) = chunk else { break };
         hasher.update(&chunk);
-        file.write_all(&chunk).await?;
+        file.write_all(&chunk).await.with_context(saving)?;
     }
-    file.flush().await?;
+    file.flush().await.with_context(saving)?;
     Ok(hasher.finish())
 }
 

@@ -8,9 +8,9 @@ use proto::control::control_client::ControlClient;
 use proto::control::{DiskUsageRequest, PruneRequest, UsageRecord};
 use serde_json::{Value, json};
 
+use super::template;
 use crate::format::{
-    RecordWords, TabWriter, Template, buildctl_size, go_time, parse_duration, timestamp,
-    write_details,
+    RecordWords, TabWriter, buildctl_size, go_time, parse_duration, timestamp, write_details,
 };
 use crate::printer;
 
@@ -72,7 +72,7 @@ pub(super) async fn du(connection: &Connection, args: &DuArgs) -> Result<(), dia
         .record;
     if let Some(format) = &args.format {
         let value: Value = records.iter().map(record_json).collect();
-        printer::out_line(Template::parse(format)?.render(&value)?);
+        printer::out_line(template(format)?.render(&value)?);
         return Ok(());
     }
     let mut writer = TabWriter::tabbed();
@@ -104,7 +104,7 @@ pub(super) async fn prune(connection: &Connection, args: &PruneArgs) -> Result<(
         max_used_space: megabytes(args.keep_storage),
         min_free_space: megabytes(args.free_storage),
     };
-    let template = args.format.as_deref().map(Template::parse).transpose()?;
+    let template = args.format.as_deref().map(template).transpose()?;
     let failed = |status: tonic::Status| connection.call_error(&status, "failed to call prune");
     let mut records = ControlClient::new(connection.channel.clone())
         .prune(request)

@@ -13,6 +13,8 @@ const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const EXCL: u16 = 0x200;
 const CREATE: u16 = 0x400;
+/// What the outer ends of cables are called; the kernel puts a number that is free in.
+const OUTSIDE: &str = "bk%d";
 /// What a message answers with: 0 or a negative error number.
 const ERROR: u16 = 2;
 const NEW_LINK: u16 = 16;
@@ -77,7 +79,6 @@ pub(super) enum Link<'a> {
     Bridge { name: &'a str, hardware: [u8; 6] },
     /// One end here, in the bridge of that number, the other in another namespace.
     Cable {
-        outside: &'a str,
         master: u32,
         inside: &'a str,
         namespace: BorrowedFd<'a>,
@@ -123,7 +124,6 @@ impl Socket {
                     .nested(18, &info)
             }
             Link::Cable {
-                outside,
                 master,
                 inside,
                 namespace,
@@ -139,7 +139,7 @@ impl Socket {
                 // Up from the start: nobody looks at it afterwards.
                 let head = interface(0, libc::IFF_UP as u32);
                 Message::new(NEW_LINK, ACK | CREATE | EXCL, &head)
-                    .attribute(3, &text(outside))
+                    .attribute(3, &text(OUTSIDE))
                     .attribute(10, &master.to_ne_bytes())
                     .nested(18, &info)
             }

@@ -53,7 +53,7 @@ pub async fn run_exec_op(
         }
         return Err(error);
     }
-    mounts.commit(vertex.name()).await
+    mounts.commit(op).await
 }
 
 /// A mount of files while the process runs.
@@ -64,6 +64,9 @@ enum Prepared {
     Cache(CacheMount),
     /// The untouched input is the output, since nothing could write to it.
     Same(ReadOnly, usize, Output),
+    /// The same as a root file system: mount points and the working directory are made in a layer that
+    /// goes away, never in those of the input.
+    Root(WritableStack, Option<usize>, Output),
 }
 
 impl Prepared {
@@ -72,7 +75,7 @@ impl Prepared {
             Prepared::ReadOnly(mounted) | Prepared::Same(mounted, _, _) => {
                 mounted.path().to_owned()
             }
-            Prepared::Writable(stack, _) => stack.path(),
+            Prepared::Writable(stack, _) | Prepared::Root(stack, _, _) => stack.path(),
             Prepared::Cache(cache) => cache.path(),
         }
     }
@@ -186,18 +189,27 @@ impl Mounts {
     }
 
     /// Makes layers of what was written.
-    async fn commit(self, name: String) -> Result<Vec<Output>> {
+    async fn commit(self, op: &ExecOp) -> Result<Vec<Output>> {
         let Mounts { files, .. } = self;
+        let args = op.args.join(" ");
+        let note = |mount: &Mount| format!("mount {} from exec {args}", mount.dest);
+        let notes: Vec<String> = op.mounts.iter().map(note).collect();
         blocking(move || {
             let mut outputs: Vec<(usize, Output)> = Vec::new();
-            for (_, prepared) in files {
+            for (number, prepared) in files {
                 match prepared {
                     Prepared::Writable(stack, Some(output)) => {
-                        let (stack, hold) = stack.commit_held(LayerNote::new(&name))?;
+                        let note = LayerNote::new(&notes[number]);
+                        let (stack, hold) = stack.commit_held(note)?;
                         outputs.push((output, Output::held(stack, hold)));
                     }
-                    Prepared::Same(_, number, output) => outputs.push((number, output)),
-                    Prepared::ReadOnly(_) | Prepared::Writable(_, None) | Prepared::Cache(_) => {}
+                    Prepared::Same(_, number, output) | Prepared::Root(_, Some(number), output) => {
+                        outputs.push((number, output))
+                    }
+                    Prepared::ReadOnly(_)
+                    | Prepared::Writable(_, None)
+                    | Prepared::Root(_, None, _)
+                    | Prepared::Cache(_) => {}
                 }
             }
             outputs.sort_by_key(|(number, _)| *number);
@@ -219,9 +231,12 @@ fn input_of<'i>(mount: &Mount, inputs: &'i [Output]) -> Result<Option<&'i Output
 async fn bind(parts: &Arc<Parts>, mount: &Mount, input: Option<&Output>) -> Result<Prepared> {
     let (parts, output) = (parts.clone(), mount.output);
     let input = input.cloned().unwrap_or_default();
-    let readonly = mount.readonly;
+    let (readonly, is_root) = (mount.readonly, mount.dest == "/");
     blocking(move || {
         Ok(match output {
+            output if readonly && is_root => {
+                Prepared::Root(parts.layers.writable(&input.stack)?, output, input)
+            }
             Some(number) if readonly => {
                 let mounted = parts.read_only(&input.stack)?;
                 Prepared::Same(mounted, number, input)

@@ -317,9 +317,12 @@ impl GitSource {
             .ask(&place, &["rev-parse", "--verify", "--quiet", &kept])
             .await?
         {
-            self.fetch_object(git, request, pin, &place, &kept)
-                .await
-                .map_err(failed)?;
+            let fetched = self.fetch_object(git, request, pin, &place, &kept).await;
+            if fetched.is_err() {
+                // What came before the disk was full would keep it full.
+                clear_unfinished(&repository);
+            }
+            fetched.map_err(failed)?;
         }
         let commit = format!("{}^{{commit}}", pin.object);
         let found = git.run(&place, &["rev-parse", "--verify", &commit]).await?;
@@ -341,14 +344,7 @@ impl GitSource {
     ) -> Result<()> {
         let ready = repository.join(READY);
         if ready.exists() {
-            for lock in [
-                "shallow.lock",
-                "config.lock",
-                "packed-refs.lock",
-                "HEAD.lock",
-            ] {
-                let _ = std::fs::remove_file(repository.join(lock));
-            }
+            clear_unfinished(repository);
             // Its time says when the repository was used last.
             std::fs::write(&ready, "")?;
             return Ok(());
@@ -591,6 +587,25 @@ fn write_address(repository: &Path, remote: &str) -> Result<()> {
 }
 
 /// Whether a directory is a repository that somebody fetched from lately.
+/// Removes what a git that was killed, or whose disk was full, left in a repository: locks, and packs
+/// that have not come whole. What cannot be removed is in git's way, and git says so.
+fn clear_unfinished(repository: &Path) {
+    for lock in [
+        "shallow.lock",
+        "config.lock",
+        "packed-refs.lock",
+        "HEAD.lock",
+    ] {
+        let _ = std::fs::remove_file(repository.join(lock));
+    }
+    let packs = std::fs::read_dir(repository.join("objects/pack"));
+    for entry in packs.into_iter().flatten().flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(b"tmp_") {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn is_used(path: &Path) -> bool {
     let used = std::fs::metadata(path.join(READY)).and_then(|meta| meta.modified());
     let age = |time| SystemTime::now().duration_since(time).unwrap_or_default();

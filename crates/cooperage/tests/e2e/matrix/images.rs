@@ -7,13 +7,13 @@ use super::{Case, Matrix, REGISTRY};
 use crate::workshop::text;
 
 /// Puts images into the registry, and what they consist of into an OCI layout.
-struct Pusher<'a> {
+pub struct Pusher<'a> {
     matrix: &'a Matrix,
-    layout: std::path::PathBuf,
+    pub layout: std::path::PathBuf,
 }
 
 impl<'a> Pusher<'a> {
-    fn new(matrix: &'a Matrix) -> Self {
+    pub fn new(matrix: &'a Matrix) -> Self {
         let layout = matrix.shop.lab.subdirectory("images-layout");
         std::fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
         let version = r#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -54,6 +54,17 @@ impl<'a> Pusher<'a> {
             .iter()
             .map(|name| super::hostile::tar(&[(b'0', name, "")]))
             .collect();
+        self.image_of(repository, tag, platform, &layers)
+    }
+
+    /// An image of these layers.
+    pub fn image_of(
+        &self,
+        repository: &str,
+        tag: Option<&str>,
+        platform: &str,
+        layers: &[Vec<u8>],
+    ) -> Value {
         let ids: Vec<Digest> = layers.iter().map(Digest::of).collect();
         let layers: Vec<Value> = layers
             .iter()

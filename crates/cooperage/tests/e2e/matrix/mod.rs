@@ -10,12 +10,15 @@ mod cache;
 mod dockerfile;
 mod exec;
 mod file;
+mod generated;
 mod git;
 mod graph;
 mod hostile;
 mod http;
 mod images;
+mod layers;
 mod network;
+mod policies;
 pub mod secrets;
 mod site;
 mod sources;
@@ -63,6 +66,18 @@ pub struct Case {
     /// Whether only that both fail is compared, the reasons being told in other words on purpose.
     own_words: bool,
     look: Option<Look>,
+    export: Export,
+}
+
+/// As what a result is exported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Export {
+    #[default]
+    Tar,
+    /// Files in a directory.
+    Folder,
+    /// An OCI layout, of which each layer is compared.
+    Layers,
 }
 
 /// Lines about the directory of a result, from the list of what is in it.
@@ -76,6 +91,7 @@ impl Case {
             flags: Vec::new(),
             own_words: false,
             look: None,
+            export: Export::Tar,
         }
     }
 
@@ -95,6 +111,11 @@ impl Case {
     /// What is compared is what this sees of the result.
     pub fn seen_by(mut self, look: Look) -> Case {
         self.look = Some(look);
+        self
+    }
+
+    pub fn exported_as(mut self, export: Export) -> Case {
+        self.export = export;
         self
     }
 
@@ -275,17 +296,34 @@ impl Peer {
     }
 
     fn tree(&self, case: &Case, matrix: &Matrix) -> Built {
-        let archive = self.directory.join("result.tar");
-        let output = self.run(case, &format!("type=tar,dest={}", text(&archive)));
+        let number = new_number();
+        let made = self.directory.join(format!("made-{number}"));
+        let kind = match case.export {
+            Export::Tar => "type=tar",
+            Export::Folder => "type=local",
+            Export::Layers => "type=oci,tar=false,compression=uncompressed,force-compression=true",
+        };
+        let output = self.run(case, &format!("{kind},dest={}", text(&made)));
         if output.code != 0 {
             return Err(output.stderr);
         }
-        let directory = self.directory.join("result");
-        let tree = tree::of_archive(&archive, &directory, matrix.started);
-        Ok(match case.look {
+        let directory = self.directory.join(format!("result-{number}"));
+        let tree = match case.export {
+            Export::Tar => tree::of_archive(&made, &directory, matrix.started),
+            Export::Folder => tree::of_directory(&made, matrix.started),
+            Export::Layers => layers::of_layout(&made, &directory, matrix.started),
+        };
+        let tree = match case.look {
             Some(look) => look(&directory, tree),
             None => tree,
-        })
+        };
+        for path in [&made, &directory] {
+            if path.is_dir() {
+                std::fs::remove_dir_all(path).unwrap();
+            }
+        }
+        let _ = std::fs::remove_file(&made);
+        Ok(tree)
     }
 }
 
@@ -334,7 +372,10 @@ fn error_line(stderr: &str) -> String {
     let rules = [
         (r"sha256:[0-9a-f]{64}", "sha256:DIGEST"),
         // Stock shows where it has mounted what it works on.
-        (r"/[^ ]*/(buildkit-mount|buildkit)[0-9]+", ""),
+        (
+            r"/[^ ]*/((buildkit-mount|buildkit)[0-9]+|snapshots/[0-9]+/fs)",
+            "",
+        ),
         (r"\b([0-9a-z]{25}::)?[0-9a-z]{25}\b", "REF"),
     ];
     let mut line = line.to_owned();

@@ -15,6 +15,7 @@ pub fn of_archive(archive: &Path, directory: &Path, now_from: u64) -> Vec<String
             "--numeric-owner",
             "--same-owner",
             "--xattrs",
+            "--xattrs-include=*",
             "--warning=no-timestamp",
             "-xpf",
         ])
@@ -24,6 +25,11 @@ pub fn of_archive(archive: &Path, directory: &Path, now_from: u64) -> Vec<String
         .status()
         .unwrap();
     assert!(status.success(), "tar: {status}");
+    of_directory(directory, now_from)
+}
+
+/// Lists what is in a directory.
+pub fn of_directory(directory: &Path, now_from: u64) -> Vec<String> {
     let mut lines = Vec::new();
     let mut links = HashMap::new();
     walk(directory, Path::new(""), now_from, &mut links, &mut lines);
@@ -85,5 +91,16 @@ fn line(root: &Path, path: &Path, now_from: u64, links: &mut HashMap<u64, PathBu
         let first = links.entry(meta.ino()).or_insert_with(|| path.to_owned());
         line += &format!(" = /{}", first.display());
     }
-    line
+    line + &attributes(&full)
+}
+
+/// Extended attributes, where there are any.
+fn attributes(path: &Path) -> String {
+    let mut names = archive::xattr::list(path).unwrap();
+    names.sort();
+    let shown = names.iter().filter_map(|name| {
+        let value = archive::xattr::get(path, name).unwrap()?;
+        Some(format!(" {}={value:?}", String::from_utf8_lossy(name)))
+    });
+    shown.collect()
 }

@@ -1,6 +1,7 @@
 //! The grammar that seeds are read with.
 
 use super::FuzzCase;
+use crate::Dice;
 
 /// The context of every generated Dockerfile.
 pub const FILES: &[(&str, &str)] = &[
@@ -19,31 +20,6 @@ const SPEC: &str = "title = \"generated\"\n\
     [[setup]]\npath = \"ctx/d/run.sh\"\ntype = \"file\"\ncontent = \"#!/bin/sh\"\nmode = \"0755\"\n\
     [expect]\nstrict = true\nwarnings = true\n[build]\n";
 
-/// Vigna's SplitMix64: small, and the same everywhere.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.roll() % limit as u64) as usize
-    }
-
-    fn one_in(&mut self, count: usize) -> bool {
-        self.below(count) == 0
-    }
-
-    fn pick<'t>(&mut self, among: &[&'t str]) -> &'t str {
-        among[self.below(among.len())]
-    }
-}
-
 /// A Dockerfile being written.
 struct Writer {
     dice: Dice,
@@ -54,7 +30,7 @@ struct Writer {
 
 pub fn generate(seed: u64) -> FuzzCase {
     let mut writer = Writer {
-        dice: Dice(seed),
+        dice: Dice::new(seed),
         lines: Vec::new(),
         stages: Vec::new(),
         has_shell: false,
