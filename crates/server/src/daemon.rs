@@ -36,6 +36,15 @@ const FORCING_SIGNAL: u32 = 3;
 /// The stack of each thread, in bytes: vertices are resolved on top of one another.
 const STACK: usize = 8 << 20;
 
+/// Variables that stock's server obeys and this one does not, with the reason.
+const UNUSED_VARIABLES: &[(&str, &str)] = &[
+    ("JAEGER_TRACE", "traces are sent by OTLP alone"),
+    (
+        "OTEL_METRICS_EXPORTER",
+        "metrics are at the debug address alone",
+    ),
+];
+
 /// How this process is asked to end.
 #[derive(Clone, Default)]
 struct End {
@@ -81,6 +90,12 @@ fn run(flags: &Flags) -> Result<()> {
     for remark in remarks {
         tracing::warn!("{remark}");
     }
+    for (name, why) in UNUSED_VARIABLES {
+        let value = std::env::var_os(name).unwrap_or_default();
+        if !value.is_empty() && value != "none" {
+            tracing::warn!("{name} has no effect: {why}");
+        }
+    }
     if !rustix::process::geteuid().is_root() {
         return Err(Error::new(
             diag::Code::PermissionDenied,
@@ -114,7 +129,9 @@ fn run(flags: &Flags) -> Result<()> {
     });
     runtime.shutdown_timeout(EXIT_TIMEOUT);
     // Threads that still work may keep it from being dropped.
-    executor.get().map(Executor::close);
+    if let Some(executor) = executor.get() {
+        executor.close();
+    }
     outcome
 }
 
