@@ -17,15 +17,8 @@ pub fn memory(executable: &Path, builds: usize) {
     let scene = Scene::new();
     let server = BuildServer::start(executable, scene.directory());
     println!(
-        "{:>8} {:>12} {:>12} {:>12} {:>8} {:>10} {:>12} {:>12}",
-        "builds",
-        "own MiB",
-        "with code",
-        "most MiB",
-        "threads",
-        "keys KiB",
-        "history KiB",
-        "layers KiB"
+        "{:>8} {:>12} {:>12} {:>12} {:>10} {:>12} {:>12}  held",
+        "builds", "own MiB", "with code", "most MiB", "keys KiB", "history KiB", "layers KiB"
     );
     let report = |done: usize| {
         let size = |name: &str| {
@@ -37,13 +30,13 @@ pub fn memory(executable: &Path, builds: usize) {
         };
         let own = mib(server.anonymous_bytes());
         println!(
-            "{done:>8} {own:>12.1} {:>12.1} {:>12.1} {:>8} {:>10} {:>12} {:>12}",
+            "{done:>8} {own:>12.1} {:>12.1} {:>12.1} {:>10} {:>12} {:>12}  {}",
             mib(server.resident_bytes()),
             mib(server.resident_bytes_most()),
-            server.threads(),
             size("keys.db"),
             size("history.db"),
             size("layers/layers.db"),
+            server.held(),
         );
         own
     };

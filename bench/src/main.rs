@@ -1,14 +1,18 @@
 //! Speed beside stock: the same work by both in turn, medians and ratios.
 //!
 //! usage: `bench EXECUTABLE [ROUNDS]`, `bench EXECUTABLE memory [BUILDS]`, `bench EXECUTABLE many [BUILDS]`,
-//! `bench EXECUTABLE --peer-server BUILDKITD [ROUNDS]` for our server beside that one,
+//! `bench EXECUTABLE --peer-server BUILDKITD [ROUNDS [WORK]]` for our server beside that one (of works only
+//! those with that in their name),
+//! `bench EXECUTABLE cancel [ROUNDS]` for how fast a cancelled step is gone,
 //! and `bench EXECUTABLE contexts [ROUNDS]` for contexts read in place beside contexts sent through
 //! the session, which needs no stock programs
 #![expect(clippy::print_stdout, reason = "a program that reports")]
 
+mod cancel;
 mod contexts;
 mod endurance;
 mod servers;
+mod works;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -26,7 +30,9 @@ struct Bench {
 fn main() {
     let mut args = std::env::args().skip(1);
     let executable = args.next().unwrap_or_else(|| {
-        println!("usage: bench EXECUTABLE [contexts|memory|many|--peer-server BUILDKITD] [COUNT]");
+        println!(
+            "usage: bench EXECUTABLE [cancel|contexts|memory|many|--peer-server BUILDKITD] [COUNT]"
+        );
         std::process::exit(1)
     });
     let executable = std::fs::canonicalize(executable).expect("the executable");
@@ -39,11 +45,13 @@ fn main() {
     match second.as_deref() {
         Some("memory") => return endurance::memory(&executable, count.unwrap_or(500)),
         Some("many") => return endurance::many(&executable, count.unwrap_or(64)),
+        Some("cancel") => return cancel::run(&executable, count.unwrap_or(20)),
         Some("contexts") => return contexts::run(&executable, count.unwrap_or(7)),
         Some("--peer-server") => {
             let peer = peer.expect("the path of a buildkitd after --peer-server");
             let peer = std::fs::canonicalize(peer).expect("the peer");
-            return servers::run(&executable, &peer, count.unwrap_or(5));
+            let work = args.next().unwrap_or_default();
+            return servers::run(&executable, &peer, count.unwrap_or(5), &work);
         }
         _ => {}
     }
@@ -197,16 +205,21 @@ fn timed(work: impl FnOnce()) -> Duration {
 }
 
 /// Prints medians with the fastest and slowest, and the ratio of medians.
-fn report(name: &str, mut stock: Vec<Duration>, mut ours: Vec<Duration>) {
-    let show = |times: &mut Vec<Duration>| {
-        times.sort();
-        let ms = |at: usize| times[at].as_secs_f64() * 1e3;
-        let (low, middle, high) = (ms(0), ms(times.len() / 2), ms(times.len() - 1));
-        (middle, format!("{middle:.0} ({low:.0}-{high:.0})"))
+fn report(name: &str, stock: Vec<Duration>, ours: Vec<Duration>) {
+    let ([stock, ours], ratio) = medians(&mut [stock, ours]);
+    println!("{name:<44} {stock:>18} {ours:>18} {ratio:>7.1}x");
+}
+
+/// Sorts times of both sides; medians with the fastest and slowest in milliseconds, and the ratio of
+/// medians.
+fn medians(times: &mut [Vec<Duration>; 2]) -> ([String; 2], f64) {
+    times.iter_mut().for_each(|times| times.sort());
+    let ms = |who: usize, at: usize| times[who][at].as_secs_f64() * 1e3;
+    let text = |who: usize| {
+        let last = times[who].len() - 1;
+        let (low, middle, high) = (ms(who, 0), ms(who, last.div_ceil(2)), ms(who, last));
+        format!("{middle:.0} ({low:.0}-{high:.0})")
     };
-    let ((stock, stock_text), (ours, ours_text)) = (show(&mut stock), show(&mut ours));
-    println!(
-        "{name:<44} {stock_text:>18} {ours_text:>18} {:>7.1}x",
-        stock / ours
-    );
+    let middle = |who: usize| ms(who, times[who].len() / 2);
+    ([text(0), text(1)], middle(0) / middle(1).max(0.001))
 }

@@ -7,7 +7,8 @@
 //!
 //! A *layer directory* is in overlayfs' own format: a character device 0/0 says that a name of the
 //! layers below is gone, the attribute `trusted.overlay.opaque=y` on a directory that nothing below
-//! it shows through. Layer tars say the same with `.wh.NAME` and `.wh..wh..opq` entries.
+//! it shows through. On a filesystem that keeps these to itself, because it is an overlay, others stand in
+//! for them; the kernel does not understand those, so layers there cannot be mounted. Layer tars say the same with `.wh.NAME` and `.wh..wh..opq` entries.
 //!
 //! **Invariant**: nothing that an archive says makes this crate touch a file outside the directory
 //! it was told to work in.
@@ -36,7 +37,9 @@ pub use layer::{TarOptions, write_layer, write_tree};
 pub use reader::{Entry, Reader};
 pub use tree::{allocated, copy_entry, copy_metadata, remove_tree};
 pub use unpack::{UnpackOptions, UnpackStats, unpack_layer, unpack_tree};
-pub use whiteout::{is_opaque, is_whiteout, make_opaque, make_whiteout};
+pub use whiteout::{
+    OPAQUE_STAND_IN, has_overlays_marks, is_opaque, is_whiteout, make_opaque, make_whiteout,
+};
 pub use writer::Writer;
 
 /// A result of this crate.

@@ -332,7 +332,7 @@ impl Unpacker {
             return Ok(());
         }
         let dir = self.root.directory(parents)?;
-        rustix::fs::fsetxattr(&*dir, xattr::OPAQUE, b"y", XattrFlags::empty())
+        make_opaque(&by_descriptor(&*dir, b"."))
             .map_err(self.root.fail("set attribute of", &header.path))
     }
 

@@ -11,6 +11,13 @@ pub(crate) fn out(text: impl AsRef<str>) {
     let _ = stdout.flush();
 }
 
+/// Writes bytes to stdout; that there is no room for them is an error.
+pub(crate) fn out_bytes(bytes: &[u8]) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(bytes)?;
+    stdout.flush()
+}
+
 /// Writes a line to stdout.
 pub(crate) fn out_line(text: impl AsRef<str>) {
     out(format!("{}\n", text.as_ref()));

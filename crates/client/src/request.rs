@@ -8,10 +8,12 @@ use std::fmt;
 use diag::Error;
 use driver::parse_size;
 use oci::Platform;
+use proto::sourcepolicy::Policy;
 
 use crate::csv;
 use crate::environment::Environment;
 use crate::git_ref;
+use crate::source_policy::source_policy_of_environment;
 use crate::spec::{
     Annotation, Attributes, CacheEntry, CallFunction, Entitlements, ExportSpec, SecretSpec,
     SshSpec, attest_attributes, attest_shorthand, parse_annotations, parse_cache_entries,
@@ -151,6 +153,8 @@ pub struct BuildRequest {
     pub attests: BTreeMap<String, Option<String>>,
     /// Annotations of the image.
     pub annotations: BTreeMap<Annotation, String>,
+    /// What decides about sources.
+    pub source_policy: Option<Policy>,
     /// What to ask the frontend instead of a build.
     pub call: Option<CallFunction>,
 }
@@ -185,6 +189,7 @@ impl BuildRequest {
                 .entry("SOURCE_DATE_EPOCH".to_owned())
                 .or_insert_with(|| epoch.to_owned());
         }
+        let source_policy = source_policy_of_environment(env)?;
         let attests = attest_attributes(&attest_values(flags))?;
         let named_contexts = parse_context_names(&flags.build_contexts)?;
         let exports = parse_exports(&flags.outputs)?;
@@ -222,6 +227,7 @@ impl BuildRequest {
             cache_from,
             cache_to,
             attests,
+            source_policy,
             call,
             ..BuildRequest::default()
         };

@@ -106,7 +106,8 @@ pub fn session_for(
     Ok(builder)
 }
 
-fn auth(services: &Services) -> AuthOptions {
+/// Credentials as the session of a plan offers them.
+pub fn auth(services: &Services) -> AuthOptions {
     let progress = services.progress.clone();
     AuthOptions::new(services.config.clone()).notice(Arc::new(move |text: &str| {
         Step::done(&progress, text);

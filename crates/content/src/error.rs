@@ -21,6 +21,9 @@ pub enum ContentError {
     /// No blob of that digest is stored.
     #[error("content {0}: not found")]
     NotFound(Digest),
+    /// A blob that a disk or a hand has changed since it was stored; it is removed.
+    #[error("content {0} was damaged on the disk of the build server, and is removed")]
+    Damaged(Digest),
     /// The bytes written have another digest than promised.
     #[error("unexpected commit digest {actual}, expected {expected}: failed precondition")]
     DigestMismatch {
@@ -53,10 +56,13 @@ pub enum ContentError {
         /// The superblock.
         path: PathBuf,
         /// The version found in it.
-        found: String,
+        found: u32,
         /// The version known.
         known: u32,
     },
+    /// The file that says what a directory is does not say it any more.
+    #[error("{} is damaged: it does not say which format its directory has", .0.display())]
+    Superblock(PathBuf),
 }
 
 impl ContentError {
@@ -85,9 +91,14 @@ impl From<ContentError> for diag::Error {
             ContentError::DigestMismatch { .. } | ContentError::SizeMismatch { .. } => {
                 diag::Error::new(Code::FailedPrecondition, text)
             }
+            ContentError::Damaged(_) => diag::Error::new(Code::DataLoss, text)
+                .hint("build again: it is made or brought anew"),
             ContentError::TooLarge { .. } => diag::Error::new(Code::ResourceExhausted, text),
             ContentError::Format { .. } => diag::Error::new(Code::FailedPrecondition, text)
                 .hint("remove the directory or use the version that wrote it"),
+            ContentError::Superblock(_) => diag::Error::new(Code::DataLoss, text).hint(
+                "remove that file if no newer version has used the directory, else the directory",
+            ),
         }
     }
 }

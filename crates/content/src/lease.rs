@@ -55,7 +55,8 @@ impl Lease {
     /// Stores these bytes, protected.
     pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = Digest::of(bytes);
-        if self.protect_sized(digest, bytes.len() as u64) {
+        self.protect(digest);
+        if self.0.store.has_whole(&digest, bytes.len() as u64) {
             return Ok(digest);
         }
         let mut writer = self.writer()?;

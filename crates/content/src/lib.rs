@@ -5,6 +5,10 @@
 //! which other blobs are wanted (the roots) is the caller's knowledge, not this crate's. Leases
 //! live in memory: after a restart nothing runs that could hold one.
 //!
+//! What a disk or a hand did to a blob while no process had the store open is found when the blob is
+//! first opened: its bytes are then compared with its name, once in the life of a store. A blob that is
+//! damaged is removed, so that it counts as one that is not here and is made or brought again.
+//!
 //! ```text
 //! <dir>/superblock            {"format":1}
 //! <dir>/blobs/sha256/<hex>    the blobs, mode 0644, never changed
@@ -16,6 +20,7 @@
 mod error;
 mod lease;
 mod superblock;
+mod verified;
 mod writer;
 
 use std::collections::{HashMap, HashSet};
@@ -28,6 +33,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use oci::Digest;
 use parking_lot::Mutex;
+
+use verified::Verified;
 
 pub use error::ContentError;
 pub use lease::Lease;
@@ -55,6 +62,8 @@ pub(crate) struct Inner {
     leased: Mutex<Leased>,
     /// One sweep at a time.
     sweeping: Mutex<()>,
+    /// Blobs that are what they are named by.
+    pub(crate) verified: Verified,
 }
 
 /// Which blobs a sweep spares whatever the roots are.
@@ -118,6 +127,7 @@ impl ContentStore {
             ingest,
             leased: Mutex::default(),
             sweeping: Mutex::new(()),
+            verified: Verified::default(),
         })))
     }
 
@@ -133,6 +143,9 @@ impl ContentStore {
     }
 
     /// The bytes of a small blob (at most [`READ_SIZE_BYTES_MAX`]).
+    ///
+    /// # Errors
+    /// Those of [`ContentStore::open_blob`], and blobs that are too large.
     pub fn read(&self, digest: &Digest) -> Result<Vec<u8>> {
         let file = self.open_blob(digest)?;
         let path = self.path(digest);
@@ -154,20 +167,37 @@ impl ContentStore {
         Ok(bytes)
     }
 
-    /// A blob opened for reading. It stays readable also when it is removed meanwhile.
+    /// A blob opened for reading. It stays readable also when it is removed meanwhile. The first time
+    /// that takes as long as reading it, see the top of this module. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Blobs that are not here, and [`ContentError::Damaged`].
     pub fn open_blob(&self, digest: &Digest) -> Result<File> {
         let path = self.path(digest);
-        File::open(&path).map_err(|error| match error.kind() {
+        let file = File::open(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => ContentError::NotFound(*digest),
-            _ => ContentError::io("open", path)(error),
-        })
+            _ => ContentError::io("open", &path)(error),
+        })?;
+        if self
+            .0
+            .verified
+            .check(digest, &file)
+            .map_err(ContentError::io("read", path))?
+        {
+            return Ok(file);
+        }
+        let remove = || self.remove_file(digest);
+        self.0.verified.remove_damaged(digest, remove)?;
+        let error = ContentError::Damaged(*digest);
+        tracing::warn!("{error}");
+        Err(error)
     }
 
     /// Stores these bytes. Nothing protects them from a sweep; see [`Lease::put`].
     pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = Digest::of(bytes);
         self.0.leased.lock().note(digest);
-        if self.size(&digest) == Some(bytes.len() as u64) {
+        if self.has_whole(&digest, bytes.len() as u64) {
             return Ok(digest);
         }
         let mut writer = self.writer()?;
@@ -183,6 +213,11 @@ impl ContentStore {
 
     /// Removes a blob, leased or not; one that is not here is no error.
     pub fn remove(&self, digest: &Digest) -> Result<()> {
+        self.0.verified.forget(digest);
+        self.remove_file(digest)
+    }
+
+    fn remove_file(&self, digest: &Digest) -> Result<()> {
         let path = self.path(digest);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -258,6 +293,12 @@ impl ContentStore {
     pub(crate) fn inner(&self) -> &Inner {
         &self.0
     }
+
+    /// Whether a blob is here that has this size in bytes and is known to be what it is named by: for
+    /// who has its bytes and would rather write them again than read what is there.
+    pub(crate) fn has_whole(&self, digest: &Digest, size: u64) -> bool {
+        self.0.verified.knows(digest) && self.size(digest) == Some(size)
+    }
 }
 
 #[cfg(test)]
@@ -285,6 +326,36 @@ mod tests {
         fs::write(store.path(&digest), b"all").unwrap();
         assert_eq!(lease.put(b"all of it").unwrap(), digest);
         assert_eq!(store.read(&digest).unwrap(), b"all of it");
+    }
+
+    #[test]
+    fn a_blob_that_was_damaged_between_two_starts_is_not_given_out_and_comes_again() {
+        let (dir, store) = store();
+        let digest = store.put(b"all of it").unwrap();
+        let flip = || fs::write(store.path(&digest), b"all Of it").unwrap();
+        flip();
+        let again = ContentStore::open(dir.path()).unwrap();
+        let error = again.read(&digest).unwrap_err();
+        assert!(matches!(error, ContentError::Damaged(damaged) if damaged == digest));
+        assert_eq!(
+            again.size(&digest),
+            None,
+            "it counts as one that is not here"
+        );
+        again.put(b"all of it").unwrap();
+        assert_eq!(again.read(&digest).unwrap(), b"all of it");
+        // Who brings the bytes replaces what is there, whatever that is.
+        for leased in [false, true] {
+            flip();
+            let again = ContentStore::open(dir.path()).unwrap();
+            let lease = again.lease();
+            match leased {
+                true => lease.put(b"all of it"),
+                false => again.put(b"all of it"),
+            }
+            .unwrap();
+            assert_eq!(again.read(&digest).unwrap(), b"all of it");
+        }
     }
 
     #[test]
@@ -406,6 +477,9 @@ mod tests {
         drop(store);
         fs::write(dir.path().join("superblock"), br#"{"format":999}"#).unwrap();
         let error = ContentStore::open(dir.path()).err().unwrap();
-        assert!(matches!(error, ContentError::Format { .. }), "{error}");
+        assert!(matches!(error, ContentError::Format { found: 999, .. }));
+        fs::write(dir.path().join("superblock"), "").unwrap();
+        let error = ContentStore::open(dir.path()).err().unwrap();
+        assert!(matches!(error, ContentError::Superblock(_)), "{error}");
     }
 }

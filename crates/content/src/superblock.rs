@@ -26,8 +26,8 @@ pub fn check_superblock(dir: &Path, known: u32) -> Result<()> {
     };
     let found = match serde_json::from_slice::<Superblock>(&text) {
         Ok(superblock) if superblock.format == known => return Ok(()),
-        Ok(superblock) => superblock.format.to_string(),
-        Err(_) => format!("`{}`", String::from_utf8_lossy(&text)),
+        Ok(superblock) => superblock.format,
+        Err(_) => return Err(ContentError::Superblock(path)),
     };
     Err(ContentError::Format { path, found, known })
 }

@@ -41,17 +41,12 @@ impl BlobWriter {
     }
 
     /// The digest of the bytes written so far.
-    pub fn digest_so_far(&self) -> Digest {
+    pub(crate) fn digest_so_far(&self) -> Digest {
         self.hasher.clone().finish()
     }
 
-    /// How many bytes were written so far.
-    pub fn size_so_far(&self) -> u64 {
-        self.size
-    }
-
     /// Puts the blob in place after checking it against what is expected of it; returns its digest
-    /// and size in bytes. A blob that the store has already is not written twice.
+    /// and size in bytes. A blob that the store is known to have already is not written twice.
     pub fn finish(mut self, expected: Option<Digest>, size: Option<u64>) -> Result<(Digest, u64)> {
         if let Some(expected) = size
             && expected != self.size
@@ -67,18 +62,18 @@ impl BlobWriter {
         }
         let target = self.store.path(&actual);
         // Protected first: no sweep can come between the rename and the protection.
-        let present = match &self.lease {
-            Some(lease) => lease.protect_sized(actual, self.size),
-            None => self.store.size(&actual) == Some(self.size),
-        };
-        if !present {
+        if let Some(lease) = &self.lease {
+            lease.protect(actual);
+        }
+        if !self.store.has_whole(&actual, self.size) {
             let io = |action| ContentError::io(action, target.clone());
             self.file.sync_all().map_err(io("sync"))?;
-            if let Some(path) = self.path.take()
-                && let Err(error) = fs::rename(&path, &target)
-            {
-                self.path = Some(path);
-                return Err(io("rename to")(error));
+            if let Some(path) = self.path.take() {
+                let verified = &self.store.inner().verified;
+                if let Err(error) = verified.place(actual, || fs::rename(&path, &target)) {
+                    self.path = Some(path);
+                    return Err(io("rename to")(error));
+                }
             }
         }
         Ok((actual, self.size))

@@ -32,7 +32,7 @@ mod seccomp;
 mod spec;
 mod sys;
 
-pub use bridge::{BRIDGE_NAME, Bridge, BridgeConfig, Subnet};
+pub use bridge::{Bridge, BridgeConfig, Subnet};
 pub use cgroup::Layout as CgroupLayout;
 pub use container::Container;
 pub use error::ExecError;

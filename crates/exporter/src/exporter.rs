@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::BufWriter;
 use std::sync::Arc;
 
-use content::ContentStore;
+use content::{ContentError, ContentStore};
 use diag::{Error, Result};
 use layers::LayerStore;
 use oci::{Descriptor, Digest};
@@ -15,7 +15,7 @@ use crate::commit::{Committer, ExportSource};
 use crate::committed::{CommittedImage, normalized_names};
 use crate::image::epoch_time;
 use crate::image_archive::{ArchiveOptions, write_image_archive};
-use crate::sending::{BRIDGE_BUFFER, send_through};
+use crate::sending::{BRIDGE_BUFFER, blocking, send_through};
 use crate::target::ClientTarget;
 use crate::{files, push};
 
@@ -133,7 +133,10 @@ impl Exporter {
         let source = with_metadata(source, attrs);
         let client = client_of(&context)?;
         let statuses = &context.statuses;
-        let image = self.committer.commit(&source, attrs, statuses).await?;
+        let mut image = self.committer.commit(&source, attrs, statuses).await?;
+        if self.lost_some(&image).await? {
+            image = self.committer.commit(&source, attrs, statuses).await?;
+        }
         let descriptor = with_created(&image.descriptor, attrs, &source)?;
         let mut response = image.response(&descriptor)?;
         let names = match (attrs.name.as_str(), &source.image_name) {
@@ -164,6 +167,24 @@ impl Exporter {
             response,
             image: Some(image),
         })
+    }
+
+    /// Looks at every blob of an image that is about to be sent whole; whether some were damaged on
+    /// disk, and so have to be made again. An archive that is half sent cannot be mended.
+    async fn lost_some(&self, image: &CommittedImage) -> Result<bool> {
+        let (content, blobs) = (self.content.clone(), image.blobs());
+        blocking(move || {
+            let mut lost = false;
+            for blob in blobs {
+                match content.open_blob(&blob.digest) {
+                    Ok(_) => {}
+                    Err(ContentError::Damaged(_)) => lost = true,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(lost)
+        })
+        .await
     }
 }
 

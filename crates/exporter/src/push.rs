@@ -1,18 +1,22 @@
 //! Pushing an image: blobs in parallel, then manifests, then the index.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use content::ContentStore;
 use diag::{Error, Result};
 use futures::future::try_join_all;
 use oci::{Descriptor, Digest, Reference};
-use registry::{BlobSource, Client, FileBlob, RegistryError};
+use registry::{BlobSource, Client, RegistryError};
 use status::{Line, StatusSink};
+use tokio::io::AsyncRead;
 
 use crate::attrs::PushAttrs;
 use crate::committed::CommittedImage;
 use crate::image::is_nondistributable;
+use crate::sending::blocking;
 
 /// Pushes an image under one name.
 ///
@@ -146,7 +150,10 @@ impl Push<'_> {
         blob: &Descriptor,
         sources: &[String],
     ) -> std::result::Result<(), RegistryError> {
-        let file: Arc<dyn BlobSource> = Arc::new(FileBlob(self.content.path(&blob.digest)));
+        let file: Arc<dyn BlobSource> = Arc::new(StoredBlob {
+            content: self.content.clone(),
+            digest: blob.digest,
+        });
         let quiet = Arc::new(|_| ());
         self.client
             .push_blob(&self.target, blob, file, sources, quiet)
@@ -167,5 +174,21 @@ impl Push<'_> {
         self.client
             .push_manifest(to, descriptor, bytes.into())
             .await
+    }
+}
+
+/// A blob of the store, looked at when it is opened: what a registry has already need not be read.
+struct StoredBlob {
+    content: ContentStore,
+    digest: Digest,
+}
+
+#[async_trait]
+impl BlobSource for StoredBlob {
+    async fn open(&self) -> std::io::Result<Pin<Box<dyn AsyncRead + Send + Sync>>> {
+        let (content, digest) = (self.content.clone(), self.digest);
+        let opened = blocking(move || Ok(content.open_blob(&digest)?)).await;
+        let file = opened.map_err(std::io::Error::other)?;
+        Ok(Box::pin(tokio::fs::File::from_std(file)))
     }
 }

@@ -77,7 +77,7 @@ impl Database {
     }
 
     /// Notes the boot this process runs in. After another boot the layers not known to be on disk
-    /// are not trusted: their rows are deleted.
+    /// are not trusted, nor is what was joined of any: their rows are deleted.
     pub(crate) fn enter_boot(&self, boot_id: &str) -> Result<()> {
         let mut connection = self.0.lock();
         let transaction = connection.transaction()?;
@@ -88,6 +88,8 @@ impl Database {
             .optional()?;
         if known.as_deref() != Some(boot_id) {
             transaction.execute("DELETE FROM layers WHERE synced = 0", [])?;
+            // Joined bottoms are made again from those that are left.
+            transaction.execute("DELETE FROM flats", [])?;
             transaction.execute(
                 "INSERT OR REPLACE INTO meta(key, value) VALUES('boot_id', ?1)",
                 [boot_id],

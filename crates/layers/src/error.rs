@@ -47,6 +47,9 @@ pub enum LayerError {
     /// Another process has the store open.
     #[error("{} is in use by another process", .0.display())]
     Locked(PathBuf),
+    /// The store was made where overlayfs could not be used.
+    #[error("layers in {} were made on another disk, where overlayfs does not work", .0.display())]
+    StandIns(PathBuf),
     /// The text is no layer id.
     #[error("invalid layer id `{0}`")]
     Id(String),
@@ -76,7 +79,10 @@ impl LayerError {
     /// Whether it says that there is no space on the disk.
     pub(crate) fn is_full_disk(&self) -> bool {
         let full = std::io::ErrorKind::StorageFull;
-        matches!(self, LayerError::Io { source, .. } if source.kind() == full)
+        matches!(
+            self,
+            LayerError::Io { source, .. } | LayerError::Mount { source, .. } if source.kind() == full
+        )
     }
 
     pub(crate) fn io<E: Into<std::io::Error>>(
@@ -104,6 +110,8 @@ impl From<LayerError> for diag::Error {
             LayerError::Held(_) => diag::Error::new(Code::FailedPrecondition, text),
             LayerError::Locked(_) => diag::Error::new(Code::FailedPrecondition, text)
                 .hint("stop the other server, or give this one a `--root` of its own"),
+            LayerError::StandIns(_) => diag::Error::new(Code::FailedPrecondition, text)
+                .hint("use another snapshotter, or remove the directory"),
             LayerError::Id(_) | LayerError::DiffId { .. } => diag::Error::invalid(text),
             LayerError::Index { .. } => diag::Error::internal(text),
             LayerError::Interrupted => diag::Error::canceled(),

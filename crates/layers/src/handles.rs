@@ -33,6 +33,25 @@ impl Drop for Held {
     }
 }
 
+/// The directories of a stack's layers, to be read as they are: each is what an overlay takes as lower
+/// directory, with devices 0/0 and opaque directories where something of those below is gone.
+pub struct LayerDirs {
+    paths: Vec<PathBuf>,
+    #[expect(dead_code, reason = "it is there to be dropped, after the last use")]
+    hold: LayerHold,
+}
+
+impl LayerDirs {
+    pub(crate) fn new(paths: Vec<PathBuf>, hold: LayerHold) -> Self {
+        LayerDirs { paths, hold }
+    }
+
+    /// The directories, the bottom one first.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+}
+
 /// A directory being made into a layer: something is unpacked or copied into it.
 pub struct NewLayer {
     store: LayerStore,

@@ -18,11 +18,15 @@ use crate::overlay::{self, Api, Request};
 use crate::reaper::Reaper;
 use crate::register::Register;
 use crate::{
-    LayerBlob, LayerError, LayerHold, LayerId, LayerInfo, LayerNote, LayerStack, MadeOn,
+    LayerBlob, LayerDirs, LayerError, LayerHold, LayerId, LayerInfo, LayerNote, LayerStack, MadeOn,
     MountedStack, NewLayer, Result, WritableStack,
 };
 
 const FORMAT: u32 = 1;
+/// A file that says that there are layers with marks which overlayfs does not understand.
+const STAND_INS: &str = "stand-ins";
+/// The most layers whose directories are worth to be looked through one by one.
+const DIRS_MAX: usize = 32;
 /// Length of an id as the name of a directory.
 const NAME_LENGTH: usize = 25;
 
@@ -131,6 +135,18 @@ impl LayerStore {
     /// Shows a stack to read. A single layer is shown in place where nothing in it deletes anything.
     pub fn mount(&self, stack: &LayerStack) -> Result<MountedStack> {
         MountedStack::begin(self, stack)
+    }
+
+    /// The directories of a stack's layers; `None` for a stack of so many that to look through all of
+    /// them takes longer than to mount them.
+    pub fn dirs(&self, stack: &LayerStack) -> Result<Option<LayerDirs>> {
+        let layers = stack.effective();
+        if layers.len() > DIRS_MAX {
+            return Ok(None);
+        }
+        let hold = self.try_hold(stack)?;
+        let paths = layers.iter().map(|id| self.layer_path(*id)).collect();
+        Ok(Some(LayerDirs::new(paths, hold)))
     }
 
     /// Protects the layers of a stack from removal. Whether they are there is not looked at: see
@@ -483,21 +499,36 @@ fn lock(dir: &Path) -> Result<File> {
 }
 
 fn choose(dir: &Path, backend: Backend) -> Result<Option<Api>> {
-    if backend == Backend::Copy {
-        return Ok(None);
+    let stood_in = dir.join(STAND_INS).exists();
+    if backend == Backend::Copy || (stood_in && backend == Backend::Auto) {
+        return note_stand_ins(dir).map(|()| None);
     }
     let scratch = dir.join("new").join("probe");
     let probed = overlay::probe(&scratch);
     archive::remove_tree(rustix::fs::CWD, &scratch).map_err(LayerError::io("remove", &scratch))?;
     match (probed, backend) {
+        (Ok(_), Backend::Overlay) if stood_in => Err(LayerError::StandIns(dir.to_owned())),
         (Ok(api), _) => Ok(Some(api)),
         (Err(error), Backend::Overlay) => Err(error),
         (Err(error), _) if error.is_full_disk() => Err(error),
         (Err(error), _) => {
             tracing::warn!(%error, "overlayfs does not work here; layers are copied together");
-            Ok(None)
+            note_stand_ins(dir).map(|()| None)
         }
     }
+}
+
+/// Notes that layers have marks which overlayfs does not understand, where it will be so: should the
+/// directory be moved to another disk, they are copied together there as well.
+fn note_stand_ins(dir: &Path) -> Result<()> {
+    let scratch = dir.join("new");
+    if archive::has_overlays_marks(&scratch)
+        .map_err(LayerError::io("make whiteout in", &scratch))?
+    {
+        return Ok(());
+    }
+    let path = dir.join(STAND_INS);
+    fs::write(&path, "").map_err(LayerError::io("write", &path))
 }
 
 /// Unmounts what a killed process left mounted and throws away what it was making.

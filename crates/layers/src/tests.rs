@@ -1,14 +1,16 @@
 //! The contract every backend keeps, and what the store as a whole promises.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use archive::{Compression, Header, Writer};
 use content::ContentStore;
 use oci::{Descriptor, Digest, media_type};
 
+use crate::overlay::{Request, probe, unmount};
 use crate::*;
 
 struct Fixture {
@@ -23,7 +25,10 @@ impl Fixture {
     }
 
     fn limited(backend: Backend, lowers_max: usize) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = DISK.with_borrow(|disk| match disk {
+            Some(disk) => tempfile::tempdir_in(disk).unwrap(),
+            None => tempfile::tempdir().unwrap(),
+        });
         let store = LayerStore::open_limited(dir.path(), backend, lowers_max).unwrap();
         assert_eq!(store.backend(), backend);
         Fixture {
@@ -98,11 +103,48 @@ fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
+thread_local! {
+    /// Where stores are made, if not where temporary files are.
+    static DISK: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
+}
+
+/// Runs a test on a filesystem that is an overlay, as in a container without a volume: overlayfs does
+/// not work there, nor can its marks be made.
+fn on_an_overlay(test: impl FnOnce()) {
+    struct Mounted(PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            DISK.set(None);
+            unmount(&self.0).unwrap();
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let [lower, upper, work, disk] = ["lower", "upper", "work", "disk"].map(|name| {
+        let path = dir.path().join(name);
+        fs::create_dir(&path).unwrap();
+        path
+    });
+    let api = probe(&dir.path().join("probe")).unwrap();
+    let request = Request {
+        lowers: vec![lower],
+        upper: Some((&upper, &work)),
+        target: &disk,
+        base: dir.path(),
+    };
+    api.mount(&request).unwrap();
+    let _mounted = Mounted(disk.clone());
+    DISK.set(Some(disk));
+    test();
+}
+
 /// The contract of a backend: one test function for each backend and promise.
 macro_rules! contract {
     ($($name:ident),* $(,)?) => {
         mod overlay { $(#[test] fn $name() { super::$name(crate::Backend::Overlay); })* }
         mod copy { $(#[test] fn $name() { super::$name(crate::Backend::Copy); })* }
+        mod copy_on_an_overlay {
+            $(#[test] fn $name() { super::on_an_overlay(|| super::$name(crate::Backend::Copy)); })*
+        }
     };
 }
 
@@ -535,6 +577,27 @@ fn layers_that_need_what_is_below_are_unpacked_with_it(backend: Backend) {
     // On another bottom they are other layers.
     let (other, _) = t.store.unpack_image(&content, &layers[1..2]).unwrap();
     assert_eq!(t.shown(&other)["usr"], "dir 755");
+}
+
+#[test]
+fn a_store_made_on_an_overlay_is_copied_wherever_it_is_moved() {
+    on_an_overlay(|| {
+        let t = Fixture::new(Backend::Copy);
+        assert!(t.dir.path().join("stand-ins").exists());
+    });
+    let moved = tempfile::tempdir().unwrap();
+    fs::write(moved.path().join("stand-ins"), "").unwrap();
+    let refused = LayerStore::open(moved.path(), Backend::Overlay).err();
+    assert!(matches!(refused, Some(LayerError::StandIns(_))));
+    let store = LayerStore::open(moved.path(), Backend::Auto).unwrap();
+    assert_eq!(store.backend(), Backend::Copy);
+    assert!(
+        !Fixture::new(Backend::Copy)
+            .dir
+            .path()
+            .join("stand-ins")
+            .exists()
+    );
 }
 
 #[test]

@@ -126,11 +126,21 @@ fn read_sized(mut call: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result
 }
 
 /// One extended attribute of an entry; `None` if it is not set.
-pub fn raw_xattr(dir: impl AsFd, name: &OsStr, key: &CStr) -> Result<Option<Vec<u8>>, Errno> {
+pub fn raw_xattr(dir: impl AsFd, name: &OsStr, key: &str) -> Result<Option<Vec<u8>>, Errno> {
     let path = proc_path(dir, name);
     match read_sized(|buffer| rustix::fs::lgetxattr(&path, key, buffer)) {
         Ok(value) => Ok(Some(value)),
         Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(None),
         Err(errno) => Err(errno),
     }
+}
+
+/// Whether a directory of a layer hides those of its name below it.
+pub fn is_opaque(dir: impl AsFd, name: &OsStr) -> Result<bool, Errno> {
+    for key in [archive::xattr::OPAQUE, archive::OPAQUE_STAND_IN] {
+        if raw_xattr(&dir, name, key)?.as_deref() == Some(b"y") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

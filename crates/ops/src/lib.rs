@@ -13,6 +13,7 @@ mod dir_entry;
 mod error;
 pub mod file_actions;
 pub mod make_dirs;
+mod merged_dir;
 pub mod owner;
 mod root;
 pub mod tree_copy;

@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use crate::OpError;
+use crate::merged_dir::MergedDir;
 
 /// The most links one path may pass, as in the kernel's own limit with room for nested images.
 const LINKS_MAX: usize = 255;
@@ -22,6 +23,8 @@ const LINKS_MAX: usize = 255;
 #[derive(Debug)]
 pub struct Root {
     fd: OwnedFd,
+    /// The directories of the layers that it is made of, topmost first, if they are known.
+    layers: Vec<OwnedFd>,
 }
 
 /// A path within a root without links, `.` and `..`; its end need not exist. Empty is the root.
@@ -72,10 +75,34 @@ pub enum LastLink {
 impl Root {
     /// Opens a directory of the host as a root.
     pub fn open(path: &Path) -> Result<Self, OpError> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty())
-            .map_err(|errno| OpError::path("open", "/", errno))?;
-        Ok(Root { fd })
+        Ok(Root {
+            fd: open_root(path, OFlags::PATH)?,
+            layers: Vec::new(),
+        })
+    }
+
+    /// Opens a directory of the host as a root that shows these layers, the bottom one first.
+    pub fn of_layers(path: &Path, layers: &[PathBuf]) -> Result<Self, OpError> {
+        let opened = layers.iter().rev();
+        let opened = opened.map(|layer| open_root(layer, OFlags::RDONLY));
+        Ok(Root {
+            layers: opened.collect::<Result<_, _>>()?,
+            ..Root::open(path)?
+        })
+    }
+
+    /// A directory at a resolved path, read from the layers if they are known.
+    pub(crate) fn merged_dir(&self, path: &Resolved) -> Result<MergedDir, OpError> {
+        if self.layers.is_empty() {
+            return Ok(MergedDir::new(vec![self.open_dir(path)?]));
+        }
+        let failed = |errno| OpError::path("open", path.display(), errno);
+        let parts: Result<_, _> = self.layers.iter().map(rustix::io::dup).collect();
+        let mut dir = MergedDir::new(parts.map_err(failed)?);
+        for name in path.as_path() {
+            dir = dir.child(name).map_err(failed)?;
+        }
+        Ok(dir)
     }
 
     /// Resolves a path: links are followed within the root, `..` does not leave it, and components
@@ -256,6 +283,11 @@ pub fn clean(path: &str) -> String {
         }
     }
     format!("/{}", parts.join("/"))
+}
+
+fn open_root(path: &Path, how: OFlags) -> Result<OwnedFd, OpError> {
+    let flags = how | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| OpError::path("open", "/", errno))
 }
 
 pub(crate) fn errno_of(error: &std::io::Error) -> Errno {

@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use crate::chmod::ModeChange;
 use crate::copy_file::{Links, Place, at, clear_way, copy_file, copy_metadata, set_times};
 use crate::copy_pool::{Dir, Finish, Job, Pool, Shared};
-use crate::dir_entry::{list, open_child_dir, stat_entry};
+use crate::dir_entry::{open_child_dir, stat_entry};
+use crate::merged_dir::MergedDir;
 use crate::owner::Owner;
 use crate::root::{LastLink, Resolved, Root, is_dir, is_regular};
 use crate::{OpError, make_dirs};
@@ -137,8 +138,10 @@ struct Copier<'t, 's> {
 /// A directory being copied.
 struct Frame<'s> {
     /// It, open for reading.
-    source: Arc<OwnedFd>,
+    source: MergedDir,
     source_stat: Stat,
+    /// The part of the one above that it is in.
+    part: usize,
     name: OsString,
     /// Its copy, once it has been made.
     target: Option<Arc<Dir<'s>>>,
@@ -183,10 +186,10 @@ fn copy_root(
     let existing = stat_entry(&target_dir, place.name).map_err(at("lstat", &display))?;
     clear_way(options, &place, existing.as_ref())?;
     let created = make_dir_entry(&target_dir, place.name, stat, &display)?;
-    let opened = open_child_dir(&source_dir, place.source_name).map_err(at("open", &display))?;
     let top = Frame {
-        source: Arc::new(opened),
+        source: source.merged_dir(from)?,
         source_stat: *stat,
+        part: 0,
         name: place.name.to_owned(),
         target: Some(Arc::new(Dir {
             fd: open_child_dir(&target_dir, place.name).map_err(at("open", &display))?,
@@ -223,15 +226,20 @@ impl<'s> Copier<'_, 's> {
         let Some(frame) = self.frames.last() else {
             return Ok(());
         };
-        let names = list(&*frame.source).map_err(at("read", &to.display()))?;
-        for name in names {
+        let entries = frame.source.entries();
+        for (name, part) in entries.map_err(at("read", &to.display()))? {
             self.shared.check()?;
-            self.copy_entry(&name, &below.join(&name), &to.child(&name))?;
+            self.copy_entry((&name, part), &below.join(&name), &to.child(&name))?;
         }
         Ok(())
     }
 
-    fn copy_entry(&mut self, name: &OsStr, below: &Path, to: &Resolved) -> Result<(), OpError> {
+    fn copy_entry(
+        &mut self,
+        (name, part): (&OsStr, usize),
+        below: &Path,
+        to: &Resolved,
+    ) -> Result<(), OpError> {
         let selected = self.select(below);
         let may_skip =
             !selected.included && self.options.include.is_none() && !self.exclude_has_exceptions();
@@ -241,11 +249,11 @@ impl<'s> Copier<'_, 's> {
         let Some(frame) = self.frames.last() else {
             return Ok(());
         };
-        let stat = stat_entry(&*frame.source, name)
+        let stat = stat_entry(&**frame.source.part(part), name)
             .and_then(|stat| stat.ok_or(Errno::NOENT))
             .map_err(|errno| OpError::path("lstat", to.display(), errno))?;
         if is_dir(&stat) {
-            return self.copy_subdirectory(name, stat, selected, below, to);
+            return self.copy_subdirectory((name, part), stat, selected, below, to);
         }
         if !selected.included {
             return Ok(());
@@ -259,7 +267,7 @@ impl<'s> Copier<'_, 's> {
         };
         if is_regular(&stat) && stat.st_nlink <= 1 {
             return self.pool.copy(Job {
-                source: frame.source.clone(),
+                source: frame.source.part(part).clone(),
                 target: target.clone(),
                 name: name.to_owned(),
                 stat,
@@ -267,7 +275,7 @@ impl<'s> Copier<'_, 's> {
             });
         }
         let place = Place {
-            source: &frame.source,
+            source: frame.source.part(part),
             source_name: name,
             stat: &stat,
             target: &target.fd,
@@ -279,7 +287,7 @@ impl<'s> Copier<'_, 's> {
 
     fn copy_subdirectory(
         &mut self,
-        name: &OsStr,
+        (name, part): (&OsStr, usize),
         stat: Stat,
         selected: Selected,
         below: &Path,
@@ -288,11 +296,11 @@ impl<'s> Copier<'_, 's> {
         let Some(parent) = self.frames.last() else {
             return Ok(());
         };
-        let opened = open_child_dir(&*parent.source, name)
-            .map_err(|errno| OpError::path("open", to.display(), errno))?;
+        let opened = parent.source.child(name);
         self.frames.push(Frame {
-            source: Arc::new(opened),
+            source: opened.map_err(|errno| OpError::path("open", to.display(), errno))?,
             source_stat: stat,
+            part,
             name: name.to_owned(),
             target: None,
             own_metadata: selected.included,
@@ -326,7 +334,7 @@ impl<'s> Copier<'_, 's> {
                 continue;
             };
             let place = Place {
-                source: &parent.source,
+                source: parent.source.part(frame.part),
                 source_name: &frame.name,
                 stat: &frame.source_stat,
                 target: &target.fd,
@@ -343,7 +351,7 @@ impl<'s> Copier<'_, 's> {
             // was there before.
             let finish = (created || frame.own_metadata).then(|| Finish {
                 shared: self.shared,
-                source_parent: parent.source.clone(),
+                source_parent: parent.source.part(frame.part).clone(),
                 name: frame.name.clone(),
                 stat: frame.source_stat,
                 parent: target.clone(),

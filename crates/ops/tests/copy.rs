@@ -363,3 +363,97 @@ fn a_tree_large_enough_for_several_threads_keeps_everything_and_names_the_file_t
         "cannot replace to directory /many/4/17/870 with file"
     );
 }
+
+/// What a directory holds: names, kinds, permission bits and contents.
+fn described(root: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    walk(root, Path::new(""), &mut names);
+    let describe = |name: &String| {
+        let path = root.join(name);
+        let meta = std::fs::symlink_metadata(&path).unwrap();
+        let content = match meta.is_file() {
+            true => std::fs::read_to_string(&path).unwrap(),
+            false => String::new(),
+        };
+        format!("{name} {:o} {} {content}", meta.mode(), meta.mtime())
+    };
+    names.iter().map(describe).collect()
+}
+
+#[test]
+fn what_is_read_from_layers_is_what_a_mount_of_them_shows() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = layers::LayerStore::open(dir.path(), layers::Backend::Auto).unwrap();
+    let mut stack = layers::LayerStack::empty();
+    let steps: [&dyn Fn(&Path); 4] = [
+        &|root| {
+            for path in [
+                "kept/a",
+                "kept/b",
+                "gone/a",
+                "emptied/a",
+                "swap/a",
+                "deep/x/y/z",
+            ] {
+                let path = root.join(path);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, "first").unwrap();
+            }
+            std::fs::write(root.join("turned"), "into a directory").unwrap();
+            symlink("kept", root.join("link")).unwrap();
+        },
+        &|root| {
+            std::fs::write(root.join("kept/b"), "second").unwrap();
+            std::fs::remove_dir_all(root.join("gone")).unwrap();
+            std::fs::remove_dir_all(root.join("emptied")).unwrap();
+            std::fs::create_dir(root.join("emptied")).unwrap();
+            std::fs::write(root.join("emptied/new"), "second").unwrap();
+            std::fs::remove_dir_all(root.join("swap")).unwrap();
+            std::fs::write(root.join("swap"), "a file now").unwrap();
+            std::fs::remove_file(root.join("turned")).unwrap();
+            std::fs::create_dir(root.join("turned")).unwrap();
+            std::fs::remove_file(root.join("deep/x/y/z")).unwrap();
+            let bits = std::fs::Permissions::from_mode(0o700);
+            std::fs::set_permissions(root.join("deep/x"), bits).unwrap();
+        },
+        &|root| {
+            std::fs::remove_file(root.join("link")).unwrap();
+            std::fs::create_dir(root.join("gone")).unwrap();
+            std::fs::write(root.join("gone/again"), "third").unwrap();
+            std::fs::write(root.join("deep/x/y/more"), "third").unwrap();
+        },
+        &|root| {
+            std::fs::remove_file(root.join("swap")).unwrap();
+            std::fs::create_dir(root.join("swap")).unwrap();
+            std::fs::write(root.join("emptied/a"), "fourth").unwrap();
+        },
+    ];
+    for (number, step) in steps.iter().enumerate() {
+        let writable = store.writable(&stack).unwrap();
+        step(&writable.path());
+        let note = layers::LayerNote::new(format!("step {number}"));
+        stack = writable.commit(note).unwrap();
+        let mounted = store.mount(&stack).unwrap();
+        let dirs = store.dirs(&stack).unwrap().unwrap();
+        assert_eq!(dirs.paths().len(), number + 1);
+        for path in ["/", "/deep/x", "/emptied", "/swap"] {
+            let copied = [
+                Root::open(mounted.path()).unwrap(),
+                Root::of_layers(mounted.path(), dirs.paths()).unwrap(),
+            ]
+            .map(|source| {
+                let to = tempfile::tempdir().unwrap();
+                let target = Root::open(to.path()).unwrap();
+                let action = like_dockerfile(path, "/copied/");
+                copy(&source, &target, &action, None, &CancellationToken::new()).unwrap();
+                // The directory itself is made now, unless it is the copy of one.
+                described(&to.path().join("copied"))
+            });
+            assert_eq!(copied[0], copied[1], "{path} after step {number}");
+            assert!(path != "/" || copied[0].len() > 5);
+        }
+    }
+    let whole = described(store.mount(&stack).unwrap().path());
+    assert!(whole.iter().any(|line| line.starts_with("gone/again ")));
+    assert!(!whole.iter().any(|line| line.starts_with("deep/x/y/z ")));
+}

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::BorrowedFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -12,11 +13,12 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use progress::{SolveStatus, VertexWarning};
 
+use crate::Mode;
 use crate::colors::Colors;
 use crate::plain::{PlainOptions, PlainPrinter};
+use crate::rawjson::status_line;
 use crate::tty::{Size, TtyOptions, TtyPrinter};
 use crate::warnings::distinct_warnings;
-use crate::{Mode, status_line};
 
 /// Where a display writes.
 pub struct Output {
@@ -75,12 +77,21 @@ pub struct Printer {
 impl Output {
     /// Standard error, drawn on if it is a terminal.
     pub fn stderr() -> Self {
-        let terminal = rustix::io::dup(rustix::stdio::stderr())
+        Self::standard(rustix::stdio::stderr(), std::io::stderr())
+    }
+
+    /// Standard output, likewise.
+    pub fn stdout() -> Self {
+        Self::standard(rustix::stdio::stdout(), std::io::stdout())
+    }
+
+    fn standard(stream: BorrowedFd<'_>, writer: impl Write + Send + 'static) -> Self {
+        let terminal = rustix::io::dup(stream)
             .ok()
             .map(File::from)
             .filter(|terminal| rustix::termios::isatty(terminal));
         Output {
-            writer: Box::new(std::io::stderr()),
+            writer: Box::new(writer),
             terminal,
         }
     }
@@ -117,6 +128,12 @@ impl Progress {
     /// Shows a status. After the display is closed it goes nowhere.
     pub fn send(&self, status: SolveStatus) {
         let _ = self.0.send(Message::Status(status));
+    }
+
+    /// Says that nothing more comes: the receiver of a channel sees the end, also when clones of this
+    /// handle remain.
+    pub fn close(&self) {
+        let _ = self.0.send(Message::Close);
     }
 
     /// A handle whose statuses go to the receiver instead of a display.

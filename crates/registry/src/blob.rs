@@ -32,7 +32,7 @@ pub struct BlobReader {
     repository: Repository,
     descriptor: Descriptor,
     position: u64,
-    /// `None` if the download did not start at the beginning.
+    /// `None` if the download did not start at the beginning, or the digest is left to others.
     hasher: Option<DigestHasher>,
     response: Option<Response>,
     /// Bytes of the present response that we have already.
@@ -121,7 +121,7 @@ impl Client {
         reference: &Reference,
         descriptor: &Descriptor,
     ) -> Result<Bytes, RegistryError> {
-        if descriptor.size > crate::MANIFEST_SIZE_MAX {
+        if descriptor.size > crate::manifest::MANIFEST_SIZE_MAX {
             return Err(RegistryError::ManifestTooLarge {
                 name: descriptor.digest.to_string(),
                 size: descriptor.size,
@@ -140,6 +140,11 @@ impl BlobReader {
     /// Bytes read so far, counted from the start of the blob.
     pub fn position(&self) -> u64 {
         self.position
+    }
+
+    /// Leaves it to the caller to compare the digest of what comes.
+    pub fn leave_digest(&mut self) {
+        self.hasher = None;
     }
 
     /// The next piece, `None` at the end.

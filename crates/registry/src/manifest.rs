@@ -335,7 +335,11 @@ fn header_digest(headers: &HeaderMap, url: &str) -> Result<Option<Digest>, Regis
         })
 }
 
-async fn bounded_body(mut response: Response, name: &str) -> Result<Bytes, RegistryError> {
+/// A body in memory, no larger than a manifest may be.
+pub(crate) async fn bounded_body(
+    mut response: Response,
+    name: &str,
+) -> Result<Bytes, RegistryError> {
     let mut body = BytesMut::new();
     loop {
         match response.chunk().await {

@@ -213,6 +213,39 @@ async fn a_mirror_learns_whose_image_is_wanted_and_a_failing_one_is_passed_over(
     );
 }
 
+#[tokio::test]
+async fn referrers_are_listed_by_the_registry_or_by_a_tag() {
+    const LIST: &[u8] = br#"{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824","size":3,"artifactType":"application/x.signature"}]}"#;
+    let digest = Digest::of("subject");
+    let tag = format!("GET /v2/a/b/manifests/sha256-{}", digest.hex());
+    for (knows, lists, wanted) in [(200, 200, 1), (404, 200, 1), (405, 200, 1), (404, 404, 0)] {
+        let registry = Scripted::start(move |asked, _| {
+            let status = if asked.line.contains("/referrers/") {
+                knows
+            } else {
+                lists
+            };
+            Reply::new(status).body(LIST)
+        });
+        let registry = registry.await;
+        let name = reference(&registry.host);
+        let found = client().referrers(&name, digest).await.unwrap();
+        assert_eq!(found.len(), wanted, "{knows} {lists}");
+        let kinds: Vec<_> = found
+            .iter()
+            .filter_map(|f| f.artifact_type.as_deref())
+            .collect();
+        assert!(kinds.iter().all(|kind| *kind == "application/x.signature"));
+        let asked = registry.lines();
+        assert_eq!(asked.len(), if knows == 200 { 1 } else { 2 }, "{asked:?}");
+        assert!(knows == 200 || asked[1].starts_with(&tag), "{asked:?}");
+    }
+    let garbled = Scripted::start(|_, _| Reply::new(200).body(b"[")).await;
+    let error = client().referrers(&reference(&garbled.host), digest).await;
+    let said = error.unwrap_err().to_string();
+    assert!(said.contains("failed to decode referrers index"), "{said}");
+}
+
 /// Credentials for an authorisation server, or tokens made elsewhere.
 struct Keeper {
     username: &'static str,

@@ -27,6 +27,7 @@ const FRONTEND: &[&str] = &[
     "solve.inlinereturn",
     "source.metaresolver",
     "source.metaresolver.http.checksumrequest",
+    "source.metaresolver.image.attestations",
     "statfile",
 ];
 
@@ -109,6 +110,7 @@ const LLB: &[&str] = &[
     "source.local.sharedkeyhint",
     "source.local.unique",
     "source.ocilayout",
+    "source.policy",
     "source.policy.session",
 ];
 
@@ -137,11 +139,7 @@ mod tests {
     use super::*;
 
     /// What stock of the same age has and this server has not, or not yet.
-    const WITHHELD_FRONTEND: &[&str] = &[
-        "importcaches",
-        "reference.attestations",
-        "source.metaresolver.image.attestations",
-    ];
+    const WITHHELD_FRONTEND: &[&str] = &["importcaches", "reference.attestations"];
     const WITHHELD_LLB: &[&str] = &[
         "cache.azblob",
         "cache.gha",
@@ -155,7 +153,6 @@ mod tests {
         "source.git.checkoutbundle",
         "source.git.signatureverify",
         "source.http.signatureverify",
-        "source.policy",
     ];
 
     #[test]

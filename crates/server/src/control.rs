@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use diag::Error;
+use diag::{Code, Error};
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use ops::work::blocking;
@@ -17,12 +17,12 @@ use proto::control::{
 };
 use session::SessionHeaders;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::errors::to_status;
+use crate::errors::{self, to_status};
 use crate::gc::Collector;
 use crate::gc_policy::Policy;
 use crate::history::StatusLog;
@@ -131,17 +131,19 @@ impl Control for ControlService {
             min_free_space: request.min_free_space,
         };
         let cache = self.parts.cache.clone();
-        let (records, replies) = mpsc::channel(64);
+        // Without a limit: pruning is one at a time, and must not wait for a client that does not read.
+        let (records, replies) = mpsc::unbounded_channel();
         tokio::task::spawn_blocking(move || {
             // A client that went away does not stop what it asked for.
             let pruned = cache.prune(&policy, |record| {
-                let _ = records.blocking_send(Ok(record.to_proto()));
+                let _ = records.send(Ok(record.to_proto()));
             });
             if let Err(error) = pruned {
-                let _ = records.blocking_send(Err(to_status(&error)));
+                let _ = records.send(Err(to_status(&error)));
             }
         });
-        Ok(Response::new(ReceiverStream::new(replies).boxed()))
+        let replies = UnboundedReceiverStream::new(replies);
+        Ok(Response::new(replies.boxed()))
     }
 
     async fn solve(
@@ -161,7 +163,16 @@ impl Control for ControlService {
             .await
             .unwrap_or_else(|error| Err(Error::internal(format!("a build crashed: {error}"))));
         self.collector.wake();
-        solved.map(Response::new).map_err(status)
+        if matches!(&solved, Err(error) if error.code() == Code::ResourceExhausted) {
+            // Whatever a policy lets go is wanted now.
+            self.collector.grown();
+        }
+        solved
+            .map(Response::new)
+            .map_err(|error| match self.stop.is_cancelled() {
+                true => errors::to_unavailable_status(&error),
+                false => status(error),
+            })
     }
 
     async fn status(

@@ -1,4 +1,5 @@
-//! Databases of the state that cannot be read any more, because a disk or a hand damaged them.
+//! Databases of the state that cannot be read any more, because a disk or a hand damaged them, or took
+//! them away.
 //!
 //! All of them describe caches and past builds, so a server that starts without them is better than
 //! one that does not start: the file is set aside, for who wants to look at it, and a new one made. What
@@ -27,6 +28,21 @@ pub(crate) fn set_aside_if_damaged(path: &Path, what: &str) -> std::io::Result<O
     );
     tracing::error!("{notice}");
     Ok(Some(notice))
+}
+
+/// What users are told of a database that a hand has taken away, or emptied, from a state in which
+/// something was built; `what` is what it knew.
+pub(crate) fn notice_if_missing(state: &Path, database: &str, what: &str) -> Option<String> {
+    let path = state.join(database);
+    let built = std::fs::read_dir(state.join("layers/layers"));
+    if !built.is_ok_and(|mut layers| layers.next().is_some())
+        || std::fs::metadata(&path).is_ok_and(|meta| meta.len() > 0)
+    {
+        return None;
+    }
+    let notice = format!("{} is missing: {what} is lost", path.display());
+    tracing::error!("{notice}");
+    Some(notice)
 }
 
 /// What is wrong with a database, if it is there; errors of other kinds than damage are left to who

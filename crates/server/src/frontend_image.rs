@@ -22,7 +22,6 @@ use ops::work::{ContainerFiles, Event, LogChunk, Output, Outside, blocking, forw
 use progress::VertexLog;
 use proto::pb;
 use proto::prost::Message;
-use source::image::ImageRequest;
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -30,6 +29,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::frontends::{FrontendRequest, JobHost};
 use crate::gateway_build::GatewayBuild;
 use crate::job::{BuildResult, Job};
+use crate::resolving::{ImageQuestion, registry_source, resolve_image};
 use crate::stdio::{self, ConnectionEnd, pipe};
 
 /// What is executed of an image without an entry point.
@@ -64,10 +64,7 @@ pub async fn run_frontend_image(job: &Arc<Job>, request: FrontendRequest) -> Res
     if source.is_empty() {
         return Err(Error::invalid("no source specified for gateway"));
     }
-    let allowed = job.parts().config.frontend.get(crate::frontends::GATEWAY);
-    if let Some(allowed) = allowed {
-        check_allowed(&allowed.allowed_repositories, &source)?;
-    }
+    check_source(job, &source)?;
     let image = load(job, &request, &source).await?;
     check_capabilities(&image.config, &request)?;
     let inputs = request.inputs.clone().into_iter().collect();
@@ -88,6 +85,14 @@ pub async fn run_frontend_image(job: &Arc<Job>, request: FrontendRequest) -> Res
         Err(Error::internal(format!(
             "a frontend's run crashed: {error}"
         )))
+    })
+}
+
+/// Fails for a source that the configuration does not allow.
+pub fn check_source(job: &Job, source: &str) -> Result<()> {
+    let configured = job.parts().config.frontend.get(crate::frontends::GATEWAY);
+    configured.map_or(Ok(()), |gateway| {
+        check_allowed(&gateway.allowed_repositories, source)
     })
 }
 
@@ -157,7 +162,7 @@ async fn load(job: &Arc<Job>, request: &FrontendRequest, source: &str) -> Result
     };
     let vertex = graph.root.map(|root| root.vertex);
     let vertex = vertex.ok_or_else(|| Error::invalid(format!("frontend {source} has no files")))?;
-    let reference = job.load(graph, None).await?;
+    let reference = job.load(graph).await?;
     let output = job.evaluate(&reference).await?;
     Ok(FrontendImage {
         files: output,
@@ -172,18 +177,16 @@ async fn resolve(job: &Arc<Job>, source: &str) -> Result<(SourceOp, ImageConfig)
         .parse::<Reference>()
         .map_err(|error| Error::invalid(error.to_string()))?
         .with_default_tag();
-    let running = job.running();
-    let identifier = format!("docker-image://{reference}");
-    let name = format!("resolve image config for {identifier}");
-    let provider = ops::work::registry_provider(running.registry());
-    let wanted = ImageRequest::new(reference, Platform::host());
-    let silent: Arc<dyn status::StatusSink> = Arc::new(status::Silent);
-    let images = &job.parts().ops.images;
-    let resolve = async { images.resolve(&*provider, &wanted, &silent).await };
-    let image = running.step(&name, &identifier, resolve).await?;
+    let question = ImageQuestion {
+        source: registry_source(&reference),
+        platform: Platform::host(),
+        log_name: String::new(),
+        policies: Vec::new(),
+    };
+    let image = resolve_image(job, question).await?;
     let config = serde_json::from_slice(&image.config)
         .map_err(|error| Error::invalid(error.to_string()).context("image configuration"))?;
-    let pinned = image.reference.clone().with_digest(image.digest());
+    let pinned = image.reference.with_digest(image.digest);
     let op = SourceOp {
         identifier: format!("docker-image://{pinned}"),
         attrs: BTreeMap::from([("image.recordtype".to_owned(), "frontend".to_owned())]),

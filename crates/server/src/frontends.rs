@@ -6,16 +6,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use diag::{Error, Result};
 use frontend::{BuildOptions, FileStat, Host, OciStore, RefId, ResolvedImage, Warning};
-use llb::Graph;
+use llb::{Graph, SourceOp};
 use oci::{Platform, Reference};
-use ops::work::{Event, Outside, blocking, layout_provider, registry_provider};
+use ops::work::{Event, Outside, blocking};
 use progress::VertexWarning;
 use proto::pb;
-use source::image::{ContentProvider, ImageRequest};
 
-use crate::frontend_image::run_frontend_image;
+use crate::frontend_image::{check_source, run_frontend_image};
 use crate::job::{BuildResult, Job};
-use crate::reading;
+use crate::reading::{self, Part};
+use crate::resolving::{ImageQuestion, layout_source, registry_source, resolve_image};
 
 /// The frontend that is part of the server.
 const DOCKERFILE: &str = "dockerfile.v0";
@@ -44,6 +44,8 @@ pub async fn run_frontend(job: &Arc<Job>, mut request: FrontendRequest) -> Resul
         GATEWAY => {
             let source = request.attrs.get("source").map_or("", String::as_str);
             if is_dockerfile_frontend(source) {
+                // Its image is not run, but who restricts images means this one too.
+                check_source(job, source)?;
                 request.attrs.remove("source");
                 return run_dockerfile(job, request).await;
             }
@@ -83,7 +85,7 @@ async fn run_dockerfile(job: &Arc<Job>, request: FrontendRequest) -> Result<Buil
     };
     for platform in made.refs {
         let reference = match platform.graph.root {
-            Some(_) => Some(job.load(platform.graph, None).await?),
+            Some(_) => Some(job.load(platform.graph).await?),
             None => None,
         };
         let id = match made.single {
@@ -135,27 +137,21 @@ impl JobHost {
 
     async fn resolve(
         &self,
-        provider: Arc<dyn ContentProvider>,
-        reference: &Reference,
+        source: SourceOp,
         platform: Option<&Platform>,
         log_name: &str,
-        scheme: &str,
     ) -> Result<ResolvedImage> {
-        let platform = platform.cloned().unwrap_or_else(Platform::host);
-        let id = format!("{scheme}://{reference}{platform}");
-        let request = ImageRequest::new(reference.clone(), platform);
-        let running = self.job.running();
-        let images = &self.job.parts().ops.images;
-        let silent: Arc<dyn status::StatusSink> = Arc::new(status::Silent);
-        let image = running
-            .step(log_name, &id, async {
-                images.resolve(&*provider, &request, &silent).await
-            })
-            .await?;
+        let question = ImageQuestion {
+            source,
+            platform: platform.cloned().unwrap_or_else(Platform::host),
+            log_name: log_name.to_owned(),
+            policies: Vec::new(),
+        };
+        let image = resolve_image(&self.job, question).await?;
         Ok(ResolvedImage {
-            digest: Some(image.digest()),
-            config: image.config.to_vec(),
-            reference: image.reference.clone(),
+            digest: Some(image.digest),
+            config: image.config,
+            reference: image.reference,
         })
     }
 }
@@ -178,12 +174,8 @@ impl Host for JobHost {
         log_name: &str,
     ) -> Result<ResolvedImage> {
         // There is no store of images by tag here, so every mode asks the registry.
-        let provider = registry_provider(self.job.running().registry());
-        self.resolve(provider, reference, platform, log_name, "docker-image")
+        self.resolve(registry_source(reference), platform, log_name)
             .await
-            .map_err(|error| {
-                error.context(format!("failed to resolve source metadata for {reference}"))
-            })
     }
 
     async fn resolve_oci_layout(
@@ -193,21 +185,12 @@ impl Host for JobHost {
         platform: Option<&Platform>,
         log_name: &str,
     ) -> Result<ResolvedImage> {
-        let running = self.job.running();
-        let session = match store.session_id.as_str() {
-            "" => running.session().await?,
-            id => running.session_of(id).await?,
-        };
-        let provider = layout_provider(&session, &store.store_id)?;
-        self.resolve(provider, reference, platform, log_name, "oci-layout")
-            .await
-            .map_err(|error| {
-                error.context(format!("failed to resolve source metadata for {reference}"))
-            })
+        let source = layout_source(reference, &store.session_id, &store.store_id);
+        self.resolve(source, platform, log_name).await
     }
 
     async fn solve(&self, graph: Graph) -> Result<RefId> {
-        let reference = self.job.load(graph, None).await?;
+        let reference = self.job.load(graph).await?;
         self.job.evaluate(&reference).await?;
         Ok(RefId(self.job.keep(reference)))
     }
@@ -223,7 +206,9 @@ impl Host for JobHost {
         length: usize,
     ) -> Result<Vec<u8>> {
         let (view, path) = (self.view(reference).await?, path.to_owned());
-        blocking(move || reading::read_file(&view.root, &path, 0, length as u64)).await
+        let length = (length > 0).then_some(length as u64);
+        let part = Part { offset: 0, length };
+        blocking(move || reading::read_file(&view.root, &path, part)).await
     }
 
     async fn stat_file(&self, reference: &RefId, path: &str) -> Result<FileStat> {

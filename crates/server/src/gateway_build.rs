@@ -24,6 +24,7 @@ use crate::errors::from_rpc_status;
 use crate::frontends::{FrontendRequest, run_frontend};
 use crate::gateway_containers::Containers;
 use crate::job::{BuildResult, Job, SolvedRef};
+use crate::source_policy::Rules;
 
 /// A build that a client drives.
 pub struct GatewayBuild {
@@ -105,7 +106,7 @@ impl GatewayBuild {
 impl GatewayBuild {
     /// Takes a graph, or what a frontend makes of a request, into the build.
     pub async fn solve(&self, request: SolveRequest) -> Result<SolveResponse> {
-        refuse_policies(&request.source_policies)?;
+        let rules = Rules::read(&request.source_policies)?;
         self.report_cache_imports(&request.cache_imports).await;
         let definition = request.definition.filter(|given| !given.def.is_empty());
         let result = match (definition, request.frontend.as_str()) {
@@ -114,7 +115,9 @@ impl GatewayBuild {
                     "cannot solve with both Definition and Frontend specified",
                 ));
             }
-            (Some(definition), _) => BuildResult::of(self.job.load_definition(definition).await?),
+            (Some(definition), _) => {
+                BuildResult::of(self.job.load_definition(definition, &rules).await?)
+            }
             (None, "") => BuildResult::empty(),
             (None, frontend) => {
                 let request = FrontendRequest {
@@ -279,16 +282,6 @@ impl GatewayBuild {
             };
             let _ = self.job.running().step(&name, "", failed).await;
         }
-    }
-}
-
-/// Policies that would silently not be obeyed.
-pub(crate) fn refuse_policies(policies: &[proto::sourcepolicy::Policy]) -> Result<()> {
-    match policies.is_empty() {
-        true => Ok(()),
-        false => Err(Error::unimplemented(
-            "source policies are not supported by this server",
-        )),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Removing old cache without being asked: after builds, and while they run.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ops::work::blocking;
 use tokio::sync::Notify;
@@ -18,6 +18,10 @@ const DELAY: Duration = Duration::from_secs(1);
 const INTERVAL_MIN: Duration = Duration::from_secs(60);
 /// The shortest time between two looks at what builds that still run have added.
 const LOOK_INTERVAL_MIN: Duration = Duration::from_secs(2);
+/// The longest time between two looks while builds run: a step may write much before it ends.
+const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(5);
+/// How many times longer than a look the time until the next one is at least.
+const LOOK_SHARE: u32 = 10;
 
 /// Wakes the GC of a server.
 #[derive(Clone, Default)]
@@ -37,12 +41,14 @@ impl Collector {
         self.grown.notify_one();
     }
 
-    /// Runs the policies when woken, until `stop` fires. Without policies it does nothing.
+    /// Runs the policies when woken, and now and then while builds run, which `busy` tells, until `stop`
+    /// fires. Without policies it does nothing.
     pub async fn run(
         self,
         cache: Arc<Cache>,
         policies: Vec<Policy>,
         metrics: Arc<Metrics>,
+        busy: impl Fn() -> bool,
         stop: CancellationToken,
     ) {
         if policies.is_empty() {
@@ -60,11 +66,16 @@ impl Collector {
         };
         let during_builds = async {
             loop {
-                self.grown.notified().await;
+                let woken = tokio::time::timeout(LOOK_INTERVAL_MAX, self.grown.notified()).await;
+                if woken.is_err() && !busy() {
+                    continue;
+                }
+                let begun = Instant::now();
                 let over = is_over(&cache, &policies).await;
+                let pause = LOOK_INTERVAL_MIN.max(begun.elapsed() * LOOK_SHARE);
                 let vain = over && collect(&cache, &policies, &metrics).await == 0;
                 // What is there is used by builds: it does not help to look often.
-                tokio::time::sleep(LOOK_INTERVAL_MIN * if vain { 5 } else { 1 }).await;
+                tokio::time::sleep(pause * if vain { 5 } else { 1 }).await;
             }
         };
         tokio::select! {

@@ -71,7 +71,7 @@ pub fn policies(config: &WorkerConfig, disk: Disk) -> Vec<Policy> {
     if reserved == 0 && max_used == 0 && min_free == 0 {
         let share = |percent| DiskSpace::Percent(percent).bytes(disk);
         reserved = share(10).min(10_000_000_000);
-        max_used = share(60).min(100_000_000_000);
+        max_used = share(80).min(100_000_000_000);
         min_free = share(20);
     }
     let limits = Policy {

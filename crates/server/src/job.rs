@@ -22,21 +22,29 @@ use tokio_util::task::TaskTracker;
 
 use crate::entitlements::Entitlements;
 use crate::parts::ServerParts;
-use crate::resolving::resolve_source_meta;
+use crate::resolving::{Asker, resolve_source_meta};
 use crate::running::Running;
-use crate::source_policy::{self, Judge};
+use crate::source_policy::{Judge, Rules, SourcePolicy};
 
 /// One build.
 pub struct Job {
     parts: Arc<ServerParts>,
     running: Arc<Running>,
     entitlements: Entitlements,
-    /// The session whose client judges sources; empty when none does.
-    policy_session: String,
+    policy: JobPolicy,
     build: solver::Build<OpWork>,
     refs: Mutex<HashMap<String, Arc<SolvedRef>>>,
     /// What must have taken away its processes and mounts before the build has ended.
     tasks: TaskTracker,
+}
+
+/// What decides about the sources of a build.
+#[derive(Default)]
+pub(crate) struct JobPolicy {
+    /// The rules that came with its request.
+    pub(crate) rules: Rules,
+    /// The session whose client judges sources; empty when none does.
+    pub(crate) session: String,
 }
 
 /// A graph whose outcome can be asked for.
@@ -92,13 +100,12 @@ impl SolvedRef {
 }
 
 impl Job {
-    /// A build for the client behind `running`. The client of `policy_session`, if that is not empty,
-    /// judges its sources.
-    pub fn new(
+    /// A build for the client behind `running`, of whose sources `policy` decides.
+    pub(crate) fn new(
         parts: Arc<ServerParts>,
         running: Arc<Running>,
         entitlements: Entitlements,
-        policy_session: String,
+        policy: JobPolicy,
     ) -> Arc<Self> {
         let context = BuildContext::new(running.clone());
         let build = parts.solver.build(context);
@@ -106,7 +113,7 @@ impl Job {
             parts,
             running,
             entitlements,
-            policy_session,
+            policy,
             build,
             refs: Mutex::new(HashMap::new()),
             tasks: TaskTracker::new(),
@@ -170,16 +177,35 @@ impl Job {
         }
     }
 
-    /// Takes a graph into the build, as the client's source policy wants it. Nothing runs yet.
-    pub async fn load(
+    /// Takes a graph into the build, with the sources that its policy wants. Nothing runs yet.
+    pub async fn load(&self, graph: Graph) -> Result<Arc<SolvedRef>> {
+        self.load_judged(graph, None, &Rules::default()).await
+    }
+
+    /// The rules of the build, and of the session if its client judges sources.
+    pub(crate) fn policy(&self) -> SourcePolicy<'_> {
+        SourcePolicy {
+            rules: self.policy.rules.clone(),
+            judge: (!self.policy.session.is_empty()).then_some(self as &dyn Judge),
+        }
+    }
+
+    async fn load_judged(
         &self,
         mut graph: Graph,
         mut definition: Option<pb::Definition>,
+        rules: &Rules,
     ) -> Result<Arc<SolvedRef>> {
-        if !self.policy_session.is_empty()
-            && let Some(other) = source_policy::judged(&graph, self).await?
-        {
-            (graph, definition) = (other, None);
+        let mut policy = self.policy();
+        policy.rules = policy.rules.then(rules);
+        let wanted = policy.graph(&graph).await.map_err(|error| {
+            let error = error.context("error evaluating the source policy");
+            error.context("failed to load LLB")
+        })?;
+        if let Some(wanted) = wanted {
+            // Whoever asks what was solved is told what was asked for.
+            definition = definition.or_else(|| Some(llb::to_proto(&graph)));
+            graph = wanted;
         }
         self.running.announce(&graph);
         self.entitlements
@@ -205,17 +231,19 @@ impl Job {
         }))
     }
 
-    /// Takes a graph as it came over the wire.
-    pub async fn load_definition(
+    /// Takes a graph as it came over the wire; its sources are also judged by the rules given along.
+    pub(crate) async fn load_definition(
         &self,
         definition: pb::Definition,
+        rules: &Rules,
     ) -> Result<Option<Arc<SolvedRef>>> {
         let graph = llb::from_proto(definition.clone())
             .map_err(|error| Error::from(error).context("failed to load LLB"))?;
         if graph.root.is_none() {
             return Ok(None);
         }
-        self.load(graph, Some(definition)).await.map(Some)
+        let loaded = self.load_judged(graph, Some(definition), rules).await?;
+        Ok(Some(loaded))
     }
 
     /// The outcome of a graph, made now if it was not before.
@@ -283,7 +311,7 @@ impl Job {
 #[async_trait]
 impl Judge for Job {
     async fn check(&self, request: CheckPolicyRequest) -> Result<CheckPolicyResponse> {
-        let session = self.running.session_of(&self.policy_session).await?;
+        let session = self.running.session_of(&self.policy.session).await?;
         Ok(session.check_policy(request).await?)
     }
 
@@ -291,6 +319,6 @@ impl Judge for Job {
         &self,
         request: ResolveSourceMetaRequest,
     ) -> Result<ResolveSourceMetaResponse> {
-        resolve_source_meta(self, request).await
+        resolve_source_meta(self, request, Asker::Judge).await
     }
 }

@@ -41,6 +41,7 @@ pub mod history;
 mod idle;
 pub mod job;
 pub mod listen;
+mod logging;
 pub mod metrics;
 pub mod parts;
 mod peer;

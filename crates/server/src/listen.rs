@@ -1,6 +1,7 @@
 //! Where the server listens: unix sockets, TCP with mutual TLS, and sockets inherited from whoever
 //! started it.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -202,7 +203,7 @@ pub(crate) fn listen(
             Ok(vec![listener])
         }
         "tcp" => {
-            let std = std::net::TcpListener::bind(rest)?;
+            let std = bind_tcp(rest)?;
             std.set_nonblocking(true)?;
             Ok(vec![Listener {
                 // With the port that was found free, if any was asked for.
@@ -226,31 +227,73 @@ pub(crate) fn listen(
     }
 }
 
-fn listen_unix(path: &Path, uid: Option<u32>, gid: Option<u32>) -> Result<Listener> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
+/// Listens on `host:port`. No host means every address of this machine, as in Go.
+fn bind_tcp(address: &str) -> Result<std::net::TcpListener> {
+    let Some((host, port)) = address.rsplit_once(':') else {
+        return Err(Error::invalid(format!(
+            "address {address}: missing port in address"
+        )));
+    };
+    if !host.is_empty() {
+        return Ok(std::net::TcpListener::bind(address)?);
     }
-    // A socket file that nobody listens on is a dead server's; one that answers is not ours to take.
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => {
-            return Err(Error::new(
-                diag::Code::AlreadyExists,
-                "another server listens there",
-            ));
+    // Both families, where there is more than one.
+    match std::net::TcpListener::bind(format!("[::]:{port}")) {
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            Ok(std::net::TcpListener::bind(format!("0.0.0.0:{port}"))?)
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(_) => std::fs::remove_file(path).or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => Ok(()),
-            _ => Err(error),
-        })?,
+        bound => Ok(bound?),
     }
+}
+
+/// Takes a dead server's socket file out of the way; anything else that is there is left alone.
+fn make_room(path: &Path) -> Result<()> {
+    let found = match std::fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let exists = |text: &str| Err(Error::new(diag::Code::AlreadyExists, text));
+    if !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) {
+        return exists("there is something else than a socket");
+    }
+    // One that answers is not ours to take.
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => exists("another server listens there"),
+        Err(_) => match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        },
+    }
+}
+
+/// Makes a listening socket in a directory. The name it has at first may make its path longer than
+/// a socket's can be, so the directory is named by its descriptor.
+fn bind_in(dir: &Path, name: &OsStr) -> Result<std::os::unix::net::UnixListener> {
+    let dir = std::fs::File::open(dir)?;
+    let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string());
+    Ok(std::os::unix::net::UnixListener::bind(short.join(name))?)
+}
+
+fn listen_unix(path: &Path, uid: Option<u32>, gid: Option<u32>) -> Result<Listener> {
+    let Some(name) = path.file_name() else {
+        return Err(Error::invalid("there is no name of a socket in it"));
+    };
+    // Clients could not connect to it.
+    std::os::unix::net::SocketAddr::from_pathname(path)?;
+    let dir = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(dir)?;
+    make_room(path)?;
     // The socket must never be open to others, not even between bind and chmod: it is made under
     // another name in the same directory.
-    let mut hidden = path.as_os_str().to_owned();
+    let mut hidden = name.to_owned();
     hidden.push(format!(".{}", std::process::id()));
-    let hidden = PathBuf::from(hidden);
-    let _ = std::fs::remove_file(&hidden);
-    let listener = std::os::unix::net::UnixListener::bind(&hidden)?;
+    let _ = std::fs::remove_file(dir.join(&hidden));
+    let listener = bind_in(dir, &hidden)?;
+    let hidden = dir.join(hidden);
     let mode = if gid.is_some() { 0o660 } else { 0o600 };
     let prepared = std::os::unix::fs::chown(&hidden, uid, gid)
         .and_then(|()| std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(mode)))
@@ -473,160 +516,4 @@ delegate_io!(Plain, |this| this, Plain { Unix, Tcp });
 delegate_io!(Connection, |this| &mut this.io, Io { Plain, Tls });
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_socket_is_private_and_a_live_one_is_not_taken_over() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("run/b.sock");
-        let listener = Listener::unix(&path).unwrap();
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        let error = Listener::unix(&path).err().unwrap();
-        assert!(error.to_string().contains("another server listens"));
-        drop(listener);
-        assert!(!path.exists());
-        // What a killed server leaves behind is replaced.
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(path.exists());
-        Listener::unix(&path).unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_group_may_be_given_the_socket() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("b.sock");
-        let config = GrpcConfig {
-            address: vec![format!("unix://{}", path.display())],
-            gid: Some(7),
-            ..GrpcConfig::default()
-        };
-        let _listeners = listeners(&config).unwrap();
-        let found = std::fs::metadata(&path).unwrap();
-        assert_eq!((found.mode() & 0o777, found.gid()), (0o660, 7));
-    }
-
-    #[tokio::test]
-    async fn addresses_that_cannot_be_used_are_explained() {
-        for (address, expected) in [
-            ("/run/x.sock", "you meant unix:///run/x.sock ?"),
-            (
-                "vsock://3:1",
-                "addr vsock://3:1 not supported: unix, tcp and fd are",
-            ),
-            ("npipe:////./pipe/x", "not supported: unix, tcp and fd are"),
-            ("carrier://pigeon", "not supported"),
-            ("fd://3", "fd:// takes them all"),
-            ("fd://", "no sockets found via socket activation"),
-            ("tcp://nowhere", "failed to listen on tcp://nowhere"),
-        ] {
-            let config = GrpcConfig {
-                address: vec![address.into()],
-                ..GrpcConfig::default()
-            };
-            let error = listeners(&config).err().unwrap().to_string();
-            assert!(error.contains(expected), "{error}");
-        }
-    }
-
-    #[tokio::test]
-    async fn sockets_of_a_service_manager_are_taken_and_other_files_are_not() {
-        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = tcp.local_addr().unwrap();
-        let listener = passed_on(tcp.into(), None).unwrap();
-        let mut connections = std::pin::pin!(listener.connections());
-        let client = tokio::net::TcpStream::connect(address);
-        let (accepted, client) = tokio::join!(connections.next(), client);
-        assert!(accepted.unwrap().is_ok() && client.is_ok());
-        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        let error = passed_on(one.into(), None).err().unwrap().to_string();
-        assert!(error.contains("is no listening socket"), "{error}");
-        let file = tempfile::tempfile().unwrap();
-        assert!(passed_on(file.into(), None).is_err());
-    }
-
-    /// A certificate signed by `ca`, with its key, as PEM files.
-    fn issue(dir: &Path, name: &str, ca: &rcgen::Issuer<'_, rcgen::KeyPair>) -> (PathBuf, PathBuf) {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, ca).unwrap();
-        let paths = (
-            dir.join(format!("{name}.crt")),
-            dir.join(format!("{name}.key")),
-        );
-        std::fs::write(&paths.0, certificate.pem()).unwrap();
-        std::fs::write(&paths.1, key.serialize_pem()).unwrap();
-        paths
-    }
-
-    #[tokio::test]
-    async fn tcp_with_an_authority_lets_only_its_clients_in() {
-        let dir = tempfile::tempdir().unwrap();
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let authority = params.self_signed(&key).unwrap();
-        let ca = dir.path().join("ca.crt");
-        std::fs::write(&ca, authority.pem()).unwrap();
-        let issuer = rcgen::Issuer::new(params, key);
-        let (cert, key) = issue(dir.path(), "server", &issuer);
-        let config = GrpcConfig {
-            address: vec!["tcp://127.0.0.1:0".into()],
-            tls: TlsConfig {
-                cert: Some(cert),
-                key: Some(key),
-                ca: Some(ca.clone()),
-            },
-            ..GrpcConfig::default()
-        };
-        let listener = listeners(&config).unwrap().remove(0);
-        let address = listener.address.strip_prefix("tcp://").unwrap().to_owned();
-
-        let mut roots = rustls::RootCertStore::empty();
-        roots
-            .add(read_certificates(&ca).unwrap().remove(0))
-            .unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        let (cert, key) = issue(dir.path(), "client", &issuer);
-        let known = builder
-            .clone()
-            .with_client_auth_cert(
-                read_certificates(&cert).unwrap(),
-                PrivateKeyDer::from_pem_file(key).unwrap(),
-            )
-            .unwrap();
-        let unknown = builder.with_no_client_auth();
-        let connect = |config: rustls::ClientConfig| {
-            let (address, connector) = (
-                address.clone(),
-                tokio_rustls::TlsConnector::from(Arc::new(config)),
-            );
-            async move {
-                use tokio::io::AsyncReadExt;
-                let tcp = tokio::net::TcpStream::connect(address).await?;
-                let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
-                let mut stream = connector.connect(name, tcp).await?;
-                stream.read_u8().await
-            }
-        };
-        let mut connections = std::pin::pin!(listener.connections());
-        // Only the known client becomes a connection, though it comes second.
-        let served = async {
-            use tokio::io::AsyncWriteExt;
-            let mut connection = connections.next().await.unwrap().unwrap();
-            connection.write_u8(42).await.unwrap();
-            connection.shutdown().await.unwrap();
-        };
-        let clients = async {
-            let refused = connect(unknown).await.unwrap_err().to_string();
-            assert!(refused.to_lowercase().contains("certificate"), "{refused}");
-            assert_eq!(connect(known).await.unwrap(), 42);
-        };
-        tokio::join!(served, clients);
-    }
-}
+mod tests;

@@ -1,10 +1,11 @@
 //! Removing from the cache what nobody uses.
 //!
 //! A layer is removed only when no layer that was made on it is left, as a stack without one of its
-//! layers is of no use. Of what may be removed, what was used longest ago goes first.
+//! layers is of no use. Of what may be removed, what was used long ago and seldom goes first: as with
+//! stock, the rank by time and the rank by number of uses count alike.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 
 use diag::Result;
 use jiff::Timestamp;
@@ -17,6 +18,8 @@ use crate::usage::{Cache, Place, Record};
 
 /// How many keys of steps whose files are gone are remembered.
 const EVICTED_KEYS_MAX: usize = 20_000;
+/// The highest rank of a record, by time or by uses.
+const RANK_MAX: u64 = 1 << 32;
 
 impl Cache {
     /// Removes what a policy says, telling of each record. Blocks on the disk.
@@ -31,7 +34,7 @@ impl Cache {
     fn prune_alone(&self, policy: &Policy, mut removed: impl FnMut(&Record)) -> Result<()> {
         let filters = Filters::parse(&policy.filters)?;
         let records = self.records()?;
-        let mut left: i64 = records.iter().map(|record| record.size_bytes).sum();
+        let mut left = Cache::bytes_kept(&records);
         let keep = policy.keep_bytes(left, disk(&self.root));
         let mut queue = Queue::new(&records, |record| may_go(record, policy, &filters));
         let mut any = false;
@@ -55,7 +58,7 @@ impl Cache {
 
     /// Whether a policy wants something removed. Blocks on the disk.
     pub fn is_over(&self, policies: &[Policy]) -> Result<bool> {
-        let total = self.records()?.iter().map(|record| record.size_bytes).sum();
+        let total = Cache::bytes_kept(&self.records()?);
         let disk = disk(&self.root);
         Ok(policies
             .iter()
@@ -85,7 +88,7 @@ impl Cache {
             Place::CacheMount(id) => self.ops.cache_mounts.remove(id),
             Place::Repository(id) => self.ops.git.remove_repository(id),
             Place::LooseBlobs => Ok(self.sweep_content()? > 0),
-            Place::Own => Ok(false),
+            Place::Own | Place::Going => Ok(false),
         }
     }
 
@@ -121,7 +124,9 @@ struct Queue<'r> {
     /// How many layers are made on a layer.
     children: HashMap<LayerId, usize>,
     by_layer: HashMap<LayerId, usize>,
-    ready: BinaryHeap<Reverse<(Timestamp, i64, usize)>>,
+    /// Small for what goes first.
+    ranks: Vec<u64>,
+    ready: BinaryHeap<Reverse<(u64, Timestamp, usize)>>,
 }
 
 impl<'r> Queue<'r> {
@@ -129,6 +134,7 @@ impl<'r> Queue<'r> {
         let mut queue = Queue {
             records,
             wanted: records.iter().map(wanted).collect(),
+            ranks: Vec::new(),
             children: HashMap::new(),
             by_layer: HashMap::new(),
             ready: BinaryHeap::new(),
@@ -141,6 +147,7 @@ impl<'r> Queue<'r> {
                 *queue.children.entry(parent).or_insert(0) += 1;
             }
         }
+        queue.ranks = ranks(records, &queue.wanted);
         for at in 0..records.len() {
             queue.offer(at);
         }
@@ -174,12 +181,92 @@ impl<'r> Queue<'r> {
             _ => true,
         };
         if bare && self.wanted[at] {
-            let key = (record.used(), record.usage_count, at);
+            let key = (self.ranks[at], record.used(), at);
             self.ready.push(Reverse(key));
         }
     }
 }
 
+/// For each record the sum of two ranks among those wanted, each from 0 to [`RANK_MAX`]: by the time it
+/// was used last, and by how often it was used.
+fn ranks(records: &[Record], wanted: &[bool]) -> Vec<u64> {
+    let by_time = shares(records, wanted, |record| record.used());
+    let by_uses = shares(records, wanted, |record| record.usage_count);
+    by_time.iter().zip(by_uses).map(|(a, b)| a + b).collect()
+}
+
+/// Where each record stands among the different values of those wanted.
+fn shares<V: Ord>(records: &[Record], wanted: &[bool], of: impl Fn(&Record) -> V) -> Vec<u64> {
+    let among = records.iter().zip(wanted).filter(|(_, wanted)| **wanted);
+    let values: BTreeSet<V> = among.map(|(record, _)| of(record)).collect();
+    let count = (values.len() as u64).max(1);
+    let places: BTreeMap<&V, u64> = values.iter().zip(1..).collect();
+    records
+        .iter()
+        .map(|record| places.get(&of(record)).copied().unwrap_or(0) * RANK_MAX / count)
+        .collect()
+}
+
 fn distinct(layers: &[LayerId]) -> HashSet<LayerId> {
     layers.iter().copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    static NEXT: AtomicUsize = AtomicUsize::new(1);
+
+    fn record(used_second: i64, usage_count: i64) -> Record {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let id: LayerId = format!("{number:025}").parse().unwrap();
+        Record {
+            id: id.to_string(),
+            place: Place::Layer(id),
+            record_type: RecordType::Regular,
+            description: String::new(),
+            size_bytes: 1,
+            created: Timestamp::UNIX_EPOCH,
+            last_used: Timestamp::from_second(used_second).ok(),
+            usage_count,
+            in_use: false,
+            parents: Vec::new(),
+            made_on: Vec::new(),
+        }
+    }
+
+    /// The places of records in the order in which they go.
+    fn order(records: &[Record]) -> Vec<usize> {
+        let mut queue = Queue::new(records, |record| !record.in_use);
+        let mut order = Vec::new();
+        while let Some(record) = queue.next() {
+            queue.gone(record);
+            order.extend(records.iter().position(|other| other.id == record.id));
+        }
+        order
+    }
+
+    #[test]
+    fn what_was_used_long_ago_and_seldom_goes_first() {
+        let by_time = [record(30, 1), record(10, 1), record(20, 1)];
+        assert_eq!(order(&by_time), [1, 2, 0]);
+        // The oldest one was used most often, so it is not the first to go.
+        let often = [record(10, 9), record(20, 1), record(30, 1), record(40, 2)];
+        assert_eq!(order(&often), [1, 2, 0, 3]);
+    }
+
+    #[test]
+    fn what_others_were_made_on_goes_after_them_and_stays_with_them() {
+        let mut records = [record(10, 1), record(30, 1), record(20, 1), record(5, 1)];
+        let id = |record: &Record| match record.place {
+            Place::Layer(id) => id,
+            _ => unreachable!(),
+        };
+        records[1].made_on = vec![id(&records[0])];
+        assert_eq!(order(&records), [3, 2, 1, 0]);
+        records[1].in_use = true;
+        assert_eq!(order(&records), [3, 2]);
+    }
 }

@@ -20,6 +20,7 @@ use status::{Status, StatusSink};
 use crate::credentials::SessionCredentials;
 use crate::job::Job;
 use crate::progress_log::ProgressLog;
+use crate::source_policy::Rules;
 
 /// How long a client may take to bring up the session that a build needs.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -321,6 +322,23 @@ impl Outside for Running {
         }
     }
 
+    fn reused(&self, vertex: &Digest) {
+        let now = Timestamp::now();
+        let mut state = self.state.lock();
+        let Some(known) = state.vertices.get_mut(vertex) else {
+            return;
+        };
+        // A second span of time, as stock shows what it loads: the first was that of the pinning.
+        known.started = Some(now);
+        known.completed = None;
+        known.cached = true;
+        let began = known.clone();
+        known.completed = Some(now);
+        let event = SolveStatus::of_vertexes(vec![began, known.clone()]);
+        drop(state);
+        self.progress.push(event);
+    }
+
     async fn session(&self) -> Result<Session> {
         self.session_of(&self.session_id).await
     }
@@ -342,7 +360,7 @@ impl Outside for Running {
     async fn solve_definition(&self, definition: pb::Definition) -> Result<Output> {
         let job = self.job.get().and_then(Weak::upgrade);
         let job = job.ok_or_else(Error::canceled)?;
-        match job.load_definition(definition).await? {
+        match job.load_definition(definition, &Rules::default()).await? {
             Some(reference) => job.evaluate(&reference).await,
             None => Ok(Output::empty()),
         }

@@ -24,9 +24,10 @@ use crate::exporting::export_source;
 use crate::frontends::{FrontendRequest, run_frontend};
 use crate::gateway_build::GatewayBuild;
 use crate::history::{Ended, new_record};
-use crate::job::{BuildResult, Job};
+use crate::job::{BuildResult, Job, JobPolicy};
 use crate::parts::{Entry, ServerParts};
 use crate::running::Running;
+use crate::source_policy::Rules;
 use crate::trace::{BuildFacts, BuildTrace, TraceContext, time_of};
 use crate::wire::timestamp;
 
@@ -41,6 +42,7 @@ struct Plan {
     request: SolveRequest,
     exporters: Vec<ExporterSpec>,
     entitlements: Entitlements,
+    rules: Rules,
 }
 
 /// What came of the exports.
@@ -102,7 +104,10 @@ pub async fn solve(
         parts.clone(),
         running.clone(),
         plan.entitlements.clone(),
-        request.source_policy_session.clone(),
+        JobPolicy {
+            rules: plan.rules.clone(),
+            session: request.source_policy_session.clone(),
+        },
     );
     let driven = request.frontend.is_empty() && request.definition.is_none();
     let gateway = driven.then(|| GatewayBuild::new(job.clone(), request.frontend_inputs.clone()));
@@ -131,6 +136,13 @@ pub async fn solve(
         remember(&parts, record, &running, &outcome, client.as_ref()).await;
     }
     drop(listed);
+    let given_up = outcome.as_ref().is_err_and(Error::is_canceled);
+    if !given_up {
+        tokio::select! {
+            () = await_session(&parts, &session) => {}
+            _ = ends.come() => {}
+        }
+    }
     let exports = outcome?;
     Ok(SolveResponse {
         exporter_response: exports.response.into_iter().collect(),
@@ -161,11 +173,11 @@ async fn tell_of_state(parts: &ServerParts, running: &Running) {
     let _ = told.await;
 }
 
-/// Waits until a client has its session: one that is refused before closes it half open, and stock's
+/// Waits until a client has its session: one whose build ends before closes it half open, and stock's
 /// complains of that on its user's terminal.
 async fn await_session(parts: &ServerParts, id: &str) {
     if !id.is_empty() {
-        // Refused is the request either way.
+        // The build has ended either way.
         let _ = parts.sessions.get(id, REFUSAL_PATIENCE).await;
     }
 }
@@ -200,6 +212,7 @@ fn check(parts: &ServerParts, mut request: SolveRequest) -> Result<Plan> {
         ));
     }
     refuse_unsupported(&request)?;
+    let rules = Rules::read(request.source_policy.as_slice())?;
     let entitlements = parts.entitlements.grant(&request.entitlements)?;
     let epoch = request
         .frontend_attrs
@@ -224,6 +237,7 @@ fn check(parts: &ServerParts, mut request: SolveRequest) -> Result<Plan> {
         request,
         exporters,
         entitlements,
+        rules,
     })
 }
 
@@ -236,11 +250,6 @@ fn refuse_unsupported(request: &SolveRequest) -> Result<()> {
             "cache exports of type {:?} are not supported by this server",
             export.r#type
         )));
-    }
-    if request.source_policy.is_some() {
-        return Err(Error::unimplemented(
-            "source policies are not supported by this server",
-        ));
     }
     // Clients ask by default for an attestation "inline only": where the exporter attaches such,
     // and ours do not. One that was asked for by name is not left out silently.
@@ -283,7 +292,8 @@ async fn make_result(
     }
     if let Some(definition) = &request.definition {
         return Ok(BuildResult::of(
-            job.load_definition(definition.clone()).await?,
+            job.load_definition(definition.clone(), &Rules::default())
+                .await?,
         ));
     }
     let request = FrontendRequest {

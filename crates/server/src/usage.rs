@@ -2,8 +2,8 @@
 //!
 //! The records add up to what `du` says of the state directory: besides layers (with the blobs they
 //! are packed as), cache mounts and repositories there is one record each for what running steps
-//! write, for logs of finished builds, for manifests and configurations of images, and for the server's
-//! own databases.
+//! write, for what is being removed, for logs of finished builds, for manifests and configurations of
+//! images, and for the server's own databases.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -65,6 +65,8 @@ pub enum Place {
     LooseBlobs,
     /// What the server needs itself; never removed.
     Own,
+    /// What is thrown away already, and goes from the disk bit by bit.
+    Going,
 }
 
 /// The stores that the cache is made of.
@@ -97,6 +99,12 @@ impl Cache {
             root,
             pruning: Mutex::new(()),
         }
+    }
+
+    /// Bytes that limits count: all but what is going anyway.
+    pub(crate) fn bytes_kept(records: &[Record]) -> i64 {
+        let kept = records.iter().filter(|record| record.place != Place::Going);
+        kept.map(|record| record.size_bytes).sum()
     }
 
     /// Everything in the cache. Blocks on the disk.
@@ -178,13 +186,21 @@ impl Cache {
                 false => loose += size,
             }
         }
-        let running = archive::allocated(&self.root.join("layers/new"), &|_| false);
+        let within = |name: &str| archive::allocated(&self.root.join(name), &|_| false);
+        // Where layers are copied together and not mounted, those take space as well.
+        let running = within("layers/new") + within("layers/mounts");
         let own = [
             (
                 "running-steps",
                 "what running steps have written",
                 running,
                 Place::Own,
+            ),
+            (
+                "being-removed",
+                "what is being removed",
+                within("layers/trash"),
+                Place::Going,
             ),
             (
                 "build-records",
@@ -216,7 +232,7 @@ impl Cache {
                 created,
                 last_used: None,
                 usage_count: 0,
-                in_use: place == Place::Own,
+                in_use: place != Place::LooseBlobs,
                 place,
                 parents: Vec::new(),
                 made_on: Vec::new(),

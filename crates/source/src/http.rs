@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use diag::{Code, Error, Result, Secret};
+use diag::{Code, Context, Error, Result, Secret};
 use layers::{LayerHold, LayerNote, LayerStack, LayerStore, NewLayer};
 use llb::SESSION_HOST;
 use oci::{Digest, DigestHasher};
@@ -463,11 +463,7 @@ impl<'a> Exchange<'a> {
             }
         }
         if let Some(secret) = client.authorization().await? {
-            let value = HeaderValue::from_str(secret.expose().trim_end());
-            let mut value =
-                value.map_err(|_| Error::invalid("the authorization secret is no header value"))?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
+            headers.insert(AUTHORIZATION, authorization_value(&secret)?);
         }
         Ok(Exchange {
             request,
@@ -476,6 +472,17 @@ impl<'a> Exchange<'a> {
             headers,
         })
     }
+}
+
+/// A secret as the value of `Authorization`, which no log shows.
+pub(crate) fn authorization_value(secret: &Secret<String>) -> Result<HeaderValue> {
+    let value = HeaderValue::from_str(secret.expose().trim_end());
+    let mut value = value.map_err(|_| {
+        Error::invalid("the authorization secret is no value of a header")
+            .hint("it must be one line of printable characters, such as `Bearer TOKEN`")
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// The first `%` of a path that no two hexadecimal digits follow, with what does.
@@ -492,11 +499,13 @@ async fn download(request: &HttpRequest, mut response: Response, path: &Path) ->
     let shown = diag::redact_url(&request.url);
     let failed =
         |cause: &str| Error::new(Code::Unknown, format!("failed to read {shown}: {cause}"));
+    let saving = || format!("failed to save {shown}");
     let opened = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(MODE_DEFAULT)
-        .open(path)?;
+        .open(path)
+        .with_context(saving)?;
     let mut file = tokio::fs::File::from_std(opened);
     let mut hasher = DigestHasher::new();
     loop {
@@ -506,9 +515,9 @@ async fn download(request: &HttpRequest, mut response: Response, path: &Path) ->
         };
         let Some(chunk) = chunk else { break };
         hasher.update(&chunk);
-        file.write_all(&chunk).await?;
+        file.write_all(&chunk).await.with_context(saving)?;
     }
-    file.flush().await?;
+    file.flush().await.with_context(saving)?;
     Ok(hasher.finish())
 }
 

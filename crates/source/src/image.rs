@@ -34,6 +34,15 @@ pub trait ContentProvider: Send + Sync {
     /// `NotFound` if it is not there.
     async fn find(&self, reference: &Reference, digest: Digest) -> Result<Descriptor>;
 
+    /// The manifests that name another one as their subject; none where there is no list of them.
+    ///
+    /// # Errors
+    /// The list cannot be had.
+    async fn referrers(&self, reference: &Reference, digest: Digest) -> Result<Vec<Descriptor>> {
+        let _ = (reference, digest);
+        Ok(Vec::new())
+    }
+
     /// Registry and repository from which other repositories of that registry can mount the blobs,
     /// if it is one.
     fn repository(&self, reference: &Reference) -> Option<(String, String)> {
@@ -47,6 +56,10 @@ pub trait ContentProvider: Send + Sync {
 pub trait BlobStream: Send {
     /// The next piece; `None` at the end.
     async fn chunk(&mut self) -> Result<Option<Bytes>>;
+
+    /// Told before the first piece by whoever compares the digest of what comes itself, that nobody
+    /// need do so twice. The size is looked at in any case.
+    fn leave_digest(&mut self) {}
 }
 
 #[async_trait]
@@ -77,6 +90,10 @@ impl ContentProvider for registry::Client {
         Ok(self.find_blob(reference, digest).await?)
     }
 
+    async fn referrers(&self, reference: &Reference, digest: Digest) -> Result<Vec<Descriptor>> {
+        Ok(registry::Client::referrers(self, reference, digest).await?)
+    }
+
     fn repository(&self, reference: &Reference) -> Option<(String, String)> {
         Some((
             reference.registry().to_owned(),
@@ -89,6 +106,10 @@ impl ContentProvider for registry::Client {
 impl BlobStream for registry::BlobReader {
     async fn chunk(&mut self) -> Result<Option<Bytes>> {
         Ok(registry::BlobReader::chunk(self).await?)
+    }
+
+    fn leave_digest(&mut self) {
+        registry::BlobReader::leave_digest(self);
     }
 }
 

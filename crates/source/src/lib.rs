@@ -15,6 +15,7 @@
 //! This crate opens no sessions and has of them only what a folder's listing is: a client is seen through [`image::ContentProvider`],
 //! [`oci_layout::BlobStore`] and [`local::DirSync`].
 
+pub mod attestations;
 pub mod blob;
 pub mod git;
 pub mod http;

@@ -132,6 +132,10 @@ impl BlobStream for Verified {
         }
         Ok(chunk)
     }
+
+    fn leave_digest(&mut self) {
+        self.hasher = None;
+    }
 }
 
 /// A layout in a folder of this machine.

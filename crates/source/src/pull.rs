@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use content::ContentError;
 use diag::{Error, Result};
 use futures::future::try_join_all;
 use layers::{LayerHold, LayerId, LayerNote, LayerStack, PackedLayer, Unpacked};
@@ -99,7 +100,7 @@ impl Job<'_> {
             return Ok(Got::Layer(id, hold));
         }
         let packed = self.packed(layer);
-        if !self.protect(layer) {
+        if !self.protect_whole(layer).await? {
             let streamed = stream_layer(
                 &self.source.layers,
                 self.provider,
@@ -130,6 +131,21 @@ impl Job<'_> {
     fn protect(&self, layer: &ResolvedLayer) -> bool {
         let blob = &layer.descriptor;
         self.image.lease.protect_sized(blob.digest, blob.size)
+    }
+
+    /// The same where the blob is about to be unpacked: it is read once to see that it is whole, unless
+    /// that is known.
+    async fn protect_whole(&self, layer: &ResolvedLayer) -> Result<bool> {
+        if !self.protect(layer) {
+            return Ok(false);
+        }
+        let (content, digest) = (self.source.content.clone(), layer.descriptor.digest);
+        blocking(move || match content.open_blob(&digest) {
+            Ok(_) => Ok(true),
+            Err(ContentError::Damaged(_) | ContentError::NotFound(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        })
+        .await
     }
 
     fn packed(&self, layer: &ResolvedLayer) -> PackedLayer {

@@ -1,7 +1,7 @@
 //! From a name to manifest and configuration.
 
 use bytes::Bytes;
-use content::Lease;
+use content::{ContentError, Lease};
 use diag::{Code, Error, Result};
 use oci::{Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Platform, media_type};
 
@@ -70,19 +70,24 @@ impl ImageSource {
         if !lease.protect(digest) {
             return Ok(None);
         }
-        let bytes = self.read(digest).await?;
-        if Digest::of(&bytes) != digest {
+        let Some(bytes) = self.read(digest).await? else {
             return Ok(None);
-        }
+        };
         Ok(
             detect(&bytes)
                 .map(|media_type| Descriptor::new(media_type, digest, bytes.len() as u64)),
         )
     }
 
-    async fn read(&self, digest: Digest) -> Result<Bytes> {
+    /// A small content; `None` if what is here was damaged, and so has to be got again.
+    async fn read(&self, digest: Digest) -> Result<Option<Bytes>> {
         let content = self.content.clone();
-        blocking(move || Ok(content.read(&digest)?.into())).await
+        blocking(move || match content.read(&digest) {
+            Ok(bytes) => Ok(Some(bytes.into())),
+            Err(ContentError::Damaged(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        })
+        .await
     }
 }
 
@@ -96,16 +101,16 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// Gets the small contents of one image.
-struct Getter<'a> {
-    source: &'a ImageSource,
-    provider: &'a dyn ContentProvider,
-    request: &'a ImageRequest,
-    lease: &'a Lease,
+pub(crate) struct Getter<'a> {
+    pub(crate) source: &'a ImageSource,
+    pub(crate) provider: &'a dyn ContentProvider,
+    pub(crate) request: &'a ImageRequest,
+    pub(crate) lease: &'a Lease,
 }
 
 impl Getter<'_> {
     /// A small content from the store, or from the provider into the store.
-    async fn small(&self, descriptor: &Descriptor) -> Result<Bytes> {
+    pub(crate) async fn small(&self, descriptor: &Descriptor) -> Result<Bytes> {
         if descriptor.size > SMALL_SIZE_MAX {
             return Err(Error::new(
                 Code::ResourceExhausted,
@@ -116,8 +121,10 @@ impl Getter<'_> {
             ));
         }
         let _alone = self.source.flights.enter(descriptor.digest).await;
-        if self.lease.protect_sized(descriptor.digest, descriptor.size) {
-            return self.source.read(descriptor.digest).await;
+        if self.lease.protect_sized(descriptor.digest, descriptor.size)
+            && let Some(bytes) = self.source.read(descriptor.digest).await?
+        {
+            return Ok(bytes);
         }
         let bytes = self
             .provider

@@ -55,6 +55,8 @@ pub(crate) async fn stream_layer(
     let descriptor = &packed.descriptor;
     let mut line = Line::start_sized(statuses, descriptor.digest.to_string(), descriptor.size);
     let mut blob = provider.blob(reference, descriptor).await?;
+    // The content store takes nothing with another digest.
+    blob.leave_digest();
     let (sender, receiver) = mpsc::channel(NETWORK_QUEUE);
     let (layers, lease, wanted) = (layers.clone(), lease.clone(), packed.clone());
     let work = tokio::spawn(blocking(move || {

@@ -53,12 +53,10 @@ impl Layout {
         let mut packed = archive::compressor(Vec::new(), kind, None, 1).unwrap();
         packed.write_all(&plain).unwrap();
         let packed = packed.finish().unwrap();
-        let media_type = match kind {
-            Compression::None => media_type::OCI_LAYER,
-            Compression::Gzip => media_type::OCI_LAYER_GZIP,
-            Compression::Zstd => media_type::OCI_LAYER_ZSTD,
-        };
-        (self.blob(media_type, &packed), Digest::of(&plain))
+        (
+            self.blob(layers::layer_media_type(kind), &packed),
+            Digest::of(&plain),
+        )
     }
 
     /// An image of layers; returns its name.
@@ -376,4 +374,144 @@ async fn a_pull_that_is_given_up_leaves_nothing_in_the_way_of_the_next() {
     *provider.stuck.lock() = None;
     let image = site.pull(&provider, &name).await.unwrap();
     assert_eq!(site.read(&image, "big").unwrap().len(), big.len());
+}
+
+/// A layout with a list of what speaks about its manifests.
+struct Signed {
+    inner: OciLayout,
+    referrers: Vec<Descriptor>,
+}
+
+#[async_trait]
+impl ContentProvider for Signed {
+    async fn resolve(&self, reference: &Reference) -> diag::Result<Descriptor> {
+        self.inner.resolve(reference).await
+    }
+
+    async fn small(&self, reference: &Reference, descriptor: &Descriptor) -> diag::Result<Bytes> {
+        self.inner.small(reference, descriptor).await
+    }
+
+    async fn find(&self, reference: &Reference, digest: Digest) -> diag::Result<Descriptor> {
+        self.inner.find(reference, digest).await
+    }
+
+    async fn blob(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+    ) -> diag::Result<Box<dyn BlobStream>> {
+        self.inner.blob(reference, descriptor).await
+    }
+
+    async fn referrers(&self, _: &Reference, _: Digest) -> diag::Result<Vec<Descriptor>> {
+        Ok(self.referrers.clone())
+    }
+}
+
+fn json_of(layout: &Layout, kind: &str, value: &serde_json::Value) -> Descriptor {
+    layout.blob(kind, value.to_string().as_bytes())
+}
+
+#[tokio::test]
+async fn what_is_said_about_an_image_is_followed_from_its_index() {
+    let (layout, site) = (Layout::new(), Site::new());
+    let image = layout.image(&[layout.layer(Compression::None, &[(file("a"), b"a")])]);
+    let path = layout.path(image.digest().unwrap());
+    let size = std::fs::metadata(path).unwrap().len();
+    let mut image = Descriptor::new(media_type::OCI_MANIFEST, image.digest().unwrap(), size);
+    image.platform = Some(oci::Platform::new("linux", "amd64", ""));
+    let statement = |text: &str| {
+        let mut blob = layout.blob("application/vnd.in-toto+json", text.as_bytes());
+        let kind = format!("https://x.test/{text}");
+        blob.annotations
+            .insert("in-toto.io/predicate-type".into(), kind);
+        blob
+    };
+    let (sbom, provenance) = (statement("sbom"), statement("provenance"));
+    let config = layout.blob(media_type::OCI_CONFIG, b"{}");
+    let manifest = |layers: &[&Descriptor]| serde_json::json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config, "layers": layers});
+    let mut attested = json_of(
+        &layout,
+        media_type::OCI_MANIFEST,
+        &manifest(&[&sbom, &provenance]),
+    );
+    let annotations = [
+        (
+            "vnd.docker.reference.type".to_owned(),
+            "attestation-manifest".to_owned(),
+        ),
+        (
+            "vnd.docker.reference.digest".to_owned(),
+            image.digest.to_string(),
+        ),
+    ];
+    attested.annotations.extend(annotations);
+    let bundle = layout.blob("application/vnd.dev.sigstore.bundle.v0.3+json", b"signed");
+    let signature = |kind: &str, layers: &[&Descriptor]| {
+        let mut signature = json_of(&layout, media_type::OCI_MANIFEST, &manifest(layers));
+        signature.artifact_type = Some(kind.to_owned());
+        signature
+    };
+    let cosign = signature("application/vnd.dev.cosign.artifact.sig.v1+json", &[]);
+    let sigstore = signature("application/vnd.dev.sigstore.bundle.v0.3+json", &[&bundle]);
+    let list = serde_json::json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [image, attested]});
+    let index = json_of(&layout, media_type::OCI_INDEX, &list);
+    let name = "x.test/i"
+        .parse::<Reference>()
+        .unwrap()
+        .with_digest(index.digest);
+    let silent: Arc<dyn StatusSink> = Arc::new(Silent);
+    let mut provider = Signed {
+        inner: layout.provider(),
+        referrers: vec![cosign.clone(), config.clone(), sigstore.clone()],
+    };
+    let wanted = request(&name);
+    let resolved = site
+        .images
+        .resolve(&provider, &wanted, &silent)
+        .await
+        .unwrap();
+    let types = ["https://x.test/sbom".to_owned(), String::new()];
+    let chain = site
+        .images
+        .attestation_chain(&provider, &resolved, &types)
+        .await;
+    let chain = chain.unwrap().expect("it is in an index");
+    assert_eq!(
+        (chain.root, chain.image_manifest),
+        (index.digest, image.digest)
+    );
+    assert_eq!(chain.attestation_manifest, Some(attested.digest));
+    assert_eq!(chain.signature_manifest, Some(sigstore.digest));
+    let blobs: Vec<Digest> = chain.blobs.iter().map(|(blob, _)| blob.digest).collect();
+    let along = [&index, &attested, &sigstore, &bundle, &sbom].map(|blob| blob.digest);
+    assert_eq!(blobs, along);
+    assert!(
+        chain
+            .blobs
+            .iter()
+            .all(|(blob, data)| Digest::of(data) == blob.digest)
+    );
+    provider.referrers = vec![cosign.clone()];
+    let chain = site
+        .images
+        .attestation_chain(&provider, &resolved, &[])
+        .await;
+    let chain = chain.unwrap().unwrap();
+    assert_eq!(chain.signature_manifest, Some(cosign.digest));
+    assert_eq!(chain.blobs.len(), 3);
+    // One that is in no index has none.
+    let alone = name.with_digest(image.digest);
+    let alone = site
+        .images
+        .resolve(&provider, &request(&alone), &silent)
+        .await
+        .unwrap();
+    let none = site
+        .images
+        .attestation_chain(&provider, &alone, &[])
+        .await
+        .unwrap();
+    assert_eq!(none, None);
 }

@@ -1,10 +1,11 @@
 //! Killing a build server at random instants, and looking at what it left.
 //!
-//! Each round starts a server on the same root and builds with it, some of which is new, kills it after a
-//! random time, and checks: no process of a step lives on, nothing stays mounted. Then a server is
-//! started again and the same is built: everything that had finished must be cached, every result whole,
-//! every blob the one it is named by. Some rounds end with a server that is killed while it removes
-//! everything.
+//! Each round starts a server on the same root and builds with it, some of which is new: steps, files of
+//! the client, of a web server and of a repository. It kills the server after a random time and checks: no
+//! process of a step lives on, nothing stays mounted. Then a server
+//! is started again, now and then killed in its first moments, and the same is built: everything that had
+//! finished must be cached, every result whole, every blob the one it is named by, and the history readable.
+//! Some rounds end with a server that is killed while it removes everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -17,13 +18,15 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
 
-use crate::BuildServer;
 use crate::lab::wait_for;
+use crate::{BuildServer, GitServer, GitServerOptions, GitWork, ServerSetup};
 
 /// How many builds run at once.
 const BUILDS: usize = 3;
 /// How many files one of the steps writes.
 const FILES: usize = 200;
+/// Bytes of each file that is new in a round.
+const NEW_BYTES: usize = 512 << 10;
 
 /// What happened in a number of rounds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,6 +50,7 @@ pub fn crash(executable: &Path, directory: &Path, seed: u64, rounds: usize) -> C
     let mut longest = scene.time_of_a_round();
     for round in 1..=rounds {
         let place = format!("seed {seed}, round {round}");
+        scene.renew(round);
         let server = scene.server();
         let builds: Vec<Running> = (0..BUILDS)
             .map(|number| scene.start(&server, number, round, "first"))
@@ -54,6 +58,9 @@ pub fn crash(executable: &Path, directory: &Path, seed: u64, rounds: usize) -> C
         let share = random.random_range(0.0..1.1);
         std::thread::sleep(longest.mul_f64(share));
         server.kill();
+        if random.random_range(0..4) == 0 {
+            scene.kill_while_starting(Duration::from_millis(random.random_range(0..400)));
+        }
         let mut finished = Vec::new();
         for build in builds {
             let (code, steps) = build.ended();
@@ -81,6 +88,7 @@ pub fn crash(executable: &Path, directory: &Path, seed: u64, rounds: usize) -> C
         }
         longest = longest.max(start.elapsed().min(2 * longest));
         report.blobs += check_blobs(&server.root(), &place);
+        check_history(&server, &place);
         match random.random_range(0..3) {
             0 => server.kill(),
             1 => server.stop(),
@@ -102,6 +110,12 @@ fn kill_while_pruning(server: BuildServer, after: Duration) {
     std::thread::sleep(after);
     server.kill();
     let _ = pruning.wait();
+}
+
+/// Builds that have ended are listed, also those of servers before; a line is the header.
+fn check_history(server: &BuildServer, place: &str) {
+    let listed = server.buildctl().ok(&["debug", "histories"]).stdout;
+    assert!(listed.lines().count() > BUILDS, "{place}: {listed}");
 }
 
 /// Digests every blob of a state directory again; how many there are.
@@ -127,6 +141,9 @@ struct Scene {
     executable: PathBuf,
     directory: PathBuf,
     context: PathBuf,
+    /// What the web server serves: `files` and `repo.git`.
+    www: PathBuf,
+    web: GitServer,
     /// In the environment of every step, by which they are found.
     mark: String,
 }
@@ -150,12 +167,40 @@ impl Scene {
         std::fs::create_dir_all(&context).expect("make the context");
         std::fs::copy("/bin/busybox", context.join("busybox"))
             .expect("busybox-static is installed");
-        Scene {
+        let www = directory.join("www");
+        std::fs::create_dir_all(www.join("files")).expect("make a directory");
+        let scene = Scene {
             executable: executable.to_owned(),
             directory: directory.to_owned(),
             context,
+            web: GitServer::start(&www, "127.0.0.1:0", GitServerOptions::default()),
+            www,
             mark: format!("{seed}-{}", std::process::id()),
-        }
+        };
+        scene.renew(0);
+        scene
+    }
+
+    /// Other files in the context, on the web server and in the repository than in the round before.
+    fn renew(&self, round: usize) {
+        let noise = new_bytes(round);
+        std::fs::write(self.context.join("noise"), &noise).expect("write");
+        std::fs::write(self.www.join("files/noise"), &noise).expect("write");
+        let repository = self.www.join("repo.git");
+        let work = match repository.exists() {
+            true => GitWork::at(&repository),
+            false => GitWork::init(&repository, &[]),
+        };
+        work.put("noise", &noise);
+        work.commit("another");
+    }
+
+    /// A server that is killed before, or soon after, it can be used.
+    fn kill_while_starting(&self, after: Duration) {
+        let setup = ServerSetup::new(&self.executable, &self.directory);
+        let server = setup.start_without_waiting();
+        std::thread::sleep(after);
+        server.kill();
     }
 
     fn server(&self) -> BuildServer {
@@ -181,6 +226,7 @@ impl Scene {
     /// Steps that all builds of a round share, steps of each alone, and results of many files.
     fn dockerfile(&self, number: usize, round: usize) -> String {
         let mark = &self.mark;
+        let (file, repository) = (self.web.url("files/noise"), self.web.url("repo.git"));
         // Clients with one shared key are told apart by size and time of their files, and these are
         // written in one tick of the clock.
         let size = "#".repeat(number + 1);
@@ -197,6 +243,9 @@ impl Scene {
              RUN --mount=type=cache,target=/c,sharing=locked echo x >> /c/log; \
                  seq 1 50000 > /kept-{number}-{round}\n\
              FROM base\n\
+             COPY noise /noise\n\
+             ADD {file} /web\n\
+             ADD {repository} /repo\n\
              COPY --from=files /d /d\n\
              COPY --from=kept /kept-{number}-{round} /kept\n\
              COPY --from=shared /shared-{round} /shared\n\
@@ -290,6 +339,10 @@ impl Scene {
             read("shared") == numbers(20000),
             "{place}: shared is not whole"
         );
+        for path in ["noise", "web", "repo/noise"] {
+            let found = std::fs::read(out.join(path)).unwrap_or_default();
+            assert!(found == new_bytes(round), "{place}: {path} is not whole");
+        }
         assert!(!out.join("bin/yes").exists(), "{place}: bin/yes came back");
         assert!(
             out.join("bin/true").is_symlink(),
@@ -335,6 +388,13 @@ impl Running {
         };
         (status.code().unwrap_or(-1), steps)
     }
+}
+
+/// What files hold that are new in a round.
+fn new_bytes(round: usize) -> Vec<u8> {
+    let mut bytes = vec![0; NEW_BYTES];
+    StdRng::seed_from_u64(round as u64).fill(bytes.as_mut_slice());
+    bytes
 }
 
 fn processes() -> impl Iterator<Item = PathBuf> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 use crate::lab::{end, first_child, wait_for};
-use crate::{Lab, Tool};
+use crate::{Held, Lab, Tool};
 
 /// How long a server may take to answer, and to end when asked to: it waits for the disk at both, which
 /// others may keep busy.
@@ -212,10 +212,9 @@ impl BuildServer {
         self.status_bytes("RssAnon:")
     }
 
-    /// How many threads it has.
-    pub fn threads(&self) -> usize {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process_id()));
-        tasks.map_or(0, Iterator::count)
+    /// What it has of this machine now.
+    pub fn held(&self) -> Held {
+        Held::of(self.process_id(), &self.root())
     }
 
     /// The most bytes of memory it ever had resident.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use client::spec::{
@@ -17,8 +17,11 @@ use progress_ui::{Mode, Output, Printer, PrinterOptions};
 use proto::control::control_client::ControlClient;
 use proto::pb::{Definition, Op};
 use proto::prost::Message;
+use proto::sourcepolicy::Policy;
 use tokio_util::sync::CancellationToken;
 
+use super::auth_tls;
+use super::taps::Taps;
 use crate::printer;
 
 /// Flags of `build`.
@@ -63,9 +66,24 @@ pub(super) struct BuildArgs {
     /// Output build metadata (e.g., image digest) to a file as JSON
     #[arg(long, value_name = "string")]
     metadata_file: Option<PathBuf>,
+    /// Read source policy file from a JSON file
+    #[arg(long, value_name = "string")]
+    source_policy_file: Option<PathBuf>,
+    /// Not supported: run build with proxy network enforcement
+    #[arg(long, hide = true)]
+    proxy_network: bool,
     /// Write build ref to a file
     #[arg(long, value_name = "string")]
     ref_file: Option<PathBuf>,
+    /// Path to trace file. Defaults to no tracing.
+    #[arg(long, value_name = "string")]
+    trace: Option<PathBuf>,
+    /// Overwrite TLS configuration when authenticating with registries, e.g. --registry-auth-tlscontext host=https://myserver:2376,insecure=false,ca=/path/to/my/ca.crt,cert=/path/to/my/cert.crt,key=/path/to/my/key.crt
+    #[arg(long, value_name = "string")]
+    registry_auth_tlscontext: Vec<String>,
+    /// Where to output json cache metrics, use 'stdout' or 'stderr' for standard (error) output.
+    #[arg(long, value_name = "string", default_value = "")]
+    debug_json_cache_metrics: String,
 }
 
 /// Builds what a frontend makes of its options, or the definition on stdin.
@@ -75,6 +93,12 @@ pub(super) async fn run(
     cancel: &CancellationToken,
 ) -> Result<(), diag::Error> {
     let env = Environment::current();
+    if args.proxy_network {
+        return Err(diag::Error::unimplemented(
+            "--proxy-network is not supported by this client",
+        ));
+    }
+    let taps = Taps::open(args.trace.as_deref(), &args.debug_json_cache_metrics)?;
     let mut plan = plan(args, &env)?;
     // Something other than a build: the answer is the frontend's, and no exporter sees it.
     let asks = plan.attributes.contains_key("requestid");
@@ -98,14 +122,18 @@ pub(super) async fn run(
         },
         Output::stderr(),
     )?;
+    let mut taps = taps.start(display.progress())?;
     let services = Services {
         config: docker_config::DockerConfig::load()?,
         engine: None,
-        progress: display.progress(),
+        progress: taps.progress(),
         env,
     };
     let peer = Peer::new(connection.channel.clone(), false);
-    let session = session_for(&mut plan, &services, &peer)?.build();
+    let tls = &args.registry_auth_tlscontext;
+    let auth = auth_tls::apply(tls, &services.env, client::auth(&services))?;
+    let session = session_for(&mut plan, &services, &peer)?;
+    let session = session.auth_with(auth).build();
     let mut request = plan.to_proto(session.id());
     request.definition = definition;
     let handle = session.run(ControlClient::new(connection.channel.clone()))?;
@@ -113,11 +141,12 @@ pub(super) async fn run(
         connection.channel.clone(),
         request,
         asks,
-        &display.progress(),
+        &taps.progress(),
         cancel,
     )
     .await;
     handle.close();
+    let report = taps.close();
     // Closing waits for the terminal, which may be slow.
     let closed = tokio::task::spawn_blocking(move || display.finish()).await;
     closed.map_err(|error| diag::Error::internal(error.to_string()))?;
@@ -125,6 +154,7 @@ pub(super) async fn run(
     if asks {
         print_answer(&mut response);
     }
+    report?.write()?;
     client::enter_layouts(&plan, &response).await?;
     if let Some(path) = &args.metadata_file {
         let values: serde_json::Map<String, serde_json::Value> = response
@@ -158,19 +188,48 @@ fn print_answer(response: &mut client::Response) {
     }
 }
 
+/// `key=value` of a flag.
+fn pairs(texts: &[String], flag: &str) -> Result<Attributes, diag::Error> {
+    let split = texts.iter().map(|text| match text.split_once('=') {
+        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None => {
+            let error = diag::Error::invalid(format!("invalid value {text}"));
+            Err(error.context(format!("invalid {flag}")))
+        }
+    });
+    split.collect()
+}
+
+/// What the frontend is told. An argument of the Dockerfile without a value has that of the client's
+/// variable, and is not given if there is none.
+fn options(texts: &[String], env: &Environment) -> Result<Attributes, diag::Error> {
+    let mut given = Vec::new();
+    if let Some(epoch) = env.get("SOURCE_DATE_EPOCH") {
+        given.push(format!("build-arg:SOURCE_DATE_EPOCH={epoch}"));
+    }
+    for text in texts {
+        let name = text.strip_prefix("build-arg:");
+        match name.filter(|name| !name.is_empty() && !name.contains('=')) {
+            None => given.push(text.clone()),
+            Some(name) => given.extend(env.get(name).map(|value| format!("{text}={value}"))),
+        }
+    }
+    pairs(&given, "opt")
+}
+
+/// The source policy in a file.
+fn policy(env: &Environment, path: &Path) -> Result<Policy, diag::Error> {
+    let data = std::fs::read(env.path(path))
+        .map_err(|error| diag::Error::from(error).context(format!("open {}", path.display())))?;
+    client::source_policy_of_json(&data).map_err(|error| {
+        let path = path.display().to_string();
+        error.context(format!("failed to unmarshal source-policy-file {path:?}"))
+    })
+}
+
 fn plan(args: &BuildArgs, env: &Environment) -> Result<SolvePlan, diag::Error> {
-    let pairs = |texts: &[String], flag: &str| -> Result<Attributes, diag::Error> {
-        let split = texts.iter().map(|text| {
-            let (key, value) = text.split_once('=').ok_or_else(|| {
-                diag::Error::invalid(format!(
-                    "invalid value {text:?} for --{flag}: expecting k=v"
-                ))
-            })?;
-            Ok((key.to_owned(), value.to_owned()))
-        });
-        split.collect()
-    };
-    let mut attributes = pairs(&args.opt, "opt")?;
+    client::spec::parse_entitlements(&args.allow)?;
+    let mut attributes = options(&args.opt, env)?;
     if args.no_cache {
         attributes.insert("no-cache".to_owned(), String::new());
     }
@@ -200,6 +259,11 @@ fn plan(args: &BuildArgs, env: &Environment) -> Result<SolvePlan, diag::Error> {
         secrets: parse_secrets(&args.secret)?,
         ssh: parse_ssh(&args.ssh),
         shared_key: env.path(".").display().to_string(),
+        source_policy: args
+            .source_policy_file
+            .as_deref()
+            .map(|path| policy(env, path))
+            .transpose()?,
         call: None,
         notes: Vec::new(),
     })

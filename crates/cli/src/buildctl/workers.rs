@@ -11,7 +11,8 @@ use proto::control::{InfoRequest, ListWorkersRequest};
 use proto::worker::{BuildkitVersion, CdiDevice, GcPolicy, WorkerRecord};
 use serde_json::{Value, json};
 
-use crate::format::{TabWriter, Template, buildctl_size, go_duration};
+use super::template;
+use crate::format::{TabWriter, buildctl_size, go_duration};
 use crate::printer;
 
 /// Flags of `debug workers`.
@@ -52,7 +53,7 @@ pub(super) async fn workers(
         .record;
     if let Some(format) = &args.format {
         let value: Value = workers.iter().map(worker_json).collect();
-        printer::out_line(Template::parse(format)?.render(&value)?);
+        printer::out_line(template(format)?.render(&value)?);
         return Ok(());
     }
     let mut writer = TabWriter::tabbed();
@@ -81,7 +82,7 @@ pub(super) async fn info(connection: &Connection, args: &InfoArgs) -> Result<(),
         .unwrap_or_default();
     if let Some(format) = &args.format {
         let value = json!({ "buildkitVersion": version_json(&version) });
-        printer::out_line(Template::parse(format)?.render(&value)?);
+        printer::out_line(template(format)?.render(&value)?);
         return Ok(());
     }
     let mut writer = TabWriter::spaced();

@@ -7,6 +7,7 @@ mod export;
 mod quantity;
 mod secret;
 
+pub use crate::csv::fields as csv_fields;
 pub use attest::{Annotation, attest_attributes, parse_annotations, shorthand as attest_shorthand};
 pub use cache::{CacheEntry, parse_cache_entries};
 pub use call::{CallFunction, parse_call};

@@ -1,6 +1,7 @@
 //! The server as a process on a root of its own: killed at random instants, started twice, and started on
 //! state that a disk has damaged.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
@@ -163,6 +164,71 @@ fn what_a_damaged_database_cost_is_told_to_the_next_build() {
         assert!(!again.stderr.contains("is lost"), "{}", again.stderr);
         server.kill();
     }
+    // Taken away, or emptied, by a hand.
+    let state = directory.path().join("root/v1");
+    std::fs::remove_file(state.join("history.db")).unwrap();
+    std::fs::remove_file(state.join("keys.db")).unwrap();
+    std::fs::write(state.join("layers/layers.db"), "").unwrap();
+    for log in ["keys.db-wal", "history.db-wal", "layers/layers.db-wal"] {
+        std::fs::remove_file(state.join(log)).unwrap();
+    }
+    let server = start();
+    let told = build(&server, &context).stderr;
+    assert_eq!(told.matches("is missing: the").count(), 3, "{told}");
+    assert_eq!(cached(&build(&server, &context)), 2);
+}
+
+#[test]
+fn blobs_that_a_disk_has_changed_are_made_anew() {
+    let directory = directory();
+    let context = context(&directory);
+    let archive = directory.path().join("image.tar");
+    let build = |server: &BuildServer| {
+        let local = |name: &str| format!("--local={name}={}", context.display());
+        let output = format!("--output=type=oci,dest={}", archive.display());
+        let (context, dockerfile) = (local("context"), local("dockerfile"));
+        let said = server.buildctl().ok(&[
+            "build",
+            "--frontend=dockerfile.v0",
+            "--progress=plain",
+            &context,
+            &dockerfile,
+            &output,
+        ]);
+        (cached(&said), blobs_of(&archive))
+    };
+    let server = BuildServer::start(&executable(), directory.path());
+    let (_, before) = build(&server);
+    server.stop();
+    let stored = directory.path().join("root/v1/content/blobs/sha256");
+    for blob in std::fs::read_dir(&stored).unwrap() {
+        let path = blob.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let server = BuildServer::start(&executable(), directory.path());
+    assert_eq!(build(&server), (2, before), "{}", server.log());
+    assert!(server.log().contains("was damaged"), "{}", server.log());
+}
+
+/// The names of an archive's blobs, each of which is what it is named by.
+fn blobs_of(archive: &std::path::Path) -> BTreeSet<String> {
+    let place = tempfile::tempdir().unwrap();
+    let mut tar = std::process::Command::new("tar");
+    let tar = tar.arg("-xf").arg(archive).arg("-C").arg(place.path());
+    assert!(tar.status().unwrap().success());
+    let blobs = std::fs::read_dir(place.path().join("blobs/sha256")).unwrap();
+    blobs
+        .map(|blob| {
+            let path = blob.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let digest = oci::Digest::of(std::fs::read(&path).unwrap());
+            assert_eq!(digest.hex(), name, "a blob of the archive is damaged");
+            name
+        })
+        .collect()
 }
 
 #[test]
@@ -340,4 +406,72 @@ fn a_server_on_a_full_disk_starts_and_makes_space() {
     let unshare = Tool::new("unshare", directory.path());
     let (program, place) = (text(&executable()), text(directory.path()));
     unshare.ok(&["-m", "sh", "-c", ON_A_FULL_DISK, "sh", &program, &place]);
+}
+
+/// A new step with an export, one that fails, and one whose client goes away, side by side.
+fn three_builds(server: &BuildServer, directory: &tempfile::TempDir, round: usize) {
+    let start = |kind: &str, step: &str, more: &[&str]| {
+        let place = directory.path().join(kind);
+        std::fs::create_dir_all(&place).unwrap();
+        let base = "FROM scratch\nCOPY busybox /bin/busybox\n";
+        std::fs::write(place.join("Dockerfile"), format!("{base}{step}\n")).unwrap();
+        let dockerfile = format!("--local=dockerfile={}", place.display());
+        let context = format!("--local=context={}/context", directory.path().display());
+        let mut args = vec!["build", "--frontend=dockerfile.v0", "--progress=plain"];
+        args.extend([context.as_str(), dockerfile.as_str()]);
+        args.extend(more);
+        let mut command = server.buildctl().command(&args);
+        let log = std::fs::File::create(place.join("log")).unwrap();
+        command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    };
+    let run = |script: &str| format!("RUN [\"/bin/busybox\", \"sh\", \"-c\", \"{script}\"]");
+    let archive = directory.path().join("image.tar");
+    let output = format!("--output=type=oci,dest={}", archive.display());
+    let mut whole = start("whole", &run(&format!("echo {round} > /own")), &[&output]);
+    let mut failing = start("failing", &run(&format!("exit {}", round + 1)), &[]);
+    let script = format!("echo up-{round}; exec /bin/busybox sleep 1000");
+    let mut gone = start("gone", &run(&script), &[]);
+    let log = directory.path().join("gone/log");
+    testkit::wait_for("the step that is left alone", PATIENCE, || {
+        let said = std::fs::read_to_string(&log).unwrap();
+        said.lines()
+            .any(|line| line.ends_with(&format!(" up-{round}")))
+    });
+    gone.kill().unwrap();
+    gone.wait().unwrap();
+    assert!(whole.wait().unwrap().success());
+    assert!(!failing.wait().unwrap().success());
+}
+
+/// How long anything may take that only has to happen.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[test]
+fn builds_leave_nothing_behind_in_the_server() {
+    let directory = directory();
+    context(&directory);
+    let server = BuildServer::start(&executable(), directory.path());
+    let idle = server.held();
+    for round in 0..3 {
+        three_builds(&server, &directory, round);
+    }
+    let mut before = server.held();
+    testkit::wait_for("the end of the steps", PATIENCE, || {
+        before = server.held();
+        before.cgroups <= before.processes * before.hierarchies && before.mounts <= idle.mounts
+    });
+    for round in 3..9 {
+        three_builds(&server, &directory, round);
+    }
+    // Threads that have nothing to do go away by and by.
+    let begun = Instant::now();
+    let mut after = server.held();
+    while !after.is_idle_like(&before) {
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "before: {before}\nafter: {after}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+        after = server.held();
+    }
 }

@@ -8,6 +8,8 @@
 //! Invariant: a namespace ends with the step that has it, its end of the cable with it; the bridge
 //! and its rules end with the [`Bridge`], and a bridge that a killed server left is made anew.
 
+mod addresses;
+mod claim;
 mod dns;
 mod nat;
 mod netlink;
@@ -16,22 +18,28 @@ mod subnet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
 
+use addresses::Addresses;
+pub(crate) use addresses::Lease;
+use claim::Claim;
 use netlink::{Link, Route};
 pub use subnet::Subnet;
 
-/// The bridge's name unless another is configured.
-pub const BRIDGE_NAME: &str = "buildkit0";
+/// The bridge's name unless another is configured, with a number.
+const BRIDGE_NAME: &str = "buildkit";
+/// How many numbers are tried.
+const BRIDGES_MAX: u32 = 64;
 /// Longest name of an interface, in bytes.
 const NAME_LENGTH_MAX: usize = 15;
+/// The kernel's table of the network that this thread is in.
+const ROUTES: &str = "/proc/thread-self/net/route";
 /// What the step calls its end of the cable.
 const INSIDE: &str = "eth0";
 
 /// How a [`Bridge`] is made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BridgeConfig {
-    /// Its name; empty for [`BRIDGE_NAME`].
+    /// Its name; empty for `buildkit0`, or the next number that is free.
     pub name: String,
     /// Its addresses, as `10.10.0.0/16`; empty for a network that no route of the server knows.
     pub subnet: String,
@@ -42,9 +50,10 @@ pub struct BridgeConfig {
 pub struct Bridge {
     name: String,
     subnet: Subnet,
-    /// Addresses are given out in turn, so that none comes back while others still remember it.
-    next: AtomicU32,
+    addresses: Addresses,
     forwarder: Option<dns::Forwarder>,
+    /// Given up last, when nothing of the bridge is left.
+    _claim: Claim,
 }
 
 /// The network of one step.
@@ -52,43 +61,72 @@ pub struct Bridge {
 pub(crate) struct StepNetwork {
     /// Its namespace.
     pub(crate) namespace: OwnedFd,
+    /// Its address, to be kept until the step has ended.
+    pub(crate) lease: Lease,
 }
 
 impl Bridge {
     /// Makes the bridge in the network that the server is in.
     pub fn open(config: &BridgeConfig) -> io::Result<Self> {
-        let name = match config.name.as_str() {
-            "" => BRIDGE_NAME,
-            name => name,
-        };
+        if !config.name.is_empty() {
+            return Self::make(&config.name, &config.subnet).map_err(explained);
+        }
+        for number in 0..BRIDGES_MAX {
+            match Self::make(&format!("{BRIDGE_NAME}{number}"), &config.subnet) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => return made.map_err(explained),
+            }
+        }
+        Err(io::Error::other("too many bridges are there already"))
+    }
+
+    /// Makes the bridge of that name.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, if it is another server's, or not of such a server at all.
+    fn make(name: &str, subnet: &str) -> io::Result<Self> {
         if name.len() > NAME_LENGTH_MAX || name.contains(['/', ' ']) {
             return Err(io::Error::other(format!("invalid bridge name {name:?}")));
         }
+        let exists = |what: &str| {
+            let text = format!("{name:?} already exists {what}: choose another bridgeName");
+            io::Error::new(io::ErrorKind::AlreadyExists, text)
+        };
+        let claim = Claim::take(name)?.ok_or_else(|| exists("and is another server's"))?;
         let socket = netlink::Socket::route()?;
+        // The rules come before the bridge and go after it: where there are some, it is a killed
+        // server's.
+        let is_ours = nat::forget(name);
         if netlink::index_of(name).is_ok() {
-            // A killed server's, or somebody else's: only a bridge is taken for ours.
-            if !netlink::is_bridge(name)? {
-                let text = format!("{name:?} already exists but is not a bridge");
-                return Err(io::Error::other(text));
+            // One whose driver says nothing of itself is none either.
+            if !netlink::is_bridge(name).unwrap_or(false) {
+                return Err(exists("but is not a bridge"));
+            }
+            if !is_ours {
+                return Err(exists("and is somebody else's"));
             }
             socket.delete(name)?;
         }
-        let subnet = match config.subnet.as_str() {
-            "" => Subnet::free(&std::fs::read_to_string("/proc/net/route")?)?,
+        let subnet = match subnet {
+            "" => Subnet::free(&std::fs::read_to_string(ROUTES)?)?,
             text => text.parse()?,
         };
-        socket.add(&Link::Bridge { name })?;
+        nat::masquerade(name, &subnet)?;
         let mut bridge = Bridge {
             name: name.to_owned(),
             subnet,
-            next: AtomicU32::new(0),
+            addresses: Addresses::new(subnet),
             forwarder: None,
+            _claim: claim,
         };
+        let [a, b, c, d] = bridge.gateway().octets();
+        // Locally administered; no two bridges of a machine have the same gateway.
+        let hardware = [0x02, 0x42, a, b, c, d];
+        socket.add(&Link::Bridge { name, hardware })?;
         let index = netlink::index_of(name)?;
         socket.add_address(index, bridge.gateway(), subnet.prefix)?;
         socket.up(index)?;
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
-        nat::masquerade(name, &subnet)?;
+        forward()?;
         bridge.forwarder = dns::Forwarder::start(bridge.gateway());
         Ok(bridge)
     }
@@ -127,12 +165,19 @@ impl Bridge {
         out
     }
 
+    /// Takes the bridge and its rules away.
+    pub(crate) fn close(&self) {
+        if let Ok(socket) = netlink::Socket::route() {
+            // Not there is what is wanted.
+            let _ = socket.delete(&self.name);
+        }
+        nat::forget(&self.name);
+    }
+
     /// Makes a namespace that is connected.
     pub(crate) fn connect(&self) -> io::Result<StepNetwork> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let address = self.subnet.in_turn(number);
-        let outside = format!("bk{}n{number:x}", std::process::id() % 0x10000);
-        let outside = outside[..outside.len().min(NAME_LENGTH_MAX)].to_owned();
+        let lease = self.addresses.lease()?;
+        let address = lease.address;
         let (bridge, gateway, prefix) = (self.name.clone(), self.gateway(), self.subnet.prefix);
         // A thread that leaves the server's network cannot come back for sure: it ends instead.
         let thread = std::thread::Builder::new().name("network".to_owned());
@@ -143,7 +188,6 @@ impl Bridge {
             unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
             let namespace = OwnedFd::from(std::fs::File::open("/proc/thread-self/ns/net")?);
             here.add(&Link::Cable {
-                outside: &outside,
                 master,
                 inside: INSIDE,
                 namespace: namespace.as_fd(),
@@ -159,15 +203,152 @@ impl Bridge {
         let namespace = made
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("making a network crashed")))?;
-        Ok(StepNetwork { namespace })
+        Ok(StepNetwork { namespace, lease })
     }
 }
 
 impl Drop for Bridge {
     fn drop(&mut self) {
-        nat::forget(&self.name);
-        if let Ok(socket) = netlink::Socket::route() {
-            let _ = socket.delete(&self.name);
-        }
+        self.close();
+    }
+}
+
+/// Has the kernel pass packets on, which it may do already.
+fn forward() -> io::Result<()> {
+    const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
+    match std::fs::read_to_string(SWITCH) {
+        Ok(value) if value.trim() == "1" => Ok(()),
+        _ => std::fs::write(SWITCH, "1").map_err(|error| {
+            let text = format!("{SWITCH}: {}", crate::launch::reason(&error));
+            io::Error::new(error.kind(), text)
+        }),
+    }
+}
+
+/// Says what is missing where the kernel only says that something is.
+fn explained(error: io::Error) -> io::Error {
+    let needs = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => "CAP_NET_ADMIN",
+        Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::ENOENT) => "nftables in the kernel",
+        _ => return error,
+    };
+    let text = format!("{}: it needs {needs}", crate::launch::reason(&error));
+    io::Error::new(error.kind(), text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+
+    use super::*;
+
+    /// Runs it on a thread with a network of its own.
+    fn in_a_network_of_its_own(work: impl FnOnce() + Send + 'static) {
+        let thread = std::thread::spawn(|| {
+            // SAFETY: only this thread's network changes.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            let lo = netlink::index_of("lo").unwrap();
+            netlink::Socket::route().unwrap().up(lo).unwrap();
+            work();
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn servers_in_one_network_have_bridges_of_their_own() {
+        in_a_network_of_its_own(|| {
+            let anywhere = BridgeConfig::default();
+            let named = |name: &str| BridgeConfig {
+                name: name.to_owned(),
+                ..BridgeConfig::default()
+            };
+            let first = Bridge::open(&anywhere).unwrap();
+            let second = Bridge::open(&anywhere).unwrap();
+            assert_eq!(names(&[&first, &second]), ["buildkit0", "buildkit1"]);
+            assert_ne!(first.subnet(), second.subnet());
+            let taken = Bridge::open(&named("buildkit0")).unwrap_err().to_string();
+            assert!(taken.contains("is another server's"), "{taken}");
+            // Both have cables; their names are the kernel's choice.
+            let steps = [first.connect().unwrap(), second.connect().unwrap()];
+            // Somebody else's is left alone, whatever else it is.
+            let socket = netlink::Socket::route().unwrap();
+            for name in ["theirs", "buildkit2"] {
+                let hardware = [2, 0, 0, 0, 0, 1];
+                socket.add(&Link::Bridge { name, hardware }).unwrap();
+            }
+            let theirs = Bridge::open(&named("theirs")).unwrap_err().to_string();
+            assert!(theirs.contains("is somebody else's"), "{theirs}");
+            let other = Bridge::open(&named("lo")).unwrap_err().to_string();
+            assert!(other.contains("is not a bridge"), "{other}");
+            let fourth = Bridge::open(&anywhere).unwrap();
+            assert_eq!(names(&[&fourth]), ["buildkit3"]);
+            drop((steps, first, second, fourth));
+            for gone in ["buildkit0", "buildkit1", "buildkit3"] {
+                assert!(netlink::index_of(gone).is_err(), "{gone}");
+                assert!(!nat::forget(gone), "{gone}");
+            }
+            assert!(netlink::index_of("buildkit2").is_ok());
+        });
+    }
+
+    #[test]
+    fn a_killed_servers_bridge_is_made_anew() {
+        in_a_network_of_its_own(|| {
+            let mut killed = Bridge::open(&BridgeConfig::default()).unwrap();
+            // What the kernel does for a process that dies.
+            killed._claim = Claim::take("elsewhere").unwrap().unwrap();
+            let subnet = killed.subnet();
+            std::mem::forget(killed);
+            let next = Bridge::open(&BridgeConfig::default()).unwrap();
+            assert_eq!(names(&[&next]), ["buildkit0"]);
+            assert_eq!(next.subnet(), subnet);
+            next.connect().unwrap();
+        });
+    }
+
+    fn names<'b>(bridges: &[&'b Bridge]) -> Vec<&'b str> {
+        bridges.iter().map(|bridge| bridge.name.as_str()).collect()
+    }
+
+    #[test]
+    fn steps_reach_the_bridge_while_others_come_and_go() {
+        in_a_network_of_its_own(|| {
+            let config = BridgeConfig {
+                subnet: "10.77.0.0/16".to_owned(),
+                ..BridgeConfig::default()
+            };
+            let bridge = Bridge::open(&config).unwrap();
+            let server = TcpListener::bind((bridge.gateway(), 0)).unwrap();
+            let address = server.local_addr().unwrap();
+            let step = bridge.connect().unwrap();
+            std::thread::scope(|scope| {
+                let (asked, asks) = std::sync::mpsc::channel();
+                let (done, reached) = std::sync::mpsc::channel();
+                scope.spawn(move || {
+                    let kind = Some(LinkNameSpaceType::Network);
+                    rustix::thread::move_into_link_name_space(step.namespace.as_fd(), kind)
+                        .unwrap();
+                    for () in asks {
+                        // Shorter than the step remembers where the bridge is.
+                        let reach = TcpStream::connect_timeout(&address, Duration::from_secs(10));
+                        done.send(reach.map(drop)).unwrap();
+                    }
+                });
+                let reach = || {
+                    asked.send(()).unwrap();
+                    reached.recv().unwrap().unwrap();
+                };
+                reach();
+                // Each cable has an address by chance; a bridge without one takes the lowest.
+                let others: Vec<_> = (0..24).map(|_| bridge.connect().unwrap()).collect();
+                reach();
+                drop(others);
+                reach();
+                drop(asked);
+            });
+        });
     }
 }

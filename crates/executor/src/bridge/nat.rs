@@ -30,7 +30,6 @@ const REGISTER: u32 = 1;
 
 /// Makes what comes from the subnet and leaves by another interface than the bridge come from here.
 pub(super) fn masquerade(bridge: &str, subnet: &Subnet) -> io::Result<()> {
-    forget(bridge);
     let table = text(&table(bridge));
     let mut hook = Vec::new();
     put(&mut hook, 1, &HOOK.to_be_bytes());
@@ -58,13 +57,13 @@ pub(super) fn masquerade(bridge: &str, subnet: &Subnet) -> io::Result<()> {
     batch(&messages)
 }
 
-/// Removes the rules of a bridge, if there are any.
-pub(super) fn forget(bridge: &str) {
+/// Removes the rules of a bridge; answers whether there were any.
+pub(super) fn forget(bridge: &str) -> bool {
     let message = Message::new(DELETE_TABLE, ACK, &head())
         .attribute(1, &text(&table(bridge)))
         .finish();
     // Not there is what is wanted; a kernel without nftables is told of when rules are made.
-    let _ = batch(&[message]);
+    batch(&[message]).is_ok()
 }
 
 fn table(bridge: &str) -> String {

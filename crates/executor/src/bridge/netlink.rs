@@ -13,6 +13,8 @@ const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const EXCL: u16 = 0x200;
 const CREATE: u16 = 0x400;
+/// What the outer ends of cables are called; the kernel puts a number that is free in.
+const OUTSIDE: &str = "bk%d";
 /// What a message answers with: 0 or a negative error number.
 const ERROR: u16 = 2;
 const NEW_LINK: u16 = 16;
@@ -72,12 +74,11 @@ pub(super) fn text(text: &str) -> Vec<u8> {
 
 /// A new interface.
 pub(super) enum Link<'a> {
-    Bridge {
-        name: &'a str,
-    },
+    /// With a hardware address of its own: without one it takes the lowest of its cables', and what
+    /// steps remember is wrong as soon as one of those comes or goes.
+    Bridge { name: &'a str, hardware: [u8; 6] },
     /// One end here, in the bridge of that number, the other in another namespace.
     Cable {
-        outside: &'a str,
         master: u32,
         inside: &'a str,
         namespace: BorrowedFd<'a>,
@@ -114,13 +115,15 @@ impl Socket {
     pub(super) fn add(&self, link: &Link<'_>) -> io::Result<()> {
         let message = Message::new(NEW_LINK, ACK | CREATE | EXCL, &interface(0, 0));
         let message = match link {
-            Link::Bridge { name } => {
+            Link::Bridge { name, hardware } => {
                 let mut info = Vec::new();
                 put(&mut info, 1, b"bridge");
-                message.attribute(3, &text(name)).nested(18, &info)
+                message
+                    .attribute(1, hardware)
+                    .attribute(3, &text(name))
+                    .nested(18, &info)
             }
             Link::Cable {
-                outside,
                 master,
                 inside,
                 namespace,
@@ -136,7 +139,7 @@ impl Socket {
                 // Up from the start: nobody looks at it afterwards.
                 let head = interface(0, libc::IFF_UP as u32);
                 Message::new(NEW_LINK, ACK | CREATE | EXCL, &head)
-                    .attribute(3, &text(outside))
+                    .attribute(3, &text(OUTSIDE))
                     .attribute(10, &master.to_ne_bytes())
                     .nested(18, &info)
             }

@@ -22,7 +22,7 @@ impl Subnet {
     }
 
     /// The first of some private networks that shares no address with a route in the kernel's
-    /// table (`/proc/net/route`); the default route does not count.
+    /// table (`/proc/…/net/route`); the default route does not count.
     pub(super) fn free(routes: &str) -> io::Result<Self> {
         let taken: Vec<Subnet> = routes.lines().skip(1).filter_map(route).collect();
         // Stock's own first, then others nobody has by default.
@@ -42,7 +42,12 @@ impl Subnet {
     /// The addresses of steps, one after the other and again from the start: not the network's,
     /// the gateway's and the broadcast one.
     pub(super) fn in_turn(&self, number: u32) -> Ipv4Addr {
-        self.address(2 + number % (self.size() - 3))
+        self.address(2 + number % self.steps())
+    }
+
+    /// How many steps can have one at once.
+    pub(super) fn steps(&self) -> u32 {
+        self.size() - 3
     }
 
     /// The bits that are the same in all addresses.

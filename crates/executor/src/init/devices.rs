@@ -1,7 +1,7 @@
 //! What is in a step's `/dev`.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -36,8 +36,8 @@ const INSECURE_NODES: &[(&str, u32, u32)] = &[
     ("net/tun", 10, 200),
     ("loop-control", 10, 237),
 ];
-/// Loop devices they get, from `loop0`.
-const INSECURE_LOOPS: u32 = 8;
+/// Loop devices they get that are not in use, besides those that are.
+const FREE_LOOPS: u32 = 8;
 /// Names of this machine's `/dev` that are not devices of it.
 const NOT_COPIED: &[&str] = &[
     "pts",
@@ -82,12 +82,23 @@ pub(super) fn populate(dev: &OwnedFd, insecure: bool, bind: bool) -> io::Result<
     for (name, major, minor) in INSECURE_NODES {
         let _ = node(dev, name, FileType::CharacterDevice, 0o666, *major, *minor);
     }
-    for number in 0..INSECURE_LOOPS {
+    for number in 0..first_free_loop() + FREE_LOOPS {
         let name = format!("loop{number}");
         let _ = node(dev, &name, FileType::BlockDevice, 0o666, 7, number);
     }
     copy_all(dev, Path::new("/dev"), Path::new(""), DEPTH_MAX);
     Ok(())
+}
+
+/// The first loop device that nobody uses; 0 where that is not known.
+fn first_free_loop() -> u32 {
+    const GET_FREE: libc::c_ulong = 0x4c82;
+    let Ok(control) = std::fs::File::open("/dev/loop-control") else {
+        return 0;
+    };
+    // SAFETY: the request takes no argument.
+    let free = unsafe { libc::ioctl(control.as_raw_fd(), GET_FREE as _) };
+    u32::try_from(free).unwrap_or(0)
 }
 
 /// Makes one node.

@@ -1,7 +1,7 @@
 //! A stack of layers seen as one tree, without mounting it.
 //!
 //! Layers are overlay upper directories: a character device 0/0 hides what is below, a directory
-//! whose `trusted.overlay.opaque` is `y` hides the content of those below.
+//! that is marked as opaque hides the content of those below.
 //!
 //! Of a tree that has a listing only the root is looked at: the rest is what the listing says.
 
@@ -12,6 +12,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use archive::is_whiteout;
 use oci::Digest;
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags, Stat};
@@ -19,7 +20,7 @@ use rustix::io::Errno;
 use session::diffcopy::{Listed, Listing};
 
 use crate::OpError;
-use crate::dir_entry::{list, read_link, stat_entry, xattrs};
+use crate::dir_entry::{is_opaque, list, read_link, stat_entry, xattrs};
 use crate::root::{LastLink, Resolved, Root, is_dir, is_link};
 
 /// The most links one path may pass.
@@ -365,15 +366,6 @@ fn listed_node(listing: &Listing, at: usize, dir: &Node) -> Result<Node, OpError
 
 fn c_string(bytes: &[u8]) -> Result<CString, OpError> {
     CString::new(bytes).map_err(|_| OpError::Invalid("a name with a zero byte".into()))
-}
-
-fn is_opaque(dir: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
-    crate::dir_entry::raw_xattr(dir, name, c"trusted.overlay.opaque")
-        .map(|value| value.as_deref() == Some(b"y"))
-}
-
-fn is_whiteout(stat: &Stat) -> bool {
-    stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == 0
 }
 
 fn first_place(node: &Node) -> Result<&(usize, Resolved), OpError> {

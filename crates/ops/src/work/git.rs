@@ -176,7 +176,7 @@ async fn ssh_socket(
 }
 
 /// An address with a transport that git may use; what has none is reached by HTTPS.
-fn with_transport(address: &str) -> String {
+pub(super) fn with_transport(address: &str) -> String {
     let known = ["http://", "https://", "ssh://", "git://"]
         .iter()
         .any(|scheme| address.starts_with(scheme));

@@ -57,7 +57,11 @@ impl Parts {
     /// Shows a stack to read. Blocks on the disk.
     pub fn read_only(&self, stack: &LayerStack) -> diag::Result<ReadOnly> {
         let mounted = self.layers.mount(stack)?;
-        let root = Root::open(mounted.path())?;
+        // The directories are held as long as the mount is.
+        let root = match self.layers.dirs(stack)? {
+            Some(dirs) => Root::of_layers(mounted.path(), dirs.paths())?,
+            None => Root::open(mounted.path())?,
+        };
         Ok(ReadOnly { mounted, root })
     }
 
@@ -71,32 +75,45 @@ impl Parts {
         let (parts, output) = (self.clone(), output.clone());
         blocking(move || {
             let id = output.stack.top().map(|id| id.to_string());
-            let digest = if output.stack.is_empty() {
-                let none: [&std::path::Path; 0] = [];
-                content_digest(&Tree::open(none)?, &selectors, &parts.files, &cancel)
-            } else {
-                let mounted = parts.layers.mount(&output.stack)?;
-                let tree = match parts.locals.listing(&output.stack) {
-                    Some(listing) => Tree::listed(mounted.path(), listing)?,
-                    None => Tree::open([mounted.path()])?,
-                };
-                content_digest(&tree, &selectors, &parts.files, &cancel)
-            };
+            let digest = parts.content_of(&output.stack, |tree| {
+                content_digest(tree, &selectors, &parts.files, &cancel)
+            })?;
             digest.map_err(|error| {
                 let canceled = matches!(error, OpError::Canceled);
                 let error = diag::Error::from(error);
                 if canceled {
                     return error;
                 }
-                error
-                    .context(format!(
-                        "failed to calculate checksum of ref {}",
-                        id.as_deref().unwrap_or("scratch")
-                    ))
-                    .context("failed to compute cache key")
+                error.context(format!(
+                    "failed to calculate checksum of ref {}",
+                    id.as_deref().unwrap_or("scratch")
+                ))
             })
         })
         .await
+    }
+
+    /// Looks at a stack as a tree. Without a mount where that can be: what is mounted anew looks to the
+    /// kernel, and to who remembers digests of its files, like nothing it has seen before.
+    fn content_of<T>(&self, stack: &LayerStack, look: impl FnOnce(&Tree) -> T) -> diag::Result<T> {
+        let dirs = self.layers.dirs(stack)?;
+        let listing = self.locals.listing(stack);
+        let tree = match (&dirs, listing) {
+            (Some(dirs), None) => Tree::open(dirs.paths())?,
+            (Some(dirs), Some(listing)) => match dirs.paths().last() {
+                Some(top) => Tree::listed(top, listing)?,
+                None => Tree::open(dirs.paths())?,
+            },
+            (None, listing) => {
+                let mounted = self.layers.mount(stack)?;
+                let tree = match listing {
+                    Some(listing) => Tree::listed(mounted.path(), listing)?,
+                    None => Tree::open([mounted.path()])?,
+                };
+                return Ok(look(&tree));
+            }
+        };
+        Ok(look(&tree))
     }
 }
 

@@ -6,8 +6,10 @@ use diag::{Error, Result};
 use llb::{GraphBuilder, Op, SourceOp, VertexMeta};
 use oci::{Digest, Platform};
 use solver::RunContext;
+use source::attestations::AttestationChain;
 use source::git::GitObjects;
 use source::http::ChecksumAlgorithm;
+use status::StatusSink;
 use tokio_util::sync::CancellationToken;
 
 use super::context::BuildContext;
@@ -21,6 +23,8 @@ use super::source_op::{self, Pinned};
 pub struct SourceQuestions {
     /// Of a repository: the commit, and the annotated tag that was named, as they are stored.
     pub git_objects: bool,
+    /// Of an image in a registry: what is said about it there, with the attestations of these types.
+    pub attestations: Option<Vec<String>>,
     /// Of a file: another checksum, over its content and these bytes behind it.
     pub checksum: Option<(ChecksumAlgorithm, Vec<u8>)>,
 }
@@ -35,6 +39,8 @@ pub enum SourceMeta {
         digest: Digest,
         /// Its configuration, as stored.
         config: Vec<u8>,
+        /// What is said about it, if that was asked for and it is in an index.
+        attestations: Option<AttestationChain>,
     },
     /// A commit of a repository.
     Git {
@@ -84,11 +90,20 @@ pub async fn source_meta(
         .vertex(&edge.vertex)
         .ok_or_else(|| Error::internal("a graph lost its vertex"))?;
     let context = RunContext::single(vertex.digest, build, cancel);
+    // Nobody sees this vertex.
+    let silent: Arc<dyn StatusSink> = Arc::new(status::Silent);
     Ok(
-        match source_op::pin(parts, vertex, &source, &context).await? {
-            Pinned::Image { image, .. } => SourceMeta::Image {
+        match source_op::pin(parts, vertex, &source, &context, &silent).await? {
+            Pinned::Image { image, provider } => SourceMeta::Image {
                 digest: image.digest(),
                 config: image.config.to_vec(),
+                attestations: match questions.attestations {
+                    Some(types) if scheme == "docker-image" => {
+                        let chain = parts.images.attestation_chain(&*provider, &image, &types);
+                        chain.await?
+                    }
+                    _ => None,
+                },
             },
             Pinned::Git(commit) => {
                 let (request, pin) = &*commit;

@@ -12,6 +12,7 @@ use source::git::{GitPin, GitRequest};
 use source::http::{HttpPin, HttpRequest};
 use source::image::{ContentProvider, ImageRequest, ResolvedImage};
 use source::local::LocalSnapshot;
+use status::StatusSink;
 
 use super::blob::{blob_parts, blob_request};
 use super::context::{BuildContext, RunSink};
@@ -47,12 +48,13 @@ pub enum Pinned {
     },
 }
 
-/// Finds out what a source stands for now.
+/// Finds out what a source stands for now; what it does for an image is told to the sink.
 pub async fn pin(
     parts: &Arc<Parts>,
     vertex: &Vertex,
     source: &SourceOp,
     context: &RunContext<BuildContext>,
+    statuses: &Arc<dyn StatusSink>,
 ) -> Result<Pinned> {
     let (scheme, _) = source
         .identifier
@@ -61,11 +63,11 @@ pub async fn pin(
     match scheme {
         "docker-image" => {
             let provider = registry_provider(context.first()?.registry());
-            pin_image(parts, vertex, source, provider, context).await
+            pin_image(parts, vertex, source, provider, statuses).await
         }
         "oci-layout" => {
             let provider = layout_of_client(source, context).await?;
-            pin_image(parts, vertex, source, provider, context).await
+            pin_image(parts, vertex, source, provider, statuses).await
         }
         "docker-image+blob" => pin_blob(source, registry_provider(context.first()?.registry())),
         "oci-layout+blob" => {
@@ -211,7 +213,7 @@ async fn pin_image(
     vertex: &Vertex,
     source: &SourceOp,
     provider: Arc<dyn ContentProvider>,
-    context: &RunContext<BuildContext>,
+    statuses: &Arc<dyn StatusSink>,
 ) -> Result<Pinned> {
     let platform = vertex.platform.clone().unwrap_or_else(Platform::host);
     let mut request = ImageRequest::new(image_reference(source)?, platform);
@@ -241,11 +243,7 @@ async fn pin_image(
             _ => {}
         }
     }
-    let statuses = RunSink::of_vertex(context, vertex.digest);
-    let image = parts
-        .images
-        .resolve(&*provider, &request, &statuses)
-        .await?;
+    let image = parts.images.resolve(&*provider, &request, statuses).await?;
     Ok(Pinned::Image {
         image: Box::new(image),
         provider,

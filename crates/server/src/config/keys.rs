@@ -1,11 +1,13 @@
 //! Which keys there are, which of them mean nothing here, and finding those that are not among them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
+use super::values;
 use toml::de::{DeTable, DeValue};
 
-/// Every key of the documented file, by its path (`*` is any name), with the reason why it has no
-/// effect here, if it has none.
+/// Every key of the documented file, by its path (`*` is any name, quotes are around one with dots),
+/// with the reason why it has no effect here, if it has none.
 const KNOWN: &[(&str, Option<&str>)] = &[
     ("debug", None),
     ("trace", None),
@@ -106,8 +108,9 @@ const KNOWN: &[(&str, Option<&str>)] = &[
     ("registry.*.tlsconfigdir", None),
     ("registry.*.keypair.key", None),
     ("registry.*.keypair.cert", None),
-    ("frontend.*.enabled", None),
-    ("frontend.*.allowedRepositories", None),
+    ("frontend.\"dockerfile.v0\".enabled", None),
+    ("frontend.\"gateway.v0\".enabled", None),
+    ("frontend.\"gateway.v0\".allowedRepositories", None),
     ("system.platformsCacheMaxAge", None),
     ("system.maxRegistryConcurrency", None),
     ("cache.gha.*", Some(NO_SIGNED_CACHE)),
@@ -123,6 +126,14 @@ const ALWAYS_SANDBOX: &str = "steps always have a process namespace of their own
 const NO_RUNTIME: &str = "steps need no external runtime";
 const NO_SNAPSHOTTERS: &str = "there are no external snapshotters";
 const NO_SIGNED_CACHE: &str = "caches are not signed";
+const NO_CONTAINERD: &str = "there is no containerd worker";
+
+/// Those that are lists of tables: `[[…]]`.
+const LISTS: &[&str] = &[
+    "worker.oci.gcpolicy",
+    "worker.containerd.gcpolicy",
+    "registry.*.keypair",
+];
 
 /// Something in a file that its owner should know of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,6 +159,17 @@ pub enum RemarkKind {
     Spelling(String),
     /// It was replaced by this.
     Deprecated(&'static str),
+    /// Its value cannot do what it is for; why.
+    Useless(String),
+}
+
+/// What makes a file unusable that TOML itself would let pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    /// Line, counted from 1.
+    pub line: usize,
+    /// What is wrong.
+    pub message: String,
 }
 
 impl fmt::Display for Remark {
@@ -169,24 +191,42 @@ impl fmt::Display for Remark {
             RemarkKind::Deprecated(instead) => {
                 write!(f, "`{key}` is deprecated, use `{instead}` instead")
             }
+            RemarkKind::Useless(why) => write!(f, "`{key}`: {why}"),
         }
     }
 }
 
-/// What there is to say of a file, in the order of its lines.
-pub(super) fn remarks(text: &str, path: &str) -> Result<Vec<Remark>, toml::de::Error> {
+/// What there is to say of a file, in the order of its lines; or what makes it unusable.
+pub(super) fn remarks(
+    text: &str,
+    path: &str,
+) -> Result<Result<Vec<Remark>, Fault>, toml::de::Error> {
     let table = DeTable::parse(text)?;
+    let line = |at: usize| text[..at].bytes().filter(|byte| *byte == b'\n').count() + 1;
     let mut found = Vec::new();
-    walk(table.get_ref(), &mut Vec::new(), &mut |keys, at, kind| {
+    let walked = walk(table.get_ref(), &mut Vec::new(), &mut |keys, at, kind| {
         found.push(Remark {
             path: path.to_owned(),
-            line: text[..at].bytes().filter(|byte| *byte == b'\n').count() + 1,
-            key: keys.join("."),
+            line: line(at),
+            key: shown(keys),
             kind,
         });
     });
     found.sort_by_key(|remark| remark.line);
-    Ok(found)
+    Ok(walked.map(|()| found).map_err(|(at, message)| Fault {
+        line: line(at),
+        message,
+    }))
+}
+
+/// Keys as TOML writes them: those with other signs than a plain word's are quoted.
+fn shown(keys: &[String]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let quoted = |key: &String| match !key.is_empty() && key.chars().all(plain) {
+        true => key.clone(),
+        false => format!("{key:?}"),
+    };
+    keys.iter().map(quoted).collect::<Vec<_>>().join(".")
 }
 
 /// Renames keys that differ from the documented ones in case only, which stock takes too.
@@ -215,49 +255,102 @@ fn rename(table: &mut toml::Table, above: &mut Vec<String>) {
     }
 }
 
-/// Reports every key below `table` of which there is something to say.
+/// Reports every key below `table` of which there is something to say. A place and a message are
+/// what makes the file unusable.
 fn walk<'i>(
     table: &DeTable<'i>,
     above: &mut Vec<String>,
     report: &mut impl FnMut(&[String], usize, RemarkKind),
-) {
+) -> Result<(), (usize, String)> {
+    let mut seen = BTreeSet::new();
     for (key, value) in table {
         let at = key.span().start;
         above.push(key.get_ref().to_string());
         if let Standing::OtherCase(documented) = standing(above) {
             let whole = [&above[..above.len() - 1], std::slice::from_ref(&documented)].concat();
-            report(above, at, RemarkKind::Spelling(whole.join(".")));
+            report(above, at, RemarkKind::Spelling(shown(&whole)));
             *above.last_mut().unwrap_or(&mut String::new()) = documented;
+        }
+        if !seen.insert(above.last().cloned()) {
+            return Err((at, format!("`{}` is there twice", shown(above))));
         }
         match standing(above) {
             Standing::Unknown => report(above, at, RemarkKind::Unknown(closest(above))),
-            Standing::Leaf(Some(why)) => report(above, at, RemarkKind::NoEffect(why)),
-            Standing::Leaf(None) => {
+            Standing::Leaf(Some(why)) if asks(value.get_ref()) => {
+                report(above, at, RemarkKind::NoEffect(why));
+            }
+            Standing::Leaf(_) => {
                 if let Some(instead) = successor(above) {
                     report(above, at, RemarkKind::Deprecated(instead));
                 }
-            }
-            Standing::Inner | Standing::OtherCase(_) => match value.get_ref() {
-                DeValue::Table(table) => walk(table, above, report),
-                DeValue::Array(entries) => {
-                    for entry in entries.iter() {
-                        if let DeValue::Table(table) = entry.get_ref() {
-                            walk(table, above, report);
-                        }
-                    }
+                if let Some(why) = values::useless(above, value.get_ref()) {
+                    report(above, at, RemarkKind::Useless(why));
                 }
-                // A wrong type is the typed reader's to report.
-                _ => {}
-            },
+            }
+            Standing::Inner | Standing::OtherCase(_) => {
+                if let (["worker", "containerd"], DeValue::Table(table)) =
+                    (words(above).as_slice(), value.get_ref())
+                    && table.keys().any(|key| key.get_ref() != "enabled")
+                {
+                    report(above, at, RemarkKind::NoEffect(NO_CONTAINERD));
+                }
+                walk_tables(value.get_ref(), at, above, report)?;
+            }
         }
         above.pop();
+    }
+    Ok(())
+}
+
+/// The same for the value of a key that is a table, or a list of tables.
+fn walk_tables<'i>(
+    value: &DeValue<'i>,
+    at: usize,
+    above: &mut Vec<String>,
+    report: &mut impl FnMut(&[String], usize, RemarkKind),
+) -> Result<(), (usize, String)> {
+    let is_list = LISTS.iter().any(|list| {
+        let parts = parts(list);
+        parts.len() == above.len() && is_along(&parts, above)
+    });
+    let wrong = |above: &[String]| {
+        let key = shown(above);
+        let text = match is_list {
+            true => format!("`{key}` is a list of tables: `[[{key}]]`"),
+            false => format!("`{key}` is a table: `[{key}]`"),
+        };
+        Err((at, text))
+    };
+    match value {
+        DeValue::Table(table) if !is_list => walk(table, above, report),
+        DeValue::Array(entries) if is_list => {
+            for entry in entries.iter() {
+                let DeValue::Table(table) = entry.get_ref() else {
+                    return wrong(above);
+                };
+                walk(table, above, report)?;
+            }
+            Ok(())
+        }
+        _ => wrong(above),
+    }
+}
+
+/// Whether a value asks for anything at all.
+fn asks(value: &DeValue<'_>) -> bool {
+    match value {
+        DeValue::Boolean(value) => *value,
+        DeValue::String(text) => !text.is_empty(),
+        DeValue::Integer(number) => number.as_str() != "0",
+        DeValue::Array(entries) => !entries.is_empty(),
+        DeValue::Table(table) => !table.is_empty(),
+        _ => true,
     }
 }
 
 /// What a deprecated key was replaced by.
 fn successor(keys: &[String]) -> Option<&'static str> {
-    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-    match keys.as_slice() {
+    match words(keys).as_slice() {
         ["debug"] => Some("log.level = \"debug\""),
         ["trace"] => Some("log.level = \"trace\""),
         ["worker", "oci", "gckeepstorage"] | ["worker", "oci", "gcpolicy", "keepBytes"] => {
@@ -283,7 +376,7 @@ fn standing(keys: &[String]) -> Standing {
     };
     let mut standing = Standing::Unknown;
     for (known, effect) in KNOWN {
-        let parts: Vec<&str> = known.split('.').collect();
+        let parts = parts(known);
         if !is_below(&parts, above) {
             continue;
         }
@@ -302,28 +395,51 @@ fn standing(keys: &[String]) -> Standing {
     standing
 }
 
+/// The keys of a known path.
+fn parts(known: &str) -> Vec<&str> {
+    match known.split('"').collect::<Vec<_>>().as_slice() {
+        [before, quoted, after] => {
+            let before = before.trim_end_matches('.').split('.');
+            let after = after.trim_start_matches('.').split('.');
+            before.chain([*quoted]).chain(after).collect()
+        }
+        _ => known.split('.').collect(),
+    }
+}
+
+pub(super) fn words(keys: &[String]) -> Vec<&str> {
+    keys.iter().map(String::as_str).collect()
+}
+
 /// Whether a known path goes through these tables and on.
 fn is_below(parts: &[&str], above: &[String]) -> bool {
-    parts.len() > above.len()
-        && parts
-            .iter()
-            .zip(above)
-            .all(|(part, key)| *part == "*" || part == key)
+    parts.len() > above.len() && is_along(parts, above)
+}
+
+/// Whether two paths are the same as far as the shorter one goes.
+fn is_along(parts: &[&str], keys: &[String]) -> bool {
+    let mut pairs = parts.iter().zip(keys);
+    pairs.all(|(part, key)| *part == "*" || part == key)
 }
 
 /// The known key of the same table that looks most like the last one.
 fn closest(keys: &[String]) -> Option<String> {
     let (last, above) = keys.split_last()?;
     let siblings = KNOWN.iter().filter_map(|(known, _)| {
-        let parts: Vec<&str> = known.split('.').collect();
+        let parts = parts(known);
         is_below(&parts, above).then(|| parts[above.len()])
     });
+    let far = |name: &str| match name.strip_prefix(last.as_str()) {
+        // Its dot was taken for the border of a table.
+        Some(rest) if rest.starts_with('.') => 0,
+        _ => distance(&last.to_lowercase(), &name.to_lowercase()),
+    };
     let (distance, best) = siblings
         .filter(|name| *name != "*")
-        .map(|name| (distance(&last.to_lowercase(), &name.to_lowercase()), name))
+        .map(|name| (far(name), name))
         .min()?;
     // Further away it is another word, not a slip.
-    (distance <= 2.max(last.len() / 4)).then(|| [above, &[best.to_owned()]].concat().join("."))
+    (distance <= 2.max(last.len() / 4)).then(|| shown(&[above, &[best.to_owned()]].concat()))
 }
 
 /// How many letters must be put in, taken out or replaced to make one word of the other.

@@ -136,9 +136,11 @@ pub struct GrpcConfig {
     /// Where metrics are served: `host:port`, `tcp://…` or `unix://…`; empty for nowhere.
     #[serde(rename = "debugAddress")]
     pub debug_address: String,
-    /// Owner of unix sockets.
+    /// Owner of unix sockets; -1 in the file is none.
+    #[serde(deserialize_with = "values::owner")]
     pub uid: Option<u32>,
-    /// Group of unix sockets; with one the sockets are 0660.
+    /// Group of unix sockets; with one the sockets are 0660. -1 in the file is none.
+    #[serde(deserialize_with = "values::owner")]
     pub gid: Option<u32>,
     /// TLS of TCP listeners.
     pub tls: TlsConfig,
@@ -205,7 +207,7 @@ pub struct WorkerConfig {
     /// `auto`, `host` or empty.
     #[serde(rename = "networkMode")]
     pub network_mode: String,
-    /// The bridge that `networkMode = "bridge"` makes; empty for `buildkit0`.
+    /// The bridge that `networkMode = "bridge"` makes; empty for `buildkit0`, or the next number that is free.
     #[serde(rename = "bridgeName")]
     pub bridge_name: String,
     /// Its addresses, such as `10.10.0.0/16`; empty for some that no route knows.
@@ -214,8 +216,8 @@ pub struct WorkerConfig {
     /// cgroup under which those of steps are made.
     #[serde(rename = "defaultCgroupParent")]
     pub default_cgroup_parent: String,
-    /// How many steps run at once; 0 for any number.
-    #[serde(rename = "max-parallelism")]
+    /// How many steps run at once; 0, or less in the file, for any number.
+    #[serde(rename = "max-parallelism", deserialize_with = "values::limit")]
     pub max_parallelism: usize,
 }
 
@@ -265,7 +267,7 @@ pub struct HistoryConfig {
     #[serde(rename = "maxAge")]
     pub max_age: Span,
     /// How many; records beyond both limits go.
-    #[serde(rename = "maxEntries")]
+    #[serde(rename = "maxEntries", deserialize_with = "values::whole")]
     pub max_entries: i64,
 }
 
@@ -297,7 +299,10 @@ pub struct SystemConfig {
     #[serde(rename = "platformsCacheMaxAge")]
     pub platforms_cache_max_age: Option<Span>,
     /// Connections to one registry at once.
-    #[serde(rename = "maxRegistryConcurrency")]
+    #[serde(
+        rename = "maxRegistryConcurrency",
+        deserialize_with = "values::maybe_whole"
+    )]
     pub max_registry_concurrency: Option<i64>,
 }
 
@@ -305,8 +310,8 @@ impl Config {
     /// Reads a file. A file that does not exist is an empty configuration unless `required`.
     pub fn load(path: &Path, required: bool) -> Result<(Config, Vec<Remark>), ConfigError> {
         let shown = path.display().to_string();
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, &shown),
+        match std::fs::read(path) {
+            Ok(bytes) => Self::parse(&utf8(bytes, &shown)?, &shown),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => {
                 Ok(Default::default())
             }
@@ -324,6 +329,10 @@ impl Config {
             message: error.to_string().trim_end().to_owned(),
         };
         let remarks = keys::remarks(text, path).map_err(failed)?;
+        let remarks = remarks.map_err(|fault| ConfigError::Parse {
+            path: path.to_owned(),
+            message: format!("line {}: {}", fault.line, fault.message),
+        })?;
         let misspelt = |remark: &Remark| matches!(remark.kind, RemarkKind::Spelling(_));
         let config: Config = if remarks.iter().any(misspelt) {
             let mut table: toml::Table = toml::from_str(text).map_err(failed)?;
@@ -359,121 +368,17 @@ impl Config {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_read_and_unknown_keys_are_named_with_their_lines() {
-        let text = r#"
-root = "/tmp/x"
-insecure-entitlements = ["network.host"]
-colour = "blue"
-[worker.oci]
-  max-parallelism = 4
-  reservedSpace = "30%"
-  [[worker.oci.gcpolicy]]
-    keepDuration = "48h"
-    filters = ["type==source.local"]
-    maxUsedSpace = 512000000
-    speed = 1
-[registry."docker.io"]
-  mirrors = ["127.0.0.1:5555"]
-[registry."127.0.0.1:5555"]
-  http = true
-[history]
-  maxAge = 100
-"#;
-        let (config, unknown) = Config::parse(text, "b.toml").unwrap();
-        assert_eq!(config.root.as_deref(), Some(Path::new("/tmp/x")));
-        assert_eq!(config.worker.oci.max_parallelism, 4);
-        assert_eq!(config.worker.oci.reserved_space, DiskSpace::Percent(30));
-        let policy = &config.worker.oci.gcpolicy[0];
-        assert_eq!(policy.keep_duration, Span::from_secs(48 * 3600));
-        assert_eq!(policy.max_used_space, DiskSpace::Bytes(512_000_000));
-        assert_eq!(config.registry["docker.io"].mirrors, ["127.0.0.1:5555"]);
-        assert_eq!(config.history.max_entries, 50);
-        let shown: Vec<_> = unknown.iter().map(ToString::to_string).collect();
-        assert_eq!(
-            shown,
-            [
-                "b.toml:4: unknown key `colour` is passed over",
-                "b.toml:12: unknown key `worker.oci.gcpolicy.speed` is passed over"
-            ]
-        );
-    }
-
-    #[test]
-    fn slips_are_explained_and_keys_without_meaning_named() {
-        let text = r#"
-debug = true
-[worker.oci]
-  max-paralelism = 4
-  GC = false
-  binary = "crun"
-  gckeepstorage = "1GB"
-  [worker.oci.labels]
-    any = "thing"
-[Registry."example.com"]
-  miror = []
-[worker.containerd]
-  namespace = "x"
-  [worker.containerd.runtime.options]
-    any = "thing"
-"#;
-        let (config, remarks) = Config::parse(text, "b.toml").unwrap();
-        assert_eq!(config.worker.oci.gc, Some(false));
-        assert_eq!(config.worker.oci.gc_keep_storage, DiskSpace::Bytes(1 << 30));
-        assert!(config.registry.contains_key("example.com"));
-        let shown: Vec<_> = remarks.iter().map(ToString::to_string).collect();
-        assert_eq!(
-            shown,
-            [
-                "b.toml:2: `debug` is deprecated, use `log.level = \"debug\"` instead",
-                "b.toml:4: unknown key `worker.oci.max-paralelism` is passed over: \
-                 did you mean `worker.oci.max-parallelism`?",
-                "b.toml:5: `worker.oci.GC` is read as `worker.oci.gc`",
-                "b.toml:6: `worker.oci.binary` has no effect: steps need no external runtime",
-                "b.toml:7: `worker.oci.gckeepstorage` is deprecated, use `reservedSpace` instead",
-                "b.toml:10: `Registry` is read as `registry`",
-                "b.toml:11: unknown key `registry.example.com.miror` is passed over: \
-                 did you mean `registry.example.com.mirrors`?",
-            ]
-        );
-    }
-
-    /// All of upstream's documented keys with values of the kinds it documents.
-    #[test]
-    fn every_documented_key_is_read() {
-        let (config, remarks) = Config::parse(
-            include_str!("../../tests/corpus/toml/documented.toml"),
-            "b.toml",
-        )
-        .unwrap();
-        let unknown: Vec<_> = remarks
-            .iter()
-            .filter(|remark| !matches!(remark.kind, RemarkKind::NoEffect(_)))
-            .collect();
-        assert!(unknown.is_empty(), "{unknown:?}");
-        assert_eq!(config.history.max_age, Span::from_secs(172_800));
-        assert_eq!(config.grpc.debug_address, "0.0.0.0:6060");
-        assert_eq!(config.worker.oci.gcpolicy.len(), 2);
-        assert_eq!(config.worker.oci.reserved_space, DiskSpace::Percent(30));
-        assert_eq!(config.worker.oci.min_free_space, DiskSpace::Bytes(20 << 30));
-        let keypair = &config.registry["docker.io"].keypair[0];
-        assert_eq!(keypair.key, Path::new("/etc/config/key.pem"));
-    }
-
-    #[test]
-    fn broken_files_say_where() {
-        let error = Config::parse("root = 5\n", "b.toml")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("b.toml") && error.contains("line 1"),
-            "{error}"
-        );
-        let error = Config::parse("[worker.containerd]\nenabled = true\n", "b.toml").unwrap_err();
-        assert!(matches!(error, ConfigError::Unsupported(_)));
-    }
+/// The text of a file; its errors name the line.
+fn utf8(bytes: Vec<u8>, path: &str) -> Result<String, ConfigError> {
+    String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+        ConfigError::Parse {
+            path: path.to_owned(),
+            message: format!("line {line}: this is not UTF-8"),
+        }
+    })
 }
+
+#[cfg(test)]
+mod tests;

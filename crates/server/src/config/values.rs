@@ -1,9 +1,14 @@
 //! Values of the configuration that have more than one way of writing.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
-use serde::de::{self, Deserialize, Deserializer, Visitor};
+use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
+use toml::de::DeValue;
+
+use super::keys::words;
+use crate::filters::Filters;
 
 /// An amount of disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,7 +63,8 @@ impl std::str::FromStr for DiskSpace {
             return Ok(DiskSpace::Unset);
         }
         if let Some(percent) = text.strip_suffix('%') {
-            return Ok(DiskSpace::Percent(percent.parse().map_err(|_| wrong())?));
+            let percent: u32 = percent.parse().map_err(|_| wrong())?;
+            return Ok(DiskSpace::Percent(percent.into()));
         }
         let lower = text.to_ascii_lowercase();
         let digits = lower
@@ -87,7 +93,10 @@ impl<'de> Deserialize<'de> for DiskSpace {
                 f.write_str("a number of bytes, a size such as \"512MB\", or a percentage")
             }
             fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<DiskSpace, E> {
-                Ok(DiskSpace::Bytes(bytes))
+                match bytes < 0 {
+                    true => Err(E::custom("an amount of disk cannot be negative")),
+                    false => Ok(DiskSpace::Bytes(bytes)),
+                }
             }
             fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<DiskSpace, E> {
                 i64::try_from(bytes)
@@ -177,6 +186,71 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+/// Reads a whole number; the message for other values speaks of numbers and not of their bits.
+pub(super) fn whole<'de, D: Deserializer<'de>, T: TryFrom<i64>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    struct Whole;
+    impl Visitor<'_> for Whole {
+        type Value = i64;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a whole number")
+        }
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<i64, E> {
+            Ok(number)
+        }
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<i64, E> {
+            i64::try_from(number).map_err(|_| E::custom("too large"))
+        }
+    }
+    let number = deserializer.deserialize_i64(Whole)?;
+    T::try_from(number)
+        .map_err(|_| de::Error::invalid_value(Unexpected::Signed(number), &"a number in its range"))
+}
+
+/// The same where the key need not be there.
+pub(super) fn maybe_whole<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<i64>, D::Error> {
+    whole(deserializer).map(Some)
+}
+
+/// A user's or group's number; -1 is none in particular, as for `chown`.
+pub(super) fn owner<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let number = whole::<_, i64>(deserializer)?;
+    let wrong = || de::Error::invalid_value(Unexpected::Signed(number), &"a user's or group's id");
+    match number {
+        -1 => Ok(None),
+        number => u32::try_from(number).map(Some).map_err(|_| wrong()),
+    }
+}
+
+/// How many things go on at once; what is not positive is any number of them, as with stock.
+pub(super) fn limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    whole::<_, i64>(deserializer).map(|number| usize::try_from(number).unwrap_or(0))
+}
+
+/// Why the value of a key, which is of the right type, cannot do what it is for.
+pub(super) fn useless(keys: &[String], value: &DeValue<'_>) -> Option<String> {
+    let texts = match value {
+        DeValue::Array(entries) => entries.iter().filter_map(|entry| entry.get_ref().as_str()),
+        _ => return None,
+    };
+    let mut texts = texts.into_iter();
+    match words(keys).as_slice() {
+        ["dns", "nameservers"] => texts
+            .find(|text| {
+                let address = text.split('%').next().unwrap_or(text);
+                address.parse::<IpAddr>().is_err()
+            })
+            .map(|text| format!("{text:?} is no address of a name server")),
+        ["worker", "oci", "gcpolicy", "filters"] => texts
+            .find_map(|text| Filters::parse(&[text]).err())
+            .map(|error| format!("the policy will never do anything: {error}")),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +261,7 @@ mod tests {
         assert_eq!("1.5g".parse(), Ok(DiskSpace::Bytes(3 << 29)));
         assert_eq!("30%".parse(), Ok(DiskSpace::Percent(30)));
         assert!("abc".parse::<DiskSpace>().is_err());
+        assert!("-5%".parse::<DiskSpace>().is_err());
         assert_eq!("1h30m".parse(), Ok(Span::from_secs(5400)));
         assert_eq!("90".parse(), Ok(Span::from_secs(90)));
         assert!("3 days".parse::<Span>().is_err());

@@ -5,10 +5,11 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::builder::TypedValueParser;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
 
-use crate::config::{Config, ConfigError, Remark, Span};
+use crate::config::{Config, ConfigError, DiskSpace, Remark, Span};
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_CONFIG: &str = "/etc/buildkit/buildkitd.toml";
@@ -38,7 +39,7 @@ Environment:
 )]
 pub struct Flags {
     /// path to config file (default: /etc/buildkit/buildkitd.toml)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     config: Option<PathBuf>,
     /// enable debug output in logs
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = go_bool, value_name = "BOOL")]
@@ -51,7 +52,7 @@ pub struct Flags {
     root: Option<PathBuf>,
     /// listening address: unix://PATH, tcp://HOST:PORT or fd:// for sockets from systemd; may be given
     /// several times (default: unix:///run/buildkit/buildkitd.sock)
-    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    #[arg(long, value_name = "ADDRESS")]
     addr: Vec<String>,
     /// log formatter: json or text (default: text)
     #[arg(long, value_name = "FORMAT")]
@@ -66,13 +67,13 @@ pub struct Flags {
     #[arg(long, env = "BUILDKITD_DEBUGADDR", value_name = "ADDRESS")]
     debugaddr: Option<String>,
     /// certificate file of TCP listeners
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     tlscert: Option<PathBuf>,
     /// key file of TCP listeners
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     tlskey: Option<PathBuf>,
     /// ca certificate that clients' certificates must come from
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     tlscacert: Option<PathBuf>,
     /// allows insecure entitlements e.g. network.host, security.insecure, device
     #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',')]
@@ -81,7 +82,7 @@ pub struct Flags {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = go_bool)]
     cdi_disabled: Option<bool>,
     /// list of directories to scan for CDI spec files
-    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    #[arg(long, value_name = "DIR")]
     cdi_spec_dir: Vec<PathBuf>,
     /// not offered
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = go_bool)]
@@ -97,6 +98,9 @@ pub struct Flags {
     /// print the version
     #[arg(short = 'v', long, action = ArgAction::SetTrue)]
     pub version: bool,
+    /// taken, and passed over, as stock does
+    #[arg(hide = true)]
+    words: Vec<OsString>,
     /// What to say in the log of flags that were given.
     #[arg(skip)]
     remarks: Vec<String>,
@@ -109,7 +113,7 @@ struct WorkerFlags {
     #[arg(long, value_name = "BOOL")]
     oci_worker: Option<String>,
     /// user-specific annotation labels (com.example.foo=bar)
-    #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME=VALUE")]
     oci_worker_labels: Vec<String>,
     /// name of snapshotter: auto, overlayfs or native
     #[arg(long, value_name = "NAME")]
@@ -121,7 +125,7 @@ struct WorkerFlags {
     #[arg(long, value_name = "TYPE")]
     oci_worker_net: Option<String>,
     /// maximum number of parallel build steps that can be run at the same time, or num-cpu
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     oci_max_parallelism: Option<String>,
     /// enable automatic garbage collection on worker (default: true)
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = go_bool, value_name = "BOOL")]
@@ -248,6 +252,10 @@ impl Flags {
         let remarks = remarks.collect();
         let mut flags = Self::from_arg_matches_mut(&mut matches)?;
         flags.remarks = remarks;
+        for word in &flags.words {
+            let text = format!("the argument {word:?} is passed over: flags are all there is");
+            flags.remarks.push(text);
+        }
         if flags.trace.is_some() {
             let text = "--trace is deprecated, use --log-level=trace instead";
             flags.remarks.push(text.to_owned());
@@ -262,7 +270,7 @@ impl Flags {
 
     /// The configuration that file and flags give together, with what there is to say of the file.
     pub fn configuration(&self) -> Result<(Config, Vec<Remark>), ConfigError> {
-        let path = self.config.as_deref();
+        let path = self.config.as_deref().filter(|path| is_given(path));
         let (mut config, remarks) =
             Config::load(path.unwrap_or(Path::new(DEFAULT_CONFIG)), path.is_some())?;
         self.apply(&mut config)?;
@@ -300,7 +308,7 @@ impl Flags {
         if let Some(address) = &self.debugaddr {
             config.grpc.debug_address.clone_from(address);
         }
-        if let Some(group) = &self.group {
+        if let Some(group) = self.group.as_ref().filter(|group| !group.is_empty()) {
             config.grpc.gid = Some(group_id(group)?);
         }
         let tls = &mut config.grpc.tls;
@@ -309,7 +317,7 @@ impl Flags {
             (&self.tlskey, &mut tls.key),
             (&self.tlscacert, &mut tls.ca),
         ] {
-            if flag.is_some() {
+            if flag.as_deref().is_some_and(is_given) {
                 value.clone_from(flag);
             }
         }
@@ -328,8 +336,7 @@ impl Flags {
             let text = "--proxy-network: proxy networks are not offered";
             return Err(ConfigError::Unsupported(text.into()));
         }
-        let containerd = self.containerd_worker.as_deref();
-        if containerd.is_some_and(|text| go_bool(text) == Ok(true)) {
+        if bool_or_auto("containerd-worker", self.containerd_worker.as_deref())? == Some(true) {
             let text = "--containerd-worker=true: there is no containerd worker";
             return Err(ConfigError::Unsupported(text.into()));
         }
@@ -340,8 +347,7 @@ impl Flags {
 impl WorkerFlags {
     fn apply(&self, config: &mut Config) -> Result<(), ConfigError> {
         let worker = &mut config.worker.oci;
-        let wanted = self.oci_worker.as_deref();
-        if wanted.is_some_and(|text| go_bool(text) == Ok(false)) {
+        if bool_or_auto("oci-worker", self.oci_worker.as_deref())? == Some(false) {
             let text = "--oci-worker=false: this server has no other worker";
             return Err(ConfigError::Unsupported(text.into()));
         }
@@ -367,28 +373,55 @@ impl WorkerFlags {
             worker.gc = self.oci_worker_gc;
         }
         if let Some(text) = &self.oci_worker_gc_keepstorage {
-            let mut parts = text.split(',');
-            for space in [
-                &mut worker.reserved_space,
-                &mut worker.min_free_space,
-                &mut worker.max_used_space,
-            ] {
-                if let Some(part) = parts.next().filter(|part| !part.is_empty()) {
-                    *space = keep_storage(part)?;
-                }
-            }
+            let [reserved, free, maximum] = keep_storage(text)?;
+            worker.reserved_space = reserved;
+            worker.min_free_space = free;
+            worker.max_used_space = maximum;
         }
         Ok(())
     }
 }
 
-/// A part of `--oci-worker-gc-keepstorage`: megabytes, or a percentage.
-fn keep_storage(text: &str) -> Result<crate::config::DiskSpace, ConfigError> {
-    use crate::config::DiskSpace;
-    match text.parse::<i64>() {
-        Ok(megabytes) => Ok(DiskSpace::Bytes(megabytes * 1_000_000)),
-        Err(_) => text.parse().map_err(ConfigError::Invalid),
+/// `--oci-worker-gc-keepstorage`: what is reserved, free and the most, each in megabytes or percent;
+/// what is not there is not limited.
+fn keep_storage(text: &str) -> Result<[DiskSpace; 3], ConfigError> {
+    let wrong = || ConfigError::Invalid(format!("failed to parse storage {text:?}"));
+    let mut spaces = [DiskSpace::Unset; 3];
+    if text.is_empty() {
+        return Ok(spaces);
     }
+    let parts: Vec<&str> = text.split(',').collect();
+    if parts.len() > spaces.len() {
+        return Err(wrong());
+    }
+    for (space, part) in spaces.iter_mut().zip(parts) {
+        *space = match part.parse::<u32>() {
+            Ok(megabytes) => DiskSpace::Bytes(i64::from(megabytes) * 1_000_000),
+            Err(_) if part.is_empty() => return Err(wrong()),
+            Err(_) => part.parse().map_err(|_| wrong())?,
+        };
+    }
+    Ok(spaces)
+}
+
+/// A boolean, or nothing for `auto`.
+fn bool_or_auto(flag: &str, text: Option<&str>) -> Result<Option<bool>, ConfigError> {
+    match text {
+        None | Some("") => Ok(None),
+        Some(text) if text.eq_ignore_ascii_case("auto") => Ok(None),
+        Some(text) => go_bool(text)
+            .map(Some)
+            .map_err(|error| ConfigError::Invalid(format!("--{flag}: {error}, nor auto"))),
+    }
+}
+
+/// Reads a path, which may be empty: that is no path.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    clap::builder::OsStringValueParser::new().map(PathBuf::from)
+}
+
+fn is_given(path: &Path) -> bool {
+    !path.as_os_str().is_empty()
 }
 
 /// A number, or `num-cpu`.
@@ -396,7 +429,9 @@ fn parallelism(text: &str) -> Result<usize, ConfigError> {
     if text == "num-cpu" {
         return Ok(std::thread::available_parallelism().map_or(1, Into::into));
     }
-    text.parse().map_err(|_| {
+    // Less than none is no limit, as with stock.
+    let limit = text.parse::<i64>();
+    limit.map(|limit| usize::try_from(limit).unwrap_or(0)).map_err(|_| {
         ConfigError::Invalid(format!(
             "failed to parse oci-max-parallelism, should be positive integer, 0 for unlimited, or 'num-cpu' for setting to the number of CPUs: {text:?}"
         ))

@@ -184,6 +184,17 @@ fn what_is_not_offered_is_refused_and_what_is_missing_named() {
     }
     let missing = flags(&["--config", "/no/such/file"]).configuration();
     assert!(matches!(missing, Err(ConfigError::Read { .. })));
+    for wrong in [
+        "--oci-worker=maybe",
+        "--containerd-worker=maybe",
+        "--oci-worker-gc-keepstorage=1,2,3,4",
+        "--oci-worker-gc-keepstorage=1,,3",
+        "--oci-worker-labels=abc",
+        "--oci-max-parallelism=few",
+    ] {
+        let wrong = flags(&["--config=", wrong]).configuration();
+        assert!(matches!(wrong, Err(ConfigError::Invalid(_))));
+    }
     let wrong = ["--no-such-flag", "--debug=perhaps", "--oci-worker-gc=maybe"];
     assert!(wrong.iter().all(|flag| parse(&[flag]).is_err()));
 }
@@ -197,4 +208,43 @@ fn the_help_names_what_can_be_used_and_nothing_else() {
         let hidden = unused || ["trace", "containerd-worker"].contains(name);
         assert_eq!(shown, !hidden, "{name}\n{help}");
     }
+}
+
+/// Values that stock takes in another way than one might think.
+#[test]
+fn values_mean_what_they_mean_to_stock() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("b.toml");
+    let text = "[worker.oci]\nreservedSpace = 1\nmaxUsedSpace = 2\n[grpc]\ngid = 5\n";
+    std::fs::write(&file, text).unwrap();
+    let config = |words: &[&str]| {
+        let words = [&["--config", file.to_str().unwrap()], words].concat();
+        let given = flags(&words);
+        (given.configuration().unwrap().0, given.remarks().to_vec())
+    };
+    // A comma belongs to the value.
+    let (commas, _) = config(&["--oci-worker-labels=a=b,c", "--addr", "unix:///a,b"]);
+    assert_eq!(commas.worker.oci.labels["a"], "b,c");
+    assert_eq!(commas.grpc.address, ["unix:///a,b"]);
+    // Nothing is not given.
+    let (empty, remarks) = config(&["--tlscert=", "--group=", "--debugaddr=", "--oci-worker="]);
+    assert_eq!((empty.grpc.tls.cert, empty.grpc.gid), (None, Some(5)));
+    assert!(remarks.is_empty());
+    // One flag stands for three keys.
+    let (storage, _) = config(&["--oci-worker-gc-keepstorage=3"]);
+    assert_eq!(
+        storage.worker.oci.reserved_space,
+        DiskSpace::Bytes(3_000_000)
+    );
+    assert!(storage.worker.oci.max_used_space.is_unset());
+    let (unlimited, _) = config(&["--oci-max-parallelism", "-1"]);
+    assert_eq!(unlimited.worker.oci.max_parallelism, 0);
+    // The value of a boolean must be joined to it; a word alone means nothing.
+    let (debug, remarks) = config(&["--debug", "true", "--root", "/r"]);
+    assert_eq!(debug.log.level, "debug");
+    assert_eq!(debug.root.as_deref(), Some(Path::new("/r")));
+    assert_eq!(
+        remarks,
+        ["the argument \"true\" is passed over: flags are all there is"]
+    );
 }

@@ -67,6 +67,12 @@ fn source(identifier: &str) -> SourceOp {
     }
 }
 
+/// What a session without rules makes of a graph.
+async fn judged(graph: &Graph, judge: &dyn Judge) -> Result<Option<Graph>> {
+    let (rules, judge) = (Rules::default(), Some(judge));
+    SourcePolicy { rules, judge }.graph(graph).await
+}
+
 /// Two sources, merged.
 fn graph(one: &str, two: &str) -> Graph {
     let mut builder = GraphBuilder::new();
@@ -171,4 +177,66 @@ async fn a_judge_that_never_decides_is_given_up() {
     let graph = graph("docker-image://a", "local://b");
     let error = judged(&graph, &told).await.map(|_| ()).unwrap_err();
     assert_eq!(error.to_string(), "too many policy requests");
+}
+
+#[tokio::test]
+async fn rules_come_first_and_judge_what_the_session_puts_in_place() {
+    let rule = |action: PolicyAction, from: &str, to: &str| proto::sourcepolicy::Rule {
+        action: action.into(),
+        selector: Some(proto::sourcepolicy::Selector {
+            identifier: from.to_owned(),
+            ..Default::default()
+        }),
+        updates: Some(proto::sourcepolicy::Update {
+            identifier: to.to_owned(),
+            ..Default::default()
+        }),
+    };
+    let policy = proto::sourcepolicy::Policy {
+        version: 1,
+        rules: vec![
+            rule(
+                PolicyAction::Convert,
+                "docker-image://a",
+                "docker-image://b",
+            ),
+            rule(PolicyAction::Deny, "docker-image://d", ""),
+        ],
+    };
+    let update = |to: &str| {
+        Answer::Decision(DecisionResponse {
+            action: PolicyAction::Convert.into(),
+            update: Some(wire(&source(to))),
+            ..DecisionResponse::default()
+        })
+    };
+    let told = Told::of("docker-image://b", vec![update("docker-image://c")]);
+    let policy = |told| SourcePolicy {
+        rules: Rules::read(std::slice::from_ref(&policy)).unwrap(),
+        judge: Some(told as &dyn Judge),
+    };
+    let given = source("docker-image://a");
+    let made = policy(&told).source(&given, None).await.unwrap();
+    assert_eq!(made.unwrap().identifier, "docker-image://c");
+    let told = Told::of("docker-image://b", vec![update("docker-image://d")]);
+    let error = policy(&told).source(&given, None).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "source \"docker-image://d\" denied by policy: source denied by policy"
+    );
+}
+
+#[tokio::test]
+async fn a_repository_is_judged_by_the_address_that_is_used() {
+    let told = Told::default();
+    let mut given = source("git://allowed.test/a.git#main");
+    let address = "https://other.test/b.git".to_owned();
+    given.attrs.insert("git.fullurl".to_owned(), address);
+    let policy = SourcePolicy {
+        rules: Rules::default(),
+        judge: Some(&told),
+    };
+    assert_eq!(policy.source(&given, None).await.unwrap(), None);
+    let asked = source_of(&told.asked.lock()[0]).identifier;
+    assert_eq!(asked, "git://other.test/b.git#main");
 }

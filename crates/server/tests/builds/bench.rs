@@ -354,6 +354,21 @@ impl Bench {
             .await
     }
 
+    /// Builds a definition to its end, with the sources that a policy allows.
+    pub async fn definition_under(
+        &self,
+        build: &Build,
+        definition: pb::Definition,
+        policy: proto::sourcepolicy::Policy,
+    ) -> Outcome {
+        self.build_with(build, |request| {
+            request.frontend.clear();
+            request.definition = Some(definition);
+            request.source_policy = Some(policy);
+        })
+        .await
+    }
+
     /// Builds a definition to its end.
     pub async fn definition(&self, build: &Build, definition: pb::Definition) -> Outcome {
         self.build_with(build, |request| {

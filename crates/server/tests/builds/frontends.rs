@@ -37,7 +37,7 @@ fn copy(from: &str, to: &str) -> FileActionKind {
     }))
 }
 
-fn make(path: &str, mode: u32, data: &[u8]) -> FileActionKind {
+pub fn make(path: &str, mode: u32, data: &[u8]) -> FileActionKind {
     FileActionKind::MkFile(MkFileAction {
         path: path.to_owned(),
         mode,
@@ -219,6 +219,13 @@ pub async fn frontends_that_are_not_allowed_are_not_run() {
         refused.error().message(),
         "'front.test/shell' is not an allowed gateway source"
     );
+    // The frontend that is part of the server is no way around it.
+    let official = Build::new("FROM scratch\n").attr("source", "docker/dockerfile:1");
+    let refused = bench.build_by(&official, "gateway.v0").await;
+    assert_eq!(
+        refused.error().message(),
+        "'docker/dockerfile:1' is not an allowed gateway source"
+    );
     let bench = Bench::start_with("[frontend.\"gateway.v0\"]\nenabled = false\n").await;
     let refused = bench.build(&build_by("true")).await;
     assert_eq!(refused.error().message(), "invalid frontend: gateway.v0");
@@ -281,7 +288,8 @@ pub async fn a_definition_in_a_file_is_a_part_of_the_build() {
     assert!(other.result.is_err());
 }
 
-pub async fn what_a_source_stands_for_can_be_asked() {
+/// A web server that says hello to everybody; its address.
+pub fn hello_server() -> std::net::SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
     std::thread::spawn(move || {
@@ -295,6 +303,11 @@ pub async fn what_a_source_stands_for_can_be_asked() {
             );
         }
     });
+    address
+}
+
+pub async fn what_a_source_stands_for_can_be_asked() {
+    let address = hello_server();
     let bench = Bench::start().await;
     let mut driven = bench.drive(&Build::new("")).await;
     let ask = |identifier: String| ResolveSourceMetaRequest {

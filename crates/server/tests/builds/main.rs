@@ -10,6 +10,7 @@ mod cases;
 mod containers;
 mod frontends;
 mod observed;
+mod policies;
 mod sources;
 mod state;
 
@@ -52,6 +53,7 @@ const CASES: &[Case] = cases![
     state:
     disk_usage_adds_up_to_what_du_says,
     a_cap_holds_while_a_build_runs_and_spares_what_it_uses,
+    a_cap_counts_what_a_step_is_writing,
     old_cache_is_removed_after_builds,
     prune_removes_what_its_filters_mean,
     what_a_step_prints_is_clipped,
@@ -67,6 +69,10 @@ const CASES: &[Case] = cases![
     frontends_that_are_not_allowed_are_not_run,
     a_definition_in_a_file_is_a_part_of_the_build,
     what_a_source_stands_for_can_be_asked;
+    policies:
+    a_policy_of_the_request_decides_about_its_sources,
+    a_policy_holds_for_definitions_that_a_build_finds,
+    policies_of_calls_decide_about_what_is_asked_and_solved;
     containers:
     processes_of_a_container_share_it,
     a_terminal_is_typed_into_resized_and_signalled,

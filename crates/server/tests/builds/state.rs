@@ -168,11 +168,6 @@ pub async fn a_cap_holds_while_a_build_runs_and_spares_what_it_uses() {
         noise(40, "/new")
     ));
     let (solve, _session) = start(&bench, &build).await;
-    let has = |records: &[UsageRecord], part: &str| {
-        records
-            .iter()
-            .any(|record| record.description.contains(part))
-    };
     loop {
         let records = usage(&bench).await;
         assert!(
@@ -184,6 +179,29 @@ pub async fn a_cap_holds_while_a_build_runs_and_spares_what_it_uses() {
             break;
         }
         tokio::task::yield_now().await;
+    }
+    assert!(!solve.is_finished());
+    solve.abort();
+}
+
+fn has(records: &[UsageRecord], part: &str) -> bool {
+    records
+        .iter()
+        .any(|record| record.description.contains(part))
+}
+
+pub async fn a_cap_counts_what_a_step_is_writing() {
+    let bench =
+        Bench::start_with("[[worker.oci.gcpolicy]]\nall = true\nmaxUsedSpace = 41943040\n").await;
+    let old = Build::new(&format!("FROM busybox\n{}", noise(20, "/old")));
+    bench.build(&old).await.ok();
+    let build = Build::new(
+        "FROM busybox\nRUN dd if=/dev/urandom of=/new bs=1M count=20 && echo up; sleep 1000\n",
+    );
+    let (solve, _session) = start(&bench, &build).await;
+    while has(&usage(&bench).await, "of=/old") {
+        assert!(!solve.is_finished());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     assert!(!solve.is_finished());
     solve.abort();

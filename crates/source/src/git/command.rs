@@ -191,7 +191,10 @@ impl<'a> Git<'a> {
         } else {
             said.trim_end()
         };
-        Err(Error::new(Code::Unknown, format!("git stderr:\n{status}")))
+        Err(Error::new(
+            failure_code(&said),
+            format!("git stderr:\n{status}"),
+        ))
     }
 
     /// Like [`Git::run`] for a question: an unsuccessful end is a no.
@@ -349,6 +352,19 @@ pub(super) fn token_scope(remote: &str) -> &str {
         .into_iter()
         .find(|prefix| remote.starts_with(prefix))
         .unwrap_or(remote)
+}
+
+/// What kind of failure git tells of: a full disk of this machine is one of its own.
+fn failure_code(said: &str) -> Code {
+    let own = said.lines().filter(|line| !line.starts_with("remote:"));
+    let full = ["No space left on device", "Disk quota exceeded"];
+    match own
+        .into_iter()
+        .any(|line| full.iter().any(|words| line.contains(words)))
+    {
+        true => Code::ResourceExhausted,
+        false => Code::Unknown,
+    }
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use std::time::{Duration, SystemTime};
 use diag::{Code, Error, Result};
 use layers::{LayerHold, LayerNote, LayerStack, LayerStore, RecordType};
 use oci::Digest;
+use tokio::sync::OwnedMutexGuard;
 
 use crate::flights::Flights;
 use crate::resolve::blocking;
@@ -229,10 +230,7 @@ impl GitSource {
             return builtin.objects(pin).await;
         }
         let git = self.git(request, access)?;
-        let key = request.repository_key(pin);
-        let _alone = self.flights.enter(key).await;
-        let repository = self.dir.join(format!("{}.git", key.hex()));
-        self.bring(&git, request, pin, &repository).await?;
+        let (_alone, repository) = self.bring(&git, request, pin).await?;
         let place = Place {
             git_dir: Some(&repository),
             work_tree: None,
@@ -279,10 +277,7 @@ impl GitSource {
         target: &Path,
     ) -> Result<()> {
         let git = self.git(request, access)?;
-        let key = request.repository_key(pin);
-        let _alone = self.flights.enter(key).await;
-        let repository = self.dir.join(format!("{}.git", key.hex()));
-        self.bring(&git, request, pin, &repository).await?;
+        let (_alone, repository) = self.bring(&git, request, pin).await?;
         let checkout = Checkout {
             git: &git,
             request,
@@ -297,17 +292,20 @@ impl GitSource {
         Git::new(&self.program, &request.remote, &request.known_hosts, access)
     }
 
-    /// Makes the repository if needed and sees to it that it has what was pinned.
+    /// Makes the repository if needed and sees to it that it has what was pinned. Nobody else works in it
+    /// as long as the first value lives.
     async fn bring(
         &self,
         git: &Git<'_>,
         request: &GitRequest,
         pin: &GitPin,
-        repository: &Path,
-    ) -> Result<()> {
-        self.prepare(git, request, pin, repository).await?;
+    ) -> Result<(OwnedMutexGuard<()>, PathBuf)> {
+        let key = request.repository_key(pin);
+        let alone = self.flights.enter(key).await;
+        let repository = self.dir.join(format!("{}.git", key.hex()));
+        self.prepare(git, request, pin, &repository).await?;
         let place = Place {
-            git_dir: Some(repository),
+            git_dir: Some(&repository),
             work_tree: None,
         };
         let failed = |error: Error| {
@@ -319,9 +317,12 @@ impl GitSource {
             .ask(&place, &["rev-parse", "--verify", "--quiet", &kept])
             .await?
         {
-            self.fetch_object(git, request, pin, &place, &kept)
-                .await
-                .map_err(failed)?;
+            let fetched = self.fetch_object(git, request, pin, &place, &kept).await;
+            if fetched.is_err() {
+                // What came before the disk was full would keep it full.
+                clear_unfinished(&repository);
+            }
+            fetched.map_err(failed)?;
         }
         let commit = format!("{}^{{commit}}", pin.object);
         let found = git.run(&place, &["rev-parse", "--verify", &commit]).await?;
@@ -330,7 +331,7 @@ impl GitSource {
         if !pin.object.starts_with(whole.as_str()) && !found.starts_with(whole.as_str()) {
             return Err(mismatch(whole, &[&pin.object, found]));
         }
-        Ok(())
+        Ok((alone, repository))
     }
 
     /// Sets a repository up, or clears away what a killed git left in it.
@@ -343,14 +344,7 @@ impl GitSource {
     ) -> Result<()> {
         let ready = repository.join(READY);
         if ready.exists() {
-            for lock in [
-                "shallow.lock",
-                "config.lock",
-                "packed-refs.lock",
-                "HEAD.lock",
-            ] {
-                let _ = std::fs::remove_file(repository.join(lock));
-            }
+            clear_unfinished(repository);
             // Its time says when the repository was used last.
             std::fs::write(&ready, "")?;
             return Ok(());
@@ -593,6 +587,26 @@ fn write_address(repository: &Path, remote: &str) -> Result<()> {
 }
 
 /// Whether a directory is a repository that somebody fetched from lately.
+/// Removes what a git that was killed, or whose disk was full, left in a repository: locks, and packs
+/// and objects that have not come whole. What cannot be removed is in git's way, and git says so.
+fn clear_unfinished(repository: &Path) {
+    for lock in [
+        "shallow.lock",
+        "config.lock",
+        "packed-refs.lock",
+        "HEAD.lock",
+    ] {
+        let _ = std::fs::remove_file(repository.join(lock));
+    }
+    let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let is_half = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b"tmp_");
+    for folder in entries(&repository.join("objects")) {
+        for entry in entries(&folder.path()).filter(|entry| is_half(&entry.file_name())) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn is_used(path: &Path) -> bool {
     let used = std::fs::metadata(path.join(READY)).and_then(|meta| meta.modified());
     let age = |time| SystemTime::now().duration_since(time).unwrap_or_default();

@@ -278,12 +278,58 @@ async fn unfinished_repositories_are_swept_and_made_anew() {
         .map(|entry| entry.unwrap().path())
         .find(|path| path.is_dir())
         .unwrap();
-    std::fs::write(repository.join("shallow.lock"), "").unwrap();
+    let (lock, pack) = ("shallow.lock", "objects/pack/tmp_pack_half");
+    for left in [lock, pack] {
+        std::fs::write(repository.join(left), "").unwrap();
+    }
     site.put("a", "2");
     site.commit("second");
     site.take(&request).await.unwrap();
+    assert!(!repository.join(pack).exists());
     std::fs::remove_file(repository.join(READY)).unwrap();
     std::fs::remove_file(repository.join("HEAD")).unwrap();
+    site.take(&request).await.unwrap();
+}
+
+/// A git that is cut off by a full disk leaves what had come.
+#[tokio::test]
+async fn a_fetch_that_fails_keeps_no_space() {
+    let site = site();
+    site.put("a", "1");
+    let commit = site.commit("first");
+    let script = site.root.join("full");
+    let text = r#"#!/bin/sh
+case " $* " in
+*' fetch '*)
+    for word; do
+        if [ "$before" = --git-dir ]; then dir=$word; fi
+        before=$word
+    done
+    mkdir -p "$dir/objects/ab"
+    echo half > "$dir/objects/pack/tmp_pack_half"
+    echo half > "$dir/objects/ab/tmp_obj_half"
+    echo "fatal: write error: No space left on device" >&2
+    exit 128;;
+esac
+exec git "$@"
+"#;
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let source = site.source.clone().with_program(&script);
+    let (request, access) = (site.request(&commit), GitAccess::default());
+    let pin = source.pin(&request, &access).await.unwrap();
+    let failed = source.fetch(&request, &pin, &access).await.map(drop);
+    assert_eq!(failed.unwrap_err().code(), Code::ResourceExhausted);
+    let git = site.root.join("git");
+    let repositories = std::fs::read_dir(&git).unwrap();
+    let repository = repositories
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.is_dir())
+        .unwrap();
+    for folder in ["objects/pack", "objects/ab"] {
+        let left = std::fs::read_dir(repository.join(folder)).unwrap();
+        assert_eq!(left.count(), 0, "{folder}");
+    }
     site.take(&request).await.unwrap();
 }
 

@@ -7,8 +7,8 @@ use super::{Built, Matrix, alike, git, told, tree};
 use crate::workshop::text;
 
 /// A Dockerfile after `FROM base AS base`; its last stage is the result.
-struct Recipe {
-    name: &'static str,
+pub struct Recipe {
+    pub name: &'static str,
     text: &'static str,
     flags: &'static [&'static str],
 }
@@ -17,7 +17,11 @@ const fn recipe(name: &'static str, text: &'static str) -> Recipe {
     with(name, text, &[])
 }
 
-const fn with(name: &'static str, text: &'static str, flags: &'static [&'static str]) -> Recipe {
+pub const fn with(
+    name: &'static str,
+    text: &'static str,
+    flags: &'static [&'static str],
+) -> Recipe {
     Recipe { name, text, flags }
 }
 
@@ -194,7 +198,14 @@ fn matrix_dockerfiles_by_the_stock_client() {
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
-fn build(matrix: &Matrix, client: &Tool, builder: &str, context: &str, recipe: &Recipe) -> Built {
+/// Builds a recipe by a client of stock's kind.
+pub fn build(
+    matrix: &Matrix,
+    client: &Tool,
+    builder: &str,
+    context: &str,
+    recipe: &Recipe,
+) -> Built {
     let directory = matrix.shop.lab.subdirectory("recipe");
     let (archive, file) = (directory.join("result.tar"), directory.join("Dockerfile"));
     let from = format!("FROM {} AS base\n", matrix.base);
@@ -225,10 +236,7 @@ fn build(matrix: &Matrix, client: &Tool, builder: &str, context: &str, recipe: &
             .rev()
             .find(|line| line.starts_with("ERROR: "));
         let last = last.unwrap_or(&ran.stderr).trim_start_matches("ERROR: ");
-        // The ledger has it: ours says what is wrong without these words in front.
-        return Err(
-            format!("{}\nerror: {last}\n", ran.stderr).replace("failed to load cache key: ", "")
-        );
+        return Err(format!("{}\nerror: {last}\n", ran.stderr));
     }
     let found = directory.join("tree");
     let seen = tree::of_archive(&archive, &found, matrix.started);

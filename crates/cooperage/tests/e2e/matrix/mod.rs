@@ -19,6 +19,7 @@ mod images;
 mod layers;
 mod network;
 mod places;
+mod policies;
 pub mod secrets;
 mod site;
 mod sources;

@@ -1,20 +1,24 @@
 //! What is asked of the server besides builds; answers are lines of text that two servers can be
 //! compared by.
 
+use std::collections::BTreeMap;
+
 use llb::{Graph, Op};
 use proto::gateway::{
     ChecksumRequest, EvaluateRequest, InputsRequest, PingRequest, ReadDirRequest, ReadFileRequest,
-    ResolveSourceGitRequest, ResolveSourceHttpRequest, ResolveSourceImageRequest,
-    ResolveSourceMetaRequest, ResolveSourceMetaResponse, StatFileRequest,
-    checksum_request::ChecksumAlgo,
+    ResolveSourceGitRequest, ResolveSourceHttpRequest, ResolveSourceMetaRequest,
+    ResolveSourceMetaResponse, StatFileRequest, checksum_request::ChecksumAlgo,
 };
 use proto::pb;
+use proto::sourcepolicy::{Policy, PolicyAction, Rule, Selector, Update};
 
 use crate::{Error, Frontend};
 
 impl Frontend {
     /// What a source stands for. Words after it: `object` for the objects of a repository,
-    /// `noconfig` for an image without its configuration, `sha512:TEXT` for another checksum of a
+    /// `noconfig` for an image without its configuration, `chain` for what is said about it, or `chain:TYPE`
+    /// with its attestations of that type, `deny:IDENTIFIER` and `convert:IDENTIFIER>IDENTIFIER` for rules
+    /// about sources, `sha512:TEXT` for another checksum of a
     /// file with that text behind it, `NAME=VALUE` for attributes of the source. A source
     /// `context:NAME` is a named context of the client, an OCI layout.
     ///
@@ -32,9 +36,7 @@ impl Frontend {
         };
         let mut source = self.source(identifier)?;
         for word in words {
-            if let Some((name, value)) = word.split_once('=') {
-                source.attrs.insert(name.to_owned(), value.to_owned());
-            } else if let Some(suffix) = word.strip_prefix("sha512:") {
+            if let Some(suffix) = word.strip_prefix("sha512:") {
                 let checksum_request = Some(ChecksumRequest {
                     algo: ChecksumAlgo::Sha512.into(),
                     suffix: suffix.into(),
@@ -44,10 +46,18 @@ impl Frontend {
                 let return_object = true;
                 request.git = Some(ResolveSourceGitRequest { return_object });
             } else if word == "noconfig" {
-                request.image = Some(ResolveSourceImageRequest {
-                    no_config: true,
-                    ..ResolveSourceImageRequest::default()
-                });
+                request.image.get_or_insert_default().no_config = true;
+            } else if let Some(kind) = word.strip_prefix("chain") {
+                let image = request.image.get_or_insert_default();
+                image.attestation_chain = true;
+                let kind = kind.strip_prefix(':').map(str::to_owned);
+                image.resolve_attestations.extend(kind);
+            } else if let Some(rule) = rule(word) {
+                let policy = request.source_policies.pop().unwrap_or_default();
+                let rules = policy.rules.into_iter().chain([rule]).collect();
+                request.source_policies.push(Policy { rules, ..policy });
+            } else if let Some((name, value)) = word.split_once('=') {
+                source.attrs.insert(name.to_owned(), value.to_owned());
             } else {
                 return Err(format!("unknown word {word}").into());
             }
@@ -180,6 +190,28 @@ impl Frontend {
     }
 }
 
+/// The rule that a word means.
+fn rule(word: &str) -> Option<Rule> {
+    let (action, rest) = word.split_once(':')?;
+    let (from, to) = rest.split_once('>').unwrap_or((rest, ""));
+    let action = match action {
+        "deny" => PolicyAction::Deny,
+        "convert" => PolicyAction::Convert,
+        _ => return None,
+    };
+    Some(Rule {
+        action: action.into(),
+        selector: Some(Selector {
+            identifier: from.to_owned(),
+            ..Selector::default()
+        }),
+        updates: Some(Update {
+            identifier: to.to_owned(),
+            ..Update::default()
+        }),
+    })
+}
+
 fn told(response: ResolveSourceMetaResponse) -> String {
     let mut said = String::new();
     if let Some(source) = response.source {
@@ -189,6 +221,19 @@ fn told(response: ResolveSourceMetaResponse) -> String {
         let config: Option<serde_json::Value> = serde_json::from_slice(&image.config).ok();
         let architecture = config.as_ref().map(|config| &config["architecture"]);
         said += &format!("image {} {architecture:?}\n", image.digest);
+        if let Some(chain) = image.attestation_chain {
+            let (root, manifest) = (&chain.root, &chain.image_manifest);
+            said += &format!("chain {root} {manifest} {}\n", chain.attestation_manifest);
+            for signature in &chain.signature_manifests {
+                said += &format!("signature {signature}\n");
+            }
+            let blobs: BTreeMap<_, _> = chain.blobs.iter().collect();
+            for (digest, blob) in blobs {
+                let described = blob.descriptor.clone().unwrap_or_default();
+                let whole = described.digest == *digest && described.size == blob.data.len() as i64;
+                said += &format!("blob {digest} {} {whole}\n", described.media_type);
+            }
+        }
     }
     if let Some(git) = response.git {
         said += &format!(

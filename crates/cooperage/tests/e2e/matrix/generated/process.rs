@@ -1,6 +1,9 @@
 //! Processes of generated graphs: scripts that change what is mounted, and look at it.
 
-use llb::{CacheSharing, Edge, ExecOp, Mount, MountKind, NetMode, Op, ProxyEnv, SecretEnv, Ulimit};
+use llb::{
+    CacheSharing, ClientFile, Edge, ExecOp, Mount, MountKind, NetMode, Op, ProxyEnv, SecretEnv,
+    Ulimit,
+};
 
 use super::grammar::{Maker, State};
 use super::model::{Kind, Model, fresh};
@@ -175,13 +178,13 @@ impl Maker<'_> {
             let id = dice.pick(&["file", "MATRIX_SECRET", "nonesuch"]);
             mount(
                 "/run/secrets/s",
-                MountKind::Secret {
+                MountKind::Secret(ClientFile {
                     id: id.into(),
                     uid: dice.pick(&[0, 1000]),
                     gid: dice.pick(&[0, 10]),
                     mode: dice.pick(&[0o400, 0o444, 0o640]),
                     optional: id == "nonesuch" || dice.one_in(3),
-                },
+                }),
             );
             looks.push("/run/secrets");
         }
