@@ -3,10 +3,12 @@
 //! usage: `bench EXECUTABLE [ROUNDS]`, `bench EXECUTABLE memory [BUILDS]`, `bench EXECUTABLE many [BUILDS]`,
 //! `bench EXECUTABLE --peer-server BUILDKITD [ROUNDS [WORK]]` for our server beside that one (of works only
 //! those with that in their name),
+//! `bench EXECUTABLE cancel [ROUNDS]` for how fast a cancelled step is gone,
 //! and `bench EXECUTABLE contexts [ROUNDS]` for contexts read in place beside contexts sent through
 //! the session, which needs no stock programs
 #![expect(clippy::print_stdout, reason = "a program that reports")]
 
+mod cancel;
 mod contexts;
 mod endurance;
 mod servers;
@@ -28,7 +30,9 @@ struct Bench {
 fn main() {
     let mut args = std::env::args().skip(1);
     let executable = args.next().unwrap_or_else(|| {
-        println!("usage: bench EXECUTABLE [contexts|memory|many|--peer-server BUILDKITD] [COUNT]");
+        println!(
+            "usage: bench EXECUTABLE [cancel|contexts|memory|many|--peer-server BUILDKITD] [COUNT]"
+        );
         std::process::exit(1)
     });
     let executable = std::fs::canonicalize(executable).expect("the executable");
@@ -41,6 +45,7 @@ fn main() {
     match second.as_deref() {
         Some("memory") => return endurance::memory(&executable, count.unwrap_or(500)),
         Some("many") => return endurance::many(&executable, count.unwrap_or(64)),
+        Some("cancel") => return cancel::run(&executable, count.unwrap_or(20)),
         Some("contexts") => return contexts::run(&executable, count.unwrap_or(7)),
         Some("--peer-server") => {
             let peer = peer.expect("the path of a buildkitd after --peer-server");

@@ -29,6 +29,7 @@ pub(crate) fn run(scene: &Scene, filter: &str) {
     works.steps();
     works.stages();
     works.contexts();
+    works.stage_of_files();
     works.push();
     works.pull();
     works.export();
@@ -136,27 +137,49 @@ impl Works<'_> {
 
     /// A folder of many files that is copied whole.
     fn contexts(&self) {
-        if !self.wants("COPY of 50000 files") && !self.filter.starts_with("COPY") {
+        let name = |what: &str| format!("COPY of 50000 files, {what}");
+        let names = ["new", "unchanged", "one changed"].map(name);
+        if !names.iter().any(|name| self.wants(name)) {
             return;
         }
         let context = self.folder("context");
         fill(&context);
         std::fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY . /\n").expect("write");
         let build = |server: &str| self.build(server, &context, &[]);
-        self.pair(
-            "COPY of 50000 files, new",
-            |server, _| self.prune(server),
-            build,
-        );
+        let [new, unchanged, changed] = &names;
+        self.pair(new, |server, _| self.prune(server), build);
         for server in &self.scene.servers {
             build(server.name);
         }
-        self.pair("COPY of 50000 files, unchanged", |_, _| {}, build);
+        self.pair(unchanged, |_, _| {}, build);
         let change = |server: &str, round: usize| {
             let text = format!("changed for {server} {round}");
             std::fs::write(context.join("0/0"), text).expect("write");
         };
-        self.pair("COPY of 50000 files, one changed", change, build);
+        self.pair(changed, change, build);
+    }
+
+    /// Files that one stage has from another one.
+    fn stage_of_files(&self) {
+        let name = "COPY of a stage of 50000 files";
+        if !self.wants(name) {
+            return;
+        }
+        let context = self.folder_with_shell("files");
+        fill(&context);
+        let fresh = |server: &str, round: usize| {
+            let text = format!(
+                "FROM scratch AS files\nCOPY busybox /bin/sh\nCOPY . /files\n\
+                 FROM files AS changed\nRUN echo {server} {round} > /files/0/0\n"
+            );
+            std::fs::write(context.join("Dockerfile"), &text).expect("write");
+            self.build(server, &context, &[]);
+            let text = text + "FROM files\nCOPY --from=changed /files /files\n";
+            std::fs::write(context.join("Dockerfile"), text).expect("write");
+        };
+        let ignored = "Dockerfile\n.dockerignore\n";
+        std::fs::write(context.join(".dockerignore"), ignored).expect("write");
+        self.pair(name, fresh, |server| self.build(server, &context, &[]));
     }
 
     /// A context of files that do not compress, and a layer of each.
@@ -173,7 +196,8 @@ impl Works<'_> {
 
     /// Only the push is timed, with the packing of layers: what is pushed is there before.
     fn push(&self) {
-        if !self.wants("push of ten layers, 200 MiB") {
+        let (first, again) = ("push of ten layers, 200 MiB", "push, everything there");
+        if !self.wants(first) && !self.wants(again) {
             return;
         }
         let context = self.layers("push");
@@ -184,12 +208,12 @@ impl Works<'_> {
             }
             self.build(server, &context, &[]);
         };
-        self.pair("push of ten layers, 200 MiB", fresh, |server| {
+        self.pair(first, fresh, |server| {
             let output = format!("--output=type=image,push=true,name={}", name(server));
             self.build(server, &context, &[&output])
         });
         self.pair(
-            "push, everything there",
+            again,
             |_, _| {},
             |server| {
                 let output = format!("--output=type=image,push=true,name={}", name(server));
@@ -229,30 +253,31 @@ impl Works<'_> {
 
     /// Only the export is timed: what is exported is there before.
     fn export(&self) {
-        if !self.wants("export of a layer of 300 MiB") && !self.filter.contains("export") {
+        let name = |kind: &str| format!("{kind} export of a layer of 300 MiB");
+        let kinds = ["gzip", "zstd", "uncompressed"];
+        if !kinds.iter().any(|kind| self.wants(&name(kind))) {
             return;
         }
         let context = self.folder_with_shell("export");
         write_text(&context.join("text"), EXPORT_BYTES);
         std::fs::write(context.join(".dockerignore"), "out.tar").expect("write");
-        for compression in ["gzip", "zstd", "uncompressed"] {
+        for compression in kinds {
             let output = format!(
                 "--output=type=oci,compression={compression},force-compression=true,dest={}",
                 context.join("out.tar").display()
             );
             let fresh =
                 |server: &str, round: usize| self.write_big(&context, compression, server, round);
-            self.pair(
-                &format!("{compression} export of a layer of 300 MiB"),
-                fresh,
-                |server| self.build(server, &context, &[&output]),
-            );
+            self.pair(&name(compression), fresh, |server| {
+                self.build(server, &context, &[&output])
+            });
         }
     }
 
     /// Into an Engine.
     fn load(&self) {
-        if !self.wants("load") {
+        let (first, again) = ("load of a layer of 300 MiB", "load, unchanged");
+        if !self.wants(first) && !self.wants(again) {
             return;
         }
         let context = self.folder_with_shell("load");
@@ -262,8 +287,8 @@ impl Works<'_> {
             self.build(server, &context, &["--load", &tag])
         };
         let fresh = |server: &str, round: usize| self.write_big(&context, "load", server, round);
-        self.pair("load of a layer of 300 MiB", fresh, load);
-        self.pair("load, unchanged", |_, _| {}, load);
+        self.pair(first, fresh, load);
+        self.pair(again, |_, _| {}, load);
         for server in &self.scene.servers {
             self.scene
                 .engine

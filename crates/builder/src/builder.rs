@@ -134,11 +134,6 @@ impl Builder {
         &self.nodes
     }
 
-    /// The nodes, to take errors and status from.
-    pub fn nodes_mut(&mut self) -> &mut [Node] {
-        &mut self.nodes
-    }
-
     /// Makes the nodes' drivers and, when asked to, asks their servers, all at once: a node that
     /// does not answer holds up no other. A node's error is kept with the node.
     pub async fn load_nodes(&mut self, options: LoadOptions) -> Result<(), diag::Error> {

@@ -85,22 +85,8 @@ impl Node {
         driver_name: &str,
         record: &NodeRecord,
     ) -> Self {
-        let mut node = Node {
-            record: record.clone(),
-            builder: builder.to_owned(),
-            driver: None,
-            status: None,
-            error: None,
-            version: String::new(),
-            ids: Vec::new(),
-            platforms: record.platforms.clone(),
-            gc_policy: Vec::new(),
-            labels: BTreeMap::new(),
-            devices: Vec::new(),
-            proxies: ProxySettings::default(),
-            connection: Mutex::new(None),
-            store: docker.store().clone(),
-        };
+        let mut node = Node::new_empty(record, builder, docker.store());
+        node.platforms = record.platforms.clone();
         match node.make_driver(docker, driver_name, record.driver_opts.clone()) {
             Ok(driver) => node.driver = Some(driver),
             Err(error) => node.error = Some(error),
@@ -123,6 +109,7 @@ impl Node {
         }
     }
 
+    /// A node of which only the record is known.
     fn new_empty(record: &NodeRecord, builder: &str, store: &Store) -> Self {
         Node {
             record: record.clone(),

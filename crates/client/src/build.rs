@@ -3,38 +3,29 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use builder::{BootProgress, Builder, ResolvedNode};
-use diag::{Code, Context, Error};
+use builder::{Builder, ResolvedNode};
+use diag::Error;
 use docker_config::DockerConfig;
 use driver::engine::Engine;
-use driver::{IMAGE_ORDER_OPTION, ImageOrder, Loss};
 use futures::future::try_join_all;
 use oci::Reference;
 use progress_ui::Progress;
-use proto::control::control_client::ControlClient;
-use session::{ClientSession, SessionHandle};
+use session::ClientSession;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
-use crate::engine_image::ImageLender;
-use crate::engine_push::push_names;
 use crate::environment::Environment;
 use crate::export::{Export, Target, prepare_exports};
 use crate::facts::node_facts;
 use crate::git_info::GitInfo;
 use crate::inputs::Inputs;
 use crate::join::{Push, join_images};
-use crate::layout::enter_layouts;
-use crate::outcome::{BUILD_REF, CONFIG_DIGEST, Outcome};
+use crate::node_solve::{NodeSolve, boot_progress, open_session, unless};
+use crate::outcome::Outcome;
 use crate::plan::{NodeFacts, PlanContext, SolvePlan, no_output_warning};
 use crate::remote_dockerfile::fetch;
 use crate::request::BuildRequest;
-use crate::serve::{Peer, Services, session_for};
-use crate::solve::{Response, SolveFailure, solve};
+use crate::serve::Services;
 use crate::spec::is_true;
-
-/// The variable that says where base images are looked for, for builders of all drivers.
-const IMAGE_ORDER_VARIABLE: &str = "COOPERAGE_ENGINE_IMAGES";
 
 /// What a build is done with.
 pub struct BuildJob {
@@ -111,7 +102,14 @@ pub async fn build(builder: &Builder, job: BuildJob) -> Result<Outcome, Error> {
     };
     let solving = work.into_iter().map(|(node, facts, plan)| {
         planned(&facts, &plan);
-        solve_on(builder, node, facts, plan, &prepared.services, &cancel)
+        let work = NodeSolve {
+            builder,
+            node,
+            facts,
+            services: &prepared.services,
+            cancel: &cancel,
+        };
+        work.run(plan)
     });
     let mut responses = try_join_all(solving).await?;
     let response = match push {
@@ -223,11 +221,6 @@ async fn boot<'a>(
     builder.resolve(&request.platforms, &boot_progress).await
 }
 
-fn boot_progress(progress: &Progress) -> BootProgress {
-    let progress = progress.clone();
-    BootProgress::callback(move |status| progress.send(status))
-}
-
 async fn facts_of(node: &ResolvedNode<'_>, prepared: &Prepared) -> Result<NodeFacts, Error> {
     let machine = node.node.driver()?.node().owner.clone();
     node_facts(
@@ -265,27 +258,6 @@ async fn bring_dockerfile(
         .await
         .map_err(|error| Error::internal(error.to_string()))??;
     Ok(())
-}
-
-/// Opens a session to the node's server.
-async fn open_session(
-    node: &ResolvedNode<'_>,
-    channel: &Channel,
-    session: &ClientSession,
-) -> Result<SessionHandle, Error> {
-    let pairs = session.headers().pairs().into_iter();
-    let headers: Vec<(String, String)> = pairs.map(|(k, v)| (k.to_owned(), v)).collect();
-    let io = node
-        .node
-        .driver()?
-        .dial_session(&headers)
-        .await
-        .map_err(Error::from)
-        .context("failed to open the session")?;
-    Ok(match io {
-        Some(io) => session.run_on_io(io),
-        None => session.run(ControlClient::new(channel.clone()))?,
-    })
 }
 
 fn check_moby_push(plan: &SolvePlan, several: bool) -> Result<(), Error> {
@@ -352,165 +324,6 @@ fn repositories(names: &str) -> Result<String, Error> {
         }
     }
     Ok(repositories.join(","))
-}
-
-/// Carries out a plan on its node. A server that is lost in the middle is booted again, once, and
-/// continues from its cache; one that somebody stopped or removed is not.
-async fn solve_on(
-    builder: &Builder,
-    node: ResolvedNode<'_>,
-    facts: NodeFacts,
-    mut plan: SolvePlan,
-    services: &Services,
-    cancel: &CancellationToken,
-) -> Result<Response, Error> {
-    let mut connection = node.connection.clone();
-    let order = image_order(&node, &services.env)?;
-    let engine = match facts.is_moby {
-        // It has its own images.
-        true => None,
-        false => builder.docker().current_engine().ok(),
-    };
-    let mut lender = ImageLender::new(
-        engine,
-        order,
-        &services.progress,
-        builder.docker().store().config().path(),
-    );
-    unless(cancel, lender.lend_first(&mut plan)).await?;
-    let mut retried = plan.exports.iter().any(Export::is_stream);
-    let mut response = loop {
-        let failure = match try_solve(
-            &node,
-            connection.channel.clone(),
-            &mut plan,
-            services,
-            &lender,
-            cancel,
-        )
-        .await
-        {
-            Ok(response) => break response,
-            Err(failure) => failure,
-        };
-        // Cancellation has its own error, which comes out below.
-        let lending = lender.lend_unresolved(&mut plan, &failure.error);
-        let lent = cancel.run_until_cancelled(lending).await;
-        if lent.transpose()?.unwrap_or(false) {
-            plan.reference = crate::id::new_id();
-            continue;
-        }
-        // A server that ends in good order cancels its builds first.
-        let may_be_lost = failure.connection_lost || failure.error.is_canceled();
-        if !may_be_lost || cancel.is_cancelled() {
-            return Err(failure.error);
-        }
-        let Some(Loss { cause, on_purpose }) = node.node.diagnose().await else {
-            return Err(match connection.trouble() {
-                Some(trouble) => failure.error.hint(trouble),
-                None => failure.error,
-            });
-        };
-        if on_purpose {
-            return Err(ended_by_somebody(&cause));
-        }
-        if !builder.still_exists() {
-            let cause = format!("builder {:?} was removed", builder.name());
-            return Err(ended_by_somebody(&cause));
-        }
-        if std::mem::replace(&mut retried, true) {
-            return Err(failure.error.hint(cause));
-        }
-        tracing::info!(
-            node = facts.name,
-            cause,
-            "the server was lost and is booted again"
-        );
-        node.node.disconnect().await;
-        connection = node
-            .node
-            .boot(&boot_progress(&services.progress))
-            .await
-            .map_err(|error| error.hint(cause))?;
-        plan.reference = crate::id::new_id();
-    };
-    if plan.call.is_none() {
-        let reference = format!("{}/{}/{}", facts.builder, facts.name, plan.reference);
-        response.insert(BUILD_REF.to_owned(), reference);
-    }
-    if !facts.direct_push {
-        let pushed = plan
-            .exports
-            .iter()
-            .filter(|export| export.kind == "moby" && export.pushes());
-        for export in pushed {
-            let names = export.attributes.get("name").map_or("", String::as_str);
-            let node = node.node.driver()?.node();
-            push_names(node, names, &mut response, &services.progress).await?;
-        }
-    }
-    // The user asked for the ID that the Engine's store goes by.
-    let by_image = |export: &Export| is_true(&export.attributes, "prefer-image-digest");
-    if plan.exports.iter().any(by_image) {
-        response.remove(CONFIG_DIGEST);
-    }
-    Ok(response)
-}
-
-/// What the work gives, unless it is to stop.
-async fn unless<T>(
-    cancel: &CancellationToken,
-    work: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    let done = cancel.run_until_cancelled(work).await;
-    done.unwrap_or_else(|| Err(Error::canceled()))
-}
-
-/// Where base images are looked for: the environment before the builder's option.
-fn image_order(node: &ResolvedNode<'_>, env: &Environment) -> Result<ImageOrder, Error> {
-    let options = &node.node.driver()?.node().options;
-    let text = env
-        .get(IMAGE_ORDER_VARIABLE)
-        .filter(|text| !text.is_empty())
-        .or_else(|| options.get(IMAGE_ORDER_OPTION).map(String::as_str));
-    match text {
-        Some(text) => text.parse().map_err(Error::invalid),
-        None => Ok(ImageOrder::default()),
-    }
-}
-
-/// The error of a build whose server is not to come back.
-fn ended_by_somebody(cause: &str) -> Error {
-    Error::new(Code::Unavailable, format!("{cause} during the build")).context("failed to solve")
-}
-
-/// Opens the session, solves, and ends the session.
-async fn try_solve(
-    node: &ResolvedNode<'_>,
-    channel: Channel,
-    plan: &mut SolvePlan,
-    services: &Services,
-    lender: &ImageLender,
-    cancel: &CancellationToken,
-) -> Result<Response, SolveFailure> {
-    let local = |error: Error| SolveFailure {
-        error,
-        connection_lost: false,
-    };
-    let driver = node.node.driver().map_err(local)?;
-    let peer = Peer::new(channel.clone(), driver.is_on_this_machine());
-    let session = session_for(plan, services, &peer).map_err(local)?;
-    let session = lender.serve(session).build();
-    let handle = open_session(node, &channel, &session)
-        .await
-        .map_err(local)?;
-    let request = plan.to_proto(session.id());
-    let steered = plan.call.is_some();
-    let result = solve(channel, request, steered, &services.progress, cancel).await;
-    handle.close();
-    let response = result?;
-    enter_layouts(plan, &response).await.map_err(local)?;
-    Ok(response)
 }
 
 #[cfg(test)]

@@ -11,8 +11,7 @@ use progress::VertexStatus;
 use progress_ui::Progress;
 use tokio::sync::mpsc;
 
-use crate::outcome::{CONFIG_DIGEST, DIGEST};
-use crate::solve::Response;
+use crate::response::{CONFIG_DIGEST, DIGEST, Response};
 use crate::steps::Step;
 
 /// Pushes an image that was built in the node's Engine under each of its names, separated by commas;

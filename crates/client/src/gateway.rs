@@ -12,7 +12,7 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use crate::solve::Response;
+use crate::response::Response;
 
 /// Names the build a gateway call is part of.
 const BUILD_ID: &str = "buildkit-controlapi-buildid";

@@ -12,8 +12,7 @@ use docker_config::{DOCKER_HUB_HOST, DockerConfig};
 use oci::{Descriptor, ImageIndex, Platform, Reference, media_type};
 use registry::{Client, Credentials, HostCredentials, RegistryHosts};
 
-use crate::outcome::{DESCRIPTOR, DIGEST};
-use crate::solve::Response;
+use crate::response::{DESCRIPTOR, DIGEST, Response};
 use crate::spec::Annotation;
 
 /// Where the joined image goes.

@@ -10,9 +10,9 @@ use diag::{Context, Error};
 use oci::{Descriptor, Digest, ImageIndex, Reference, media_type};
 
 use crate::export::Target;
-use crate::load::{announced_descriptor, announced_names};
 use crate::plan::SolvePlan;
-use crate::solve::Response;
+use crate::response::Response;
+use crate::response::{announced_descriptor, announced_names};
 
 /// containerd's annotation for a full name.
 pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
@@ -82,7 +82,7 @@ pub(crate) fn empty_index() -> ImageIndex {
 pub(crate) fn put(index: &mut ImageIndex, image: &Descriptor, names: &[Reference]) {
     let named = names
         .iter()
-        .map(|name| (Some(name.to_string()), object_of(name)));
+        .map(|name| (Some(name.to_string()), name.object()));
     let entries: Vec<(Option<String>, String)> = match names {
         [] => vec![(None, "latest".to_owned())],
         _ => named.collect(),
@@ -127,16 +127,6 @@ pub(crate) fn put_in_directory(
     let text = serde_json::to_string(&index).map_err(|error| Error::internal(error.to_string()))?;
     crate::outcome::write_file(&directory.join(MARKER), MARKER_TEXT)?;
     crate::outcome::write_file(&path, &text)
-}
-
-/// What follows the repository in a name: `tag`, `tag@digest` or the digest.
-fn object_of(name: &Reference) -> String {
-    match (name.tag(), name.digest()) {
-        (Some(tag), Some(digest)) => format!("{tag}@{digest}"),
-        (Some(tag), None) => tag.to_owned(),
-        (None, Some(digest)) => digest.to_string(),
-        (None, None) => String::new(),
-    }
 }
 
 #[cfg(test)]

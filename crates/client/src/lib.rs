@@ -22,11 +22,12 @@ mod inputs;
 mod join;
 mod layout;
 mod load;
+mod node_solve;
 mod outcome;
 mod plan;
 mod remote_dockerfile;
-mod report;
 mod request;
+mod response;
 mod serve;
 mod solve;
 mod source_policy;
@@ -42,16 +43,13 @@ pub use git_ref::is_local_context;
 pub use id::new_id;
 pub use inputs::{Inputs, OciLayoutRef, Upload, is_archive};
 pub use layout::{enter_layouts, export_layout};
-pub use outcome::{
-    BUILD_REF, CONFIG_DIGEST, DESCRIPTOR, DIGEST, IMAGE_NAME, Outcome, metadata_value,
-    remove_stale_image_id, write_file, write_image_id,
-};
-pub use plan::{NodeFacts, PlanContext, SolvePlan, no_output_warning};
-pub use report::{error_report, exit_code};
+pub use outcome::{Outcome, metadata_value, remove_stale_image_id, write_file, write_image_id};
+pub use plan::{NodeFacts, PlanContext, SolvePlan};
 pub use request::{BuildFlags, BuildRequest, Network};
+pub use response::{DIGEST, IMAGE_NAME, Response};
 pub use serve::{Peer, Services, auth, session_for};
 pub use session::AuthOptions;
-pub use solve::{Response, SolveFailure, canceled, solve};
+pub use solve::{SolveFailure, canceled, solve};
 pub use source_policy::{source_policy_of_environment, source_policy_of_json};
-pub use status_error::{from_rpc_status, from_status, is_connection_failure};
+pub use status_error::from_rpc_status;
 pub use steps::Step;

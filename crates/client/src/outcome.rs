@@ -11,19 +11,8 @@ use progress::VertexWarning;
 use serde_json::Value;
 
 use crate::inputs::go_path_error;
-use crate::solve::Response;
+use crate::response::{CONFIG_DIGEST, DIGEST, Response};
 use crate::spec::CallFunction;
-
-/// Key of an image's digest.
-pub const DIGEST: &str = "containerimage.digest";
-/// Key of the digest of an image's configuration.
-pub const CONFIG_DIGEST: &str = "containerimage.config.digest";
-/// Key of an image's descriptor, as JSON in base64.
-pub const DESCRIPTOR: &str = "containerimage.descriptor";
-/// Key of an image's names.
-pub const IMAGE_NAME: &str = "image.name";
-/// Key of the build's identity: builder, node and reference.
-pub const BUILD_REF: &str = "buildx.build.ref";
 
 /// What a build gave.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,7 +86,8 @@ pub fn write_file(path: &Path, text: &str) -> Result<(), Error> {
     use std::os::unix::fs::PermissionsExt as _;
     let found = std::fs::metadata(path);
     if found.as_ref().is_ok_and(std::fs::Metadata::is_dir) {
-        return Err(Error::invalid("cannot write to a directory"));
+        let hint = format!("{} is a folder: name a file in it", path.display());
+        return Err(Error::invalid("cannot write to a directory").hint(hint));
     }
     if found.is_ok_and(|found| !found.is_file()) {
         return std::fs::write(path, text).with_context(|| format!("writing {}", path.display()));
@@ -210,6 +200,7 @@ fn renamed(text: &str, old: &str, new: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::response::{BUILD_REF, DESCRIPTOR, IMAGE_NAME};
 
     #[test]
     fn a_file_is_replaced_and_links_and_pipes_stay_what_they_are() {

@@ -4,7 +4,6 @@
 //! status stream is still read until it ends or has been silent for a while, so that the user sees
 //! what was cancelled. Dropping the future drops everything.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use tonic::transport::Channel;
 
 use crate::clock::ClockShift;
 use crate::gateway;
+use crate::response::Response;
 use crate::status_error::{from_status, is_connection_failure};
 
 /// How long a status stream may be silent after its build has ended.
@@ -35,9 +35,6 @@ pub struct SolveFailure {
     /// Whether the connection to the server was lost, so that another try may succeed.
     pub connection_lost: bool,
 }
-
-/// What a server said of a result: the exporters' answers, or a called frontend's metadata.
-pub type Response = BTreeMap<String, String>;
 
 /// Runs a solve to its end. With `by_gateway` the frontend is called over the gateway, and its
 /// metadata is part of the response.
@@ -178,5 +175,4 @@ async fn until_silent<T>(ended: &CancellationToken, future: impl Future<Output =
 }
 
 #[cfg(test)]
-#[path = "solve_tests.rs"]
 mod tests;

@@ -41,13 +41,8 @@ impl BlobWriter {
     }
 
     /// The digest of the bytes written so far.
-    pub fn digest_so_far(&self) -> Digest {
+    pub(crate) fn digest_so_far(&self) -> Digest {
         self.hasher.clone().finish()
-    }
-
-    /// How many bytes were written so far.
-    pub fn size_so_far(&self) -> u64 {
-        self.size
     }
 
     /// Puts the blob in place after checking it against what is expected of it; returns its digest

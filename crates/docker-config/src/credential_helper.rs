@@ -1,14 +1,13 @@
-//! Credential helpers: programs called `docker-credential-<name>`.
+//! Credential helpers: programs called `docker-credential-<name>`, which are asked and told nothing.
 //!
-//! A helper gets one word (`get`, `store`, `erase`, `list`), its input on stdin, and answers with
-//! JSON or text on stdout; what goes wrong it also says on stdout.
+//! A helper gets the word `get`, the server on stdin, and answers with JSON on stdout; what goes wrong it also
+//! says on stdout.
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use diag::Secret;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::{Auth, ConfigError};
 
@@ -17,75 +16,37 @@ const NOT_FOUND: &str = "credentials not found in native keychain";
 /// The user name that says that the secret is an identity token.
 const TOKEN_USER: &str = "<token>";
 
-/// A credential helper.
+/// A helper.
 #[derive(Clone, Debug)]
-pub struct CredentialHelper {
+pub(crate) struct CredentialHelper {
     program: String,
 }
 
-/// Credentials as helpers keep them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HelperCredentials {
-    /// The server they are for.
-    pub server: String,
-    /// User name, or `<token>`.
-    pub username: String,
-    /// Password or token.
-    pub secret: Secret<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Wire {
-    #[serde(rename = "ServerURL", default)]
-    server_url: String,
-    #[serde(default)]
+/// An answer.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Credentials {
     username: String,
-    #[serde(default)]
     secret: String,
 }
 
 impl CredentialHelper {
     /// The helper of that name, such as `pass` for `docker-credential-pass`.
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         CredentialHelper {
             program: format!("docker-credential-{name}"),
         }
     }
 
     /// What is kept for a server, if anything.
-    pub fn get(&self, server: &str) -> Result<Option<HelperCredentials>, ConfigError> {
+    pub(crate) fn get(&self, server: &str) -> Result<Option<Auth>, ConfigError> {
         let Some(output) = self.run("get", server.as_bytes())? else {
             return Ok(None);
         };
-        let wire: Wire = parse(&output)?;
-        Ok(Some(HelperCredentials {
-            server: server.to_owned(),
-            username: wire.username,
-            secret: Secret::new(wire.secret),
-        }))
-    }
-
-    /// Keeps credentials.
-    pub fn store(&self, credentials: &HelperCredentials) -> Result<(), ConfigError> {
-        let wire = Wire {
-            server_url: credentials.server.clone(),
-            username: credentials.username.clone(),
-            secret: credentials.secret.expose().clone(),
-        };
-        let input = serde_json::to_vec(&wire).map_err(|error| failed(error, ""))?;
-        self.run("store", &input).map(drop)
-    }
-
-    /// Forgets a server.
-    pub fn erase(&self, server: &str) -> Result<(), ConfigError> {
-        self.run("erase", server.as_bytes()).map(drop)
-    }
-
-    /// The servers known, with their user names.
-    pub fn list(&self) -> Result<BTreeMap<String, String>, ConfigError> {
-        self.run("list", b"unused")?
-            .map_or_else(|| Ok(BTreeMap::new()), |output| parse(&output))
+        // The output may hold a secret: it is not repeated.
+        let found: Credentials = serde_json::from_slice(&output)
+            .map_err(|error| failed(format!("invalid answer: {error}"), ""))?;
+        Ok(Some(found.into()))
     }
 
     /// Runs the helper; nothing when it has nothing for the server.
@@ -124,25 +85,21 @@ impl CredentialHelper {
     }
 }
 
-impl From<HelperCredentials> for Auth {
-    fn from(found: HelperCredentials) -> Self {
+impl From<Credentials> for Auth {
+    fn from(found: Credentials) -> Self {
+        let secret = Secret::new(found.secret);
         if found.username == TOKEN_USER {
             return Auth {
-                identity_token: found.secret,
+                identity_token: secret,
                 ..Auth::default()
             };
         }
         Auth {
             username: found.username,
-            password: found.secret,
+            password: secret,
             ..Auth::default()
         }
     }
-}
-
-fn parse<'a, T: Deserialize<'a>>(output: &'a [u8]) -> Result<T, ConfigError> {
-    // The output may hold a secret: it is not repeated.
-    serde_json::from_slice(output).map_err(|error| failed(format!("invalid answer: {error}"), ""))
 }
 
 fn failed(reason: impl ToString, output: &str) -> ConfigError {
@@ -172,7 +129,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let script = r#"read server; test "$1 $server" = "get a.io" && echo '{"ServerURL":"a.io","Username":"<token>","Secret":"t"}'"#;
         let found = helper(dir.path(), script).get("a.io").unwrap().unwrap();
-        assert_eq!(Auth::from(found).identity_token.expose(), "t");
+        assert_eq!(found.identity_token.expose(), "t");
+        let script = r#"echo '{"ServerURL":"a.io","Username":"u","Secret":"s"}'"#;
+        let found = helper(dir.path(), script).get("a.io").unwrap().unwrap();
+        assert_eq!(
+            (found.username.as_str(), found.password.expose().as_str()),
+            ("u", "s")
+        );
     }
 
     #[test]
@@ -197,24 +160,5 @@ mod tests {
                 .to_string()
                 .contains("executable file not found in $PATH")
         );
-    }
-
-    #[test]
-    fn servers_are_listed_and_stored() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().display().to_string();
-        let script =
-            format!("case $1 in list) echo '{{\"a.io\":\"me\"}}';; *) cat > {path}/$1;; esac");
-        let helper = helper(dir.path(), &script);
-        assert_eq!(helper.list().unwrap()["a.io"], "me");
-        helper
-            .store(&HelperCredentials {
-                server: "b".into(),
-                username: "u".into(),
-                secret: Secret::new("s".into()),
-            })
-            .unwrap();
-        let stored = std::fs::read_to_string(dir.path().join("store")).unwrap();
-        assert_eq!(stored, r#"{"ServerURL":"b","Username":"u","Secret":"s"}"#);
     }
 }

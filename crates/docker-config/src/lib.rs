@@ -1,7 +1,7 @@
 //! Docker's configuration directory: credentials, credential helpers, proxies, contexts.
 //!
-//! Reads `$DOCKER_CONFIG` or `~/.docker` as the Docker CLI does. Only [`CredentialHelper`] runs
-//! programs; nothing here talks to a registry or an Engine, and nothing here writes `config.json`.
+//! Reads `$DOCKER_CONFIG` or `~/.docker` as the Docker CLI does, and writes nothing. Only `credential_helper` runs
+//! programs; nothing here talks to a registry or an Engine.
 //!
 //! Calls block (files, helper programs): from async code they belong on a blocking thread.
 
@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use diag::Secret;
 
 pub use context::{ContextInfo, DEFAULT_CONTEXT};
-pub use credential_helper::{CredentialHelper, HelperCredentials};
 
+use credential_helper::CredentialHelper;
 use file::{AuthEntry, ConfigFile};
 
 /// The key under which credentials for Docker Hub are kept.
@@ -170,7 +170,7 @@ impl DockerConfig {
             let found = CredentialHelper::new(helper).get(key)?;
             // Some stores keep only part; what the file says of the host is the rest.
             if let Some(found) = found {
-                return Ok(found.into());
+                return Ok(found);
             }
             if !self.file.auths.get(key).is_some_and(AuthEntry::has_secret) {
                 return Ok(Auth::default());

@@ -41,4 +41,4 @@ pub use instruction::{
 pub use mount::{Mount, MountSpec, MountType, Sharing};
 pub use parser::{Ast, Node, parse};
 pub use source::{Diagnostic, Lines, Severity, SyntaxError};
-pub use understand::{KEYWORDS, read_trigger};
+pub use understand::read_trigger;

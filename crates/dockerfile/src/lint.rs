@@ -9,35 +9,72 @@ use crate::directive::check_comment;
 use crate::quote::{parse_bool, quoted};
 use crate::source::Lines;
 
-/// A rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(
-    missing_docs,
-    reason = "each variant is described by Rule::description"
-)]
-pub enum Rule {
-    StageNameCasing,
-    FromAsCasing,
-    NoEmptyContinuation,
-    ConsistentInstructionCasing,
-    DuplicateStageName,
-    ReservedStageName,
-    JSONArgsRecommended,
-    MaintainerDeprecated,
-    UndefinedArgInFrom,
-    WorkdirRelativePath,
-    UndefinedVar,
-    MultipleInstructionsDisallowed,
-    LegacyKeyValueFormat,
-    InvalidBaseImagePlatform,
-    RedundantTargetPlatform,
-    SecretsUsedInArgOrEnv,
-    InvalidDefaultArgInFrom,
-    FromPlatformFlagConstDisallowed,
-    CopyIgnoredFile,
-    InvalidDefinitionDescription,
-    ExposeProtoCasing,
-    ExposeInvalidFormat,
+/// The rules, each after its description and with the last part of its page's address, which is empty if
+/// there is no page.
+macro_rules! rules {
+    ($($description:literal $rule:ident at $page:literal,)*) => {
+        /// A rule.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Rule {
+            $(#[doc = $description] $rule,)*
+        }
+
+        impl Rule {
+            /// Name, description and page.
+            fn facts(self) -> (&'static str, &'static str, &'static str) {
+                match self {
+                    $(Rule::$rule => (stringify!($rule), $description, $page),)*
+                }
+            }
+        }
+    };
+}
+
+rules! {
+    "Stage names should be lowercase"
+    StageNameCasing at "stage-name-casing",
+    "The 'as' keyword should match the case of the 'from' keyword"
+    FromAsCasing at "from-as-casing",
+    "Empty continuation lines will become errors in a future release"
+    NoEmptyContinuation at "no-empty-continuation",
+    "All commands within the Dockerfile should use the same casing (either upper or lower)"
+    ConsistentInstructionCasing at "consistent-instruction-casing",
+    "Stage names should be unique"
+    DuplicateStageName at "duplicate-stage-name",
+    "Reserved words should not be used as stage names"
+    ReservedStageName at "reserved-stage-name",
+    "JSON arguments recommended for ENTRYPOINT/CMD to prevent unintended behavior related to OS signals"
+    JSONArgsRecommended at "json-args-recommended",
+    "The MAINTAINER instruction is deprecated, use a label instead to define an image author"
+    MaintainerDeprecated at "maintainer-deprecated",
+    "FROM command must use declared ARGs"
+    UndefinedArgInFrom at "undefined-arg-in-from",
+    "Relative workdir without an absolute workdir declared within the build can have unexpected results if the base image changes"
+    WorkdirRelativePath at "workdir-relative-path",
+    "Variables should be defined before their use"
+    UndefinedVar at "undefined-var",
+    "Multiple instructions of the same type should not be used in the same stage"
+    MultipleInstructionsDisallowed at "multiple-instructions-disallowed",
+    "Legacy key/value format with whitespace separator should not be used"
+    LegacyKeyValueFormat at "legacy-key-value-format",
+    "Base image platform does not match expected target platform"
+    InvalidBaseImagePlatform at "",
+    "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior"
+    RedundantTargetPlatform at "redundant-target-platform",
+    "Sensitive data should not be used in the ARG or ENV commands"
+    SecretsUsedInArgOrEnv at "secrets-used-in-arg-or-env",
+    "Default value for global ARG results in an empty or invalid base image name"
+    InvalidDefaultArgInFrom at "invalid-default-arg-in-from",
+    "FROM --platform flag should not use a constant value"
+    FromPlatformFlagConstDisallowed at "from-platform-flag-const-disallowed",
+    "Attempting to Copy file that is excluded by .dockerignore"
+    CopyIgnoredFile at "copy-ignored-file",
+    "Comment for build stage or argument should follow the format: `# <arg/stage name> <description>`. If this is not intended to be a description comment, add an empty line or comment between the instruction and the comment."
+    InvalidDefinitionDescription at "invalid-definition-description",
+    "Protocol in EXPOSE instruction should be lowercase"
+    ExposeProtoCasing at "expose-proto-casing",
+    "IP address and host-port mapping should not be used in EXPOSE instruction. This will become an error in a future release"
+    ExposeInvalidFormat at "expose-invalid-format",
 }
 
 impl Rule {
@@ -60,124 +97,8 @@ impl Rule {
     }
 
     /// Whether the rule is off unless it is asked for.
-    pub fn is_experimental(self) -> bool {
+    pub(crate) fn is_experimental(self) -> bool {
         self == Rule::InvalidDefinitionDescription
-    }
-
-    /// Name, description and page. A table: its length is the number of rules.
-    fn facts(self) -> (&'static str, &'static str, &'static str) {
-        match self {
-            Rule::StageNameCasing => (
-                "StageNameCasing",
-                "Stage names should be lowercase",
-                "stage-name-casing",
-            ),
-            Rule::FromAsCasing => (
-                "FromAsCasing",
-                "The 'as' keyword should match the case of the 'from' keyword",
-                "from-as-casing",
-            ),
-            Rule::NoEmptyContinuation => (
-                "NoEmptyContinuation",
-                "Empty continuation lines will become errors in a future release",
-                "no-empty-continuation",
-            ),
-            Rule::ConsistentInstructionCasing => (
-                "ConsistentInstructionCasing",
-                "All commands within the Dockerfile should use the same casing (either upper or lower)",
-                "consistent-instruction-casing",
-            ),
-            Rule::DuplicateStageName => (
-                "DuplicateStageName",
-                "Stage names should be unique",
-                "duplicate-stage-name",
-            ),
-            Rule::ReservedStageName => (
-                "ReservedStageName",
-                "Reserved words should not be used as stage names",
-                "reserved-stage-name",
-            ),
-            Rule::JSONArgsRecommended => (
-                "JSONArgsRecommended",
-                "JSON arguments recommended for ENTRYPOINT/CMD to prevent unintended behavior related to OS signals",
-                "json-args-recommended",
-            ),
-            Rule::MaintainerDeprecated => (
-                "MaintainerDeprecated",
-                "The MAINTAINER instruction is deprecated, use a label instead to define an image author",
-                "maintainer-deprecated",
-            ),
-            Rule::UndefinedArgInFrom => (
-                "UndefinedArgInFrom",
-                "FROM command must use declared ARGs",
-                "undefined-arg-in-from",
-            ),
-            Rule::WorkdirRelativePath => (
-                "WorkdirRelativePath",
-                "Relative workdir without an absolute workdir declared within the build can have unexpected results if the base image changes",
-                "workdir-relative-path",
-            ),
-            Rule::UndefinedVar => (
-                "UndefinedVar",
-                "Variables should be defined before their use",
-                "undefined-var",
-            ),
-            Rule::MultipleInstructionsDisallowed => (
-                "MultipleInstructionsDisallowed",
-                "Multiple instructions of the same type should not be used in the same stage",
-                "multiple-instructions-disallowed",
-            ),
-            Rule::LegacyKeyValueFormat => (
-                "LegacyKeyValueFormat",
-                "Legacy key/value format with whitespace separator should not be used",
-                "legacy-key-value-format",
-            ),
-            Rule::InvalidBaseImagePlatform => (
-                "InvalidBaseImagePlatform",
-                "Base image platform does not match expected target platform",
-                "",
-            ),
-            Rule::RedundantTargetPlatform => (
-                "RedundantTargetPlatform",
-                "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior",
-                "redundant-target-platform",
-            ),
-            Rule::SecretsUsedInArgOrEnv => (
-                "SecretsUsedInArgOrEnv",
-                "Sensitive data should not be used in the ARG or ENV commands",
-                "secrets-used-in-arg-or-env",
-            ),
-            Rule::InvalidDefaultArgInFrom => (
-                "InvalidDefaultArgInFrom",
-                "Default value for global ARG results in an empty or invalid base image name",
-                "invalid-default-arg-in-from",
-            ),
-            Rule::FromPlatformFlagConstDisallowed => (
-                "FromPlatformFlagConstDisallowed",
-                "FROM --platform flag should not use a constant value",
-                "from-platform-flag-const-disallowed",
-            ),
-            Rule::CopyIgnoredFile => (
-                "CopyIgnoredFile",
-                "Attempting to Copy file that is excluded by .dockerignore",
-                "copy-ignored-file",
-            ),
-            Rule::InvalidDefinitionDescription => (
-                "InvalidDefinitionDescription",
-                "Comment for build stage or argument should follow the format: `# <arg/stage name> <description>`. If this is not intended to be a description comment, add an empty line or comment between the instruction and the comment.",
-                "invalid-definition-description",
-            ),
-            Rule::ExposeProtoCasing => (
-                "ExposeProtoCasing",
-                "Protocol in EXPOSE instruction should be lowercase",
-                "expose-proto-casing",
-            ),
-            Rule::ExposeInvalidFormat => (
-                "ExposeInvalidFormat",
-                "IP address and host-port mapping should not be used in EXPOSE instruction. This will become an error in a future release",
-                "expose-invalid-format",
-            ),
-        }
     }
 }
 

@@ -1,9 +1,7 @@
 //! Asking a server which builds run on it.
 
-use std::time::Duration;
-
 use proto::control::control_client::ControlClient;
-use proto::control::{BuildHistoryEventType, BuildHistoryRequest, ListWorkersRequest};
+use proto::control::{BuildHistoryEventType, BuildHistoryRequest};
 use tonic::transport::Channel;
 
 use crate::DriverError;
@@ -56,39 +54,5 @@ pub async fn active_builds(channel: Channel) -> Result<Option<Vec<ActiveBuild>>,
             Err(status) if unknown(&status) => return Ok(None),
             Err(status) => return Err(failed(status)),
         }
-    }
-}
-
-/// Asks a server whether it serves; `Err` says what it, or the connection, answered.
-pub(crate) async fn check_health(channel: Channel, patience: Duration) -> Result<(), String> {
-    let check = async {
-        let request = proto::health::HealthCheckRequest {
-            service: String::new(),
-        };
-        let mut health = proto::health::health_client::HealthClient::new(channel.clone());
-        match health.check(request).await {
-            Ok(answer) => {
-                let status = answer.into_inner().status;
-                let serving = proto::health::health_check_response::ServingStatus::Serving as i32;
-                if status == serving {
-                    Ok(())
-                } else {
-                    Err("the server is not serving yet".to_owned())
-                }
-            }
-            // A server that has no health service answers anything at all only when it serves.
-            Err(status) if status.code() == tonic::Code::Unimplemented => {
-                ControlClient::new(channel)
-                    .list_workers(ListWorkersRequest { filter: Vec::new() })
-                    .await
-                    .map(|_| ())
-                    .map_err(|status| status.message().to_owned())
-            }
-            Err(status) => Err(status.message().to_owned()),
-        }
-    };
-    match tokio::time::timeout(patience, check).await {
-        Ok(result) => result,
-        Err(_) => Err("the server does not answer".to_owned()),
     }
 }

@@ -15,6 +15,7 @@ mod docker;
 mod embedded;
 mod error;
 mod go_number;
+mod health;
 mod image_order;
 mod moby_version;
 mod node;
@@ -31,7 +32,7 @@ use async_trait::async_trait;
 
 pub use active::{ActiveBuild, active_builds};
 pub use connection::{Connection, connect, with_causes};
-pub use container::{LABEL_BUILDER, LABEL_NODE, LABEL_OWNER, LABEL_SPEC, Orphan, orphans};
+pub use container::{Orphan, orphans};
 pub use embedded::default_base;
 pub use engine_api::{self as engine, BoxedIo};
 pub use error::DriverError;
@@ -39,7 +40,7 @@ pub use go_number::{parse_bool, parse_duration, parse_int, parse_size};
 pub use image_order::{IMAGE_ORDER_OPTION, ImageOrder};
 pub use node::{NodeConfig, ProxySettings, PullAuth};
 pub use progress_steps::{BootProgress, VertexProgress};
-pub use registries::{EffectiveRegistry, Origin, effective_registries};
+pub use registries::{EffectiveRegistry, Origin};
 
 /// What every container and volume of a builder is named by: this and the node's name.
 pub const NAME_PREFIX: &str = "buildx_buildkit_";

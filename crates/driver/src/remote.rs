@@ -13,9 +13,8 @@ use async_trait::async_trait;
 use engine_api::{EngineEndpoint, TlsFiles, Transport, boxed, client_config, dial_ssh};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::active::check_health;
-use crate::connection::connect_once;
 use crate::go_number::parse_bool;
+use crate::health::dial_and_check;
 use crate::{
     BootProgress, BoxedIo, Driver, DriverError, Features, NodeConfig, Removal, Status,
     features_of_own_server,
@@ -129,16 +128,7 @@ impl RemoteDriver {
     }
 
     async fn ask(&self) -> Result<(), String> {
-        let ask = async {
-            let io = self.dial().await.map_err(|e| e.to_string())?;
-            let connection = connect_once(io).await.map_err(|e| e.to_string())?;
-            let answer = check_health(connection.channel.clone(), ANSWER_TIMEOUT).await;
-            answer.map_err(|reason| connection.trouble().unwrap_or(reason))
-        };
-        match tokio::time::timeout(ANSWER_TIMEOUT, ask).await {
-            Ok(answer) => answer,
-            Err(_) => Err("no answer".to_owned()),
-        }
+        dial_and_check(self.dial(), ANSWER_TIMEOUT).await
     }
 }
 

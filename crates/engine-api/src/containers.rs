@@ -329,15 +329,6 @@ impl Engine {
         .await
     }
 
-    /// The same as JSON, for comparisons.
-    pub async fn container_json(&self, name: &str) -> Result<serde_json::Value, EngineError> {
-        self.call_json(Call::get(format!(
-            "/containers/{}/json",
-            percent_encode(name)
-        )))
-        .await
-    }
-
     /// Containers that have all these labels (`key` or `key=value`), running or not.
     pub async fn containers(
         &self,

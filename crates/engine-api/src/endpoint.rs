@@ -67,11 +67,6 @@ impl EngineEndpoint {
             tls,
         })
     }
-
-    /// True when the Engine runs on this machine as far as its address tells.
-    pub fn is_local(&self) -> bool {
-        matches!(self.transport, Transport::Unix(_))
-    }
 }
 
 /// Splits `host[:port]`, with IPv6 addresses in brackets.

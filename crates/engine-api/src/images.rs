@@ -220,13 +220,6 @@ impl Engine {
         Ok(answer.descriptor.digest)
     }
 
-    /// Removes a name of an image, and the image with its last name.
-    pub async fn remove_image(&self, name: &str) -> Result<(), EngineError> {
-        self.call(Call::delete(format!("/images/{}", encode_name(name))))
-            .await?;
-        Ok(())
-    }
-
     /// Gives an image another name (`repository`, `tag`).
     pub async fn tag_image(
         &self,

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::bridge::{Bridge, BridgeConfig, Lease, StepNetwork};
-use crate::cgroup::{Cgroups, Layout, StepPlan};
+use crate::cgroup::{Cgroups, Layout, Placed, StepPlan};
 use crate::container::Container;
 use crate::control;
 use crate::error::ExecError;
@@ -52,6 +52,10 @@ pub struct ExecutorConfig {
     /// The cgroup, from the root of the hierarchy, under which those of steps are made; `None`:
     /// the server's own.
     pub cgroup_parent: Option<String>,
+    /// A file that tells the next executor with the same one which cgroups were made for parents that
+    /// steps asked for, so that it removes what this one leaves when it is killed; `None`: nobody is
+    /// told.
+    pub cgroup_journal: Option<PathBuf>,
     /// What is added to the kernel's opinion of steps when memory is short, -1000 to 1000, unless
     /// a step asks for another; a server that should outlive its steps gives them more than it has.
     pub oom_score_adj: Option<i32>,
@@ -74,6 +78,7 @@ impl ExecutorConfig {
             network: NetworkConfig::default(),
             bridge: None,
             cgroup_parent: None,
+            cgroup_journal: None,
             oom_score_adj: None,
             spares: std::thread::available_parallelism().map_or(1, |n| n.get().min(SPARES_MAX)),
             on_start: None,
@@ -140,7 +145,7 @@ impl Executor {
             init,
             scratch,
             network: config.network,
-            cgroups: Cgroups::open(config.cgroup_parent),
+            cgroups: Cgroups::open(config.cgroup_parent, config.cgroup_journal),
             oom_score_adj: config.oom_score_adj,
             spares: Mutex::default(),
             spares_max: config.spares,
@@ -205,6 +210,13 @@ impl Executor {
             drop(tokio::task::spawn_blocking(move || inner.make_spares()));
         }
         Ok(process)
+    }
+
+    /// Takes everything away that it has made on this machine: what still runs, cgroups, its network.
+    /// Nothing can be run afterwards. Dropping the last clone does the same; this is for a server that
+    /// ends whatever still holds one. Blocks.
+    pub fn close(&self) {
+        self.0.close();
     }
 
     /// Starts a process in a container. Blocks.
@@ -372,8 +384,9 @@ impl InitProgram {
         })
     }
 
-    /// A supervisor whose standard input is `control`, and its process id.
-    fn spawn(&self, control: OwnedFd) -> io::Result<(Reaped, u32)> {
+    /// A supervisor whose standard input is `control`, and its process id. With its end `placed` is
+    /// dropped.
+    fn spawn(&self, control: OwnedFd, placed: Option<Placed>) -> io::Result<(Reaped, u32)> {
         // Nothing is set here that would make the standard library fork instead of `posix_spawn`.
         let mut command =
             std::process::Command::new(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
@@ -387,11 +400,29 @@ impl InitProgram {
         let mut process = tokio::process::Command::from(command).spawn()?;
         let id = process.id().unwrap_or_default();
         // It ends when its socket does; so the task is not left behind for long.
-        Ok((tokio::spawn(async move { process.wait().await }), id))
+        let ended = tokio::spawn(async move {
+            let status = process.wait().await;
+            if let Some(placed) = placed {
+                // A crash in it was reported where it happened.
+                let _ = tokio::task::spawn_blocking(move || drop(placed)).await;
+            }
+            status
+        });
+        Ok((ended, id))
     }
 }
 
 impl Inner {
+    fn close(&self) {
+        // They end when they are told that nobody is there any more.
+        self.spares.lock().clear();
+        self.networks.lock().clear();
+        self.cgroups.close();
+        if let Some(bridge) = &self.bridge {
+            bridge.close();
+        }
+    }
+
     fn spawn(
         &self,
         spec: ProcessSpec,
@@ -481,7 +512,7 @@ impl Inner {
             devices: Vec::new(),
             joins: true,
         };
-        let supervisor = self.prepared(prepare, Some(container.pidfd.as_fd()))?;
+        let supervisor = self.prepared(prepare, None, Some(container.pidfd.as_fd()))?;
         // One that could not enter has ended, and its report says why.
         let _ = control::send_fds(&supervisor.control, b'l', fds);
         Ok(supervisor)
@@ -495,19 +526,25 @@ impl Inner {
         devices: Vec<DeviceNode>,
     ) -> io::Result<Supervisor> {
         let number = self.step_number.fetch_add(1, Ordering::Relaxed);
+        let (cgroup, placed) = self.cgroups.plan(&format!("step-{number}"), cgroup_parent);
         let prepare = Prepare {
-            cgroup: self.cgroups.plan(&format!("step-{number}"), cgroup_parent),
+            cgroup,
             guard_devices,
             devices,
             joins: false,
         };
-        self.prepared(prepare, None)
+        self.prepared(prepare, placed, None)
     }
 
-    fn prepared(&self, prepare: Prepare, pidfd: Option<BorrowedFd<'_>>) -> io::Result<Supervisor> {
+    fn prepared(
+        &self,
+        prepare: Prepare,
+        placed: Option<Placed>,
+        pidfd: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Supervisor> {
         let message = write_message(&prepare, &[])?;
         let (control, theirs) = control::pair()?;
-        let (ended, id) = self.init.spawn(theirs)?;
+        let (ended, id) = self.init.spawn(theirs, placed)?;
         let fds: Vec<BorrowedFd<'_>> = std::iter::once(message.as_fd()).chain(pidfd).collect();
         control::send_fds(&control, b'p', &fds)?;
         Ok(Supervisor {

@@ -99,9 +99,7 @@ pub(crate) fn layout_index(descriptor: &Descriptor, names: &[Reference]) -> Imag
         named
             .annotations
             .insert(IMAGE_NAME.to_owned(), name.to_string());
-        named
-            .annotations
-            .insert(REF_NAME.to_owned(), object_of(name));
+        named.annotations.insert(REF_NAME.to_owned(), name.object());
         named
     };
     ImageIndex {
@@ -114,16 +112,6 @@ pub(crate) fn layout_index(descriptor: &Descriptor, names: &[Reference]) -> Imag
         },
         subject: None,
         annotations: BTreeMap::new(),
-    }
-}
-
-/// What follows the repository in a name: `tag`, `tag@digest` or the digest.
-fn object_of(name: &Reference) -> String {
-    match (name.tag(), name.digest()) {
-        (Some(tag), Some(digest)) => format!("{tag}@{digest}"),
-        (Some(tag), None) => tag.to_owned(),
-        (None, Some(digest)) => digest.to_string(),
-        (None, None) => String::new(),
     }
 }
 

@@ -1,16 +1,15 @@
 //! Blobs of layers: found, computed, packed again in another way, or with their times clamped.
 //! Everything here blocks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::{BufWriter, Read, Write};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use archive::{Compression, EntryKind, Mtime, Reader, Writer};
 use content::{ContentStore, Lease};
 use diag::{Context, Error, Result};
-use layers::{LayerBlob, LayerStack, LayerStore};
-use oci::{Descriptor, Digest, DigestHasher, media_type};
-use parking_lot::Mutex;
+use layers::{KeyedLocks, LayerBlob, LayerStack, LayerStore, blob_key, layer_media_type};
+use oci::{Descriptor, Digest, DigestWriter};
 
 use crate::attrs::LayerCompression;
 use crate::image::{ImageLayer, SOURCE_PREFIX};
@@ -24,7 +23,7 @@ pub(crate) struct LayerBlobs {
     content: ContentStore,
     layers: LayerStore,
     /// Conversions under way, by what they make.
-    busy: Arc<Mutex<HashMap<String, Weak<Mutex<()>>>>>,
+    busy: Arc<KeyedLocks<String>>,
 }
 
 impl LayerBlobs {
@@ -89,8 +88,7 @@ impl LayerBlobs {
     ) -> Result<LayerBlob> {
         let missing = || Error::internal(format!("a stack has no layer {index}"));
         let id = stack.get(index).ok_or_else(missing)?;
-        let lock = self.lock(format!("{id} {compression:?}"));
-        let _alone = lock.lock();
+        let _alone = self.busy.lock(format!("{id} {compression:?}"));
         for (_, blob) in self.layers.blobs(id)? {
             if kind_of(&blob.descriptor) == Some(compression.kind)
                 && lease.protect_sized(blob.descriptor.digest, blob.descriptor.size)
@@ -112,10 +110,7 @@ impl LayerBlobs {
                 format!("{} has diff ID {}", other.descriptor.digest, packed.diff_id),
             ));
         }
-        let key = match compression.level {
-            None => compression.kind.name().to_owned(),
-            Some(level) => format!("{}:{level}", compression.kind.name()),
-        };
+        let key = blob_key(compression.kind, compression.level);
         self.layers.set_blob(id, &key, &packed)?;
         Ok(packed)
     }
@@ -169,20 +164,14 @@ impl LayerBlobs {
             compression.level,
             threads,
         )?;
-        let mut out = BufWriter::with_capacity(
-            BUFFER_SIZE,
-            Tee {
-                out: packed,
-                hasher: DigestHasher::new(),
-            },
-        );
+        let mut out = BufWriter::with_capacity(BUFFER_SIZE, DigestWriter::new(packed));
         change(&mut plain, &mut out)?;
-        let tee = out
+        let out = out
             .into_inner()
             .map_err(|error| Error::from(error.into_error()))?;
-        let diff_id = tee.hasher.finish();
-        let (digest, size) = tee.out.finish()?.finish(None, None)?;
-        let mut descriptor = Descriptor::new(media_type_of(compression.kind), digest, size);
+        let (packed, diff_id) = out.finish();
+        let (digest, size) = packed.finish()?.finish(None, None)?;
+        let mut descriptor = Descriptor::new(layer_media_type(compression.kind), digest, size);
         descriptor.annotations = blob.descriptor.annotations.clone();
         // Nobody else has this blob.
         descriptor
@@ -192,17 +181,6 @@ impl LayerBlobs {
             descriptor,
             diff_id,
         })
-    }
-
-    fn lock(&self, key: String) -> Arc<Mutex<()>> {
-        let mut busy = self.busy.lock();
-        if let Some(lock) = busy.get(&key).and_then(Weak::upgrade) {
-            return lock;
-        }
-        busy.retain(|_, lock| lock.strong_count() > 0);
-        let lock = Arc::new(Mutex::new(()));
-        busy.insert(key, Arc::downgrade(&lock));
-        lock
     }
 }
 
@@ -247,32 +225,6 @@ fn kind_of(descriptor: &Descriptor) -> Option<Compression> {
         Some(Compression::None)
     } else {
         None
-    }
-}
-
-fn media_type_of(kind: Compression) -> &'static str {
-    match kind {
-        Compression::None => media_type::OCI_LAYER,
-        Compression::Gzip => media_type::OCI_LAYER_GZIP,
-        Compression::Zstd => media_type::OCI_LAYER_ZSTD,
-    }
-}
-
-/// Hashes what passes through.
-struct Tee<W> {
-    out: W,
-    hasher: DigestHasher,
-}
-
-impl<W: Write> Write for Tee<W> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.out.flush()
     }
 }
 

@@ -34,7 +34,5 @@ pub use attrs::{ExporterSpec, FilesAttrs, ImageAttrs, LayerCompression, PushAttr
 pub use commit::{ExportSource, PlatformImage};
 pub use committed::{CommittedImage, CommittedLayer, CommittedManifest};
 pub use exporter::{ExportContext, Exported, Exporter};
-pub use image::{ConfigInput, ImageLayer, assemble_config, assemble_index, assemble_manifest};
-pub use image_archive::{ArchiveOptions, write_image_archive};
 pub use push::push_image;
 pub use target::{ClientTarget, SentBytes, Tree};

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::build::warn;
 use crate::client::{Client, Entrypoint};
-use crate::convert::{Outline, convert, lint_config};
+use crate::convert::{Converted, Outline, convert, lint_config};
 use crate::failure::fail;
 use crate::plan::go_json;
 
@@ -125,10 +125,7 @@ async fn outline(
     client: &Client<'_>,
     entrypoint: &Entrypoint,
 ) -> Result<BTreeMap<String, Vec<u8>>> {
-    let linter = Linter::new(lint_config(client.options, &entrypoint.file.data)?);
-    let outcome = convert(client, &entrypoint.file, None, &linter, false).await;
-    warn(client, entrypoint, linter.warnings()).await;
-    let outline = outcome?.outline;
+    let outline = converted(client, entrypoint).await?.outline;
     let mut value = serde_json::Map::new();
     put_text(&mut value, "name", &outline.name);
     put_text(&mut value, "description", &outline.description);
@@ -209,16 +206,22 @@ async fn convertllb(
     client: &Client<'_>,
     entrypoint: &Entrypoint,
 ) -> Result<BTreeMap<String, Vec<u8>>> {
-    let linter = Linter::new(lint_config(client.options, &entrypoint.file.data)?);
-    let outcome = convert(client, &entrypoint.file, None, &linter, false).await;
-    warn(client, entrypoint, linter.warnings()).await;
-    let value = llb::graph_json(&outcome?.graph);
+    let outcome = converted(client, entrypoint).await?;
+    let value = llb::graph_json(&outcome.graph);
     let value = value.ok_or_else(|| Error::internal("the graph is no LLB"))?;
     let json = serde_json::to_string_pretty(&value).map_err(|e| Error::internal(e.to_string()))?;
     Ok(BTreeMap::from([
         ("result.json".to_owned(), go_json(&json).into_bytes()),
         ("version".to_owned(), b"0.1.0".to_vec()),
     ]))
+}
+
+/// The target as a graph; the client is warned of what rules find.
+async fn converted(client: &Client<'_>, entrypoint: &Entrypoint) -> Result<Converted> {
+    let linter = Linter::new(lint_config(client.options, &entrypoint.file.data)?);
+    let converted = convert(client, &entrypoint.file, None, &linter, false).await;
+    warn(client, entrypoint, linter.warnings()).await;
+    converted
 }
 
 async fn lint(client: &Client<'_>, entrypoint: &Entrypoint) -> Result<BTreeMap<String, Vec<u8>>> {

@@ -1,10 +1,10 @@
 //! Packing a layer as a blob.
 
-use std::io::{self, BufWriter, Write};
+use std::io::BufWriter;
 
 use archive::{Compression, TarOptions};
 use content::Lease;
-use oci::{Descriptor, Digest, DigestHasher, media_type};
+use oci::{Descriptor, DigestWriter, media_type};
 
 use crate::store::LayerStore;
 use crate::{LayerBlob, LayerId, LayerStack, Result};
@@ -68,19 +68,15 @@ impl LayerStore {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let blob = lease.writer()?;
         let packed = archive::compressor(blob, compression, level, threads)?;
-        let tee = Tee {
-            out: packed,
-            hasher: DigestHasher::new(),
-        };
-        let mut out = BufWriter::with_capacity(BUFFER_SIZE, tee);
+        let mut out = BufWriter::with_capacity(BUFFER_SIZE, DigestWriter::new(packed));
         let lower_path = lower.as_ref().map(|lower| lower.path());
         let options = TarOptions::default();
         archive::write_layer(&self.layer_path(id), lower_path, &mut out, &options)?;
-        let tee = out
+        let out = out
             .into_inner()
             .map_err(|error| archive::ArchiveError::Stream(error.into_error()))?;
-        let diff_id: Digest = tee.hasher.finish();
-        let (digest, size) = tee.out.finish()?.finish(None, None)?;
+        let (packed, diff_id) = out.finish();
+        let (digest, size) = packed.finish()?.finish(None, None)?;
         Ok(LayerBlob {
             descriptor: Descriptor::new(layer_media_type(compression), digest, size),
             diff_id,
@@ -93,35 +89,18 @@ fn is_stored(blob: &LayerBlob, lease: &Lease) -> bool {
 }
 
 /// The key under which a blob is recorded: `gzip`, or `gzip:9` with a level asked for.
-pub(crate) fn blob_key(compression: Compression, level: Option<i32>) -> String {
+pub fn blob_key(compression: Compression, level: Option<i32>) -> String {
     match level {
         None => compression.name().to_owned(),
         Some(level) => format!("{}:{level}", compression.name()),
     }
 }
 
-fn layer_media_type(compression: Compression) -> &'static str {
+/// The media type of a layer's blob in an OCI manifest.
+pub fn layer_media_type(compression: Compression) -> &'static str {
     match compression {
         Compression::None => media_type::OCI_LAYER,
         Compression::Gzip => media_type::OCI_LAYER_GZIP,
         Compression::Zstd => media_type::OCI_LAYER_ZSTD,
-    }
-}
-
-/// Hashes what passes through.
-struct Tee<W> {
-    out: W,
-    hasher: DigestHasher,
-}
-
-impl<W: Write> Write for Tee<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
     }
 }

@@ -52,10 +52,12 @@ mod tests;
 mod unpack;
 
 pub use archive::Compression;
+pub use blob::{blob_key, layer_media_type};
 pub use error::LayerError;
 pub use handles::{LayerDirs, LayerHold, MountedStack, NewLayer, WritableStack};
 pub use id::{LayerId, LayerStack};
 pub use info::{LayerBlob, LayerInfo, LayerNote, MadeOn, RecordType};
+pub use locks::KeyedLocks;
 pub use store::{Backend, LayerStore};
 pub use unpack::{PackedLayer, Unpacked};
 

@@ -6,13 +6,13 @@ use std::hash::Hash;
 use parking_lot::{Condvar, Mutex};
 
 /// Locks by key: at most one holder for each.
-pub(crate) struct KeyedLocks<K> {
+pub struct KeyedLocks<K> {
     busy: Mutex<HashSet<K>>,
     freed: Condvar,
 }
 
 /// Holds a key until dropped.
-pub(crate) struct KeyGuard<'a, K: Eq + Hash> {
+pub struct KeyGuard<'a, K: Eq + Hash> {
     locks: &'a KeyedLocks<K>,
     key: K,
 }
@@ -29,7 +29,7 @@ impl<K> Default for KeyedLocks<K> {
 impl<K: Eq + Hash + Clone> KeyedLocks<K> {
     /// Waits until nobody else has the key. Whoever gets it must look first whether the thing has been
     /// done meanwhile.
-    pub(crate) fn lock(&self, key: K) -> KeyGuard<'_, K> {
+    pub fn lock(&self, key: K) -> KeyGuard<'_, K> {
         let mut busy = self.busy.lock();
         while !busy.insert(key.clone()) {
             self.freed.wait(&mut busy);

@@ -11,10 +11,10 @@ use prost::Message;
 use proto::pb;
 
 use crate::{
-    BuildOp, CacheSharing, ChownOpt, ContentCache, CopyAction, DiffOp, Edge, ExecOp, FileAction,
-    FileActionKind, FileOp, Graph, MergeOp, MkDirAction, MkFileAction, Mount, MountKind, NetMode,
-    Op, ProgressGroup, ProxyEnv, RmAction, SecretEnv, SecurityMode, SourceOp, SymlinkAction,
-    Ulimit, UserOpt, Vertex, VertexMeta,
+    BuildOp, CacheSharing, ChownOpt, ClientFile, ContentCache, CopyAction, DiffOp, Edge, ExecOp,
+    FileAction, FileActionKind, FileOp, Graph, MergeOp, MkDirAction, MkFileAction, Mount,
+    MountKind, NetMode, Op, ProgressGroup, ProxyEnv, RmAction, SecretEnv, SecurityMode, SourceOp,
+    SymlinkAction, Ulimit, UserOpt, Vertex, VertexMeta,
 };
 
 /// The most vertices a definition may have.
@@ -413,23 +413,23 @@ fn mount(mount: pb::Mount, count: usize) -> Result<Mount, LlbError> {
         }
         pb::MountType::Secret => {
             let o = mount.secret_opt.unwrap_or_default();
-            MountKind::Secret {
+            MountKind::Secret(ClientFile {
                 id: o.id,
                 uid: o.uid,
                 gid: o.gid,
                 mode: o.mode,
                 optional: o.optional,
-            }
+            })
         }
         pb::MountType::Ssh => {
             let o = mount.ssh_opt.unwrap_or_default();
-            MountKind::Ssh {
+            MountKind::Ssh(ClientFile {
                 id: o.id,
                 uid: o.uid,
                 gid: o.gid,
                 mode: o.mode,
                 optional: o.optional,
-            }
+            })
         }
         pb::MountType::Tmpfs => MountKind::Tmpfs {
             size: mount.tmpfs_opt.map_or(0, |opt| opt.size.max(0) as u64),
@@ -441,7 +441,7 @@ fn mount(mount: pb::Mount, count: usize) -> Result<Mount, LlbError> {
         dest: mount.dest,
         output: match kind {
             // They have none, whatever number a client left there.
-            MountKind::Secret { .. } | MountKind::Ssh { .. } => None,
+            MountKind::Secret(_) | MountKind::Ssh(_) => None,
             _ => output(mount.output)?,
         },
         readonly: mount.readonly,

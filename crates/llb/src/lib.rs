@@ -17,11 +17,11 @@ pub use from_proto::{
     source_location,
 };
 pub use graph::{Edge, Graph, GraphBuilder, ProgressGroup, Vertex, VertexMeta};
-pub use json::{graph_json, op_lines};
+pub use json::{graph_json, op_json, op_lines};
 pub use ops::{
-    BuildOp, CacheSharing, ChownOpt, ContentCache, CopyAction, DiffOp, ExecOp, FileAction,
-    FileActionKind, FileOp, MergeOp, MkDirAction, MkFileAction, Mount, MountKind, NetMode, Op,
-    ProxyEnv, RmAction, SESSION_HOST, SecretEnv, SecurityMode, SourceOp, SymlinkAction,
-    ULIMIT_NAMES, Ulimit, UserOpt,
+    BuildOp, CacheSharing, ChownOpt, ClientFile, ContentCache, CopyAction, DiffOp, ExecOp,
+    FileAction, FileActionKind, FileOp, MergeOp, MkDirAction, MkFileAction, Mount, MountKind,
+    NetMode, Op, ProxyEnv, RmAction, SESSION_HOST, SecretEnv, SecurityMode, SourceOp,
+    SymlinkAction, ULIMIT_NAMES, Ulimit, UserOpt,
 };
 pub use to_proto::{drop_empty_locations, marshal_vertex, platform_to_proto, to_proto};

@@ -181,36 +181,29 @@ pub enum MountKind {
         sharing: CacheSharing,
     },
     /// A file in memory holding a secret.
-    Secret {
-        /// Which one.
-        id: String,
-        /// Owner.
-        uid: u32,
-        /// Group.
-        gid: u32,
-        /// Permission bits.
-        mode: u32,
-        /// Whether the step runs without it.
-        optional: bool,
-    },
+    Secret(ClientFile),
     /// A socket to the client's ssh agent.
-    Ssh {
-        /// Which agent.
-        id: String,
-        /// Owner.
-        uid: u32,
-        /// Group.
-        gid: u32,
-        /// Permission bits.
-        mode: u32,
-        /// Whether the step runs without it.
-        optional: bool,
-    },
+    Ssh(ClientFile),
     /// An empty file system in memory.
     Tmpfs {
         /// Its size limit in bytes; 0 for the kernel's.
         size: u64,
     },
+}
+
+/// A file, or a socket, that stands for something a client has.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClientFile {
+    /// Which secret or agent.
+    pub id: String,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Whether the step runs without it.
+    pub optional: bool,
 }
 
 /// Who may use a cache mount at the same time.

@@ -130,6 +130,39 @@ impl std::io::Write for DigestHasher {
     }
 }
 
+/// Hands bytes on to a writer and digests those that it takes.
+pub struct DigestWriter<W> {
+    inner: W,
+    hasher: DigestHasher,
+}
+
+impl<W> DigestWriter<W> {
+    /// In front of a writer.
+    pub fn new(inner: W) -> Self {
+        DigestWriter {
+            inner,
+            hasher: DigestHasher::new(),
+        }
+    }
+
+    /// The writer, and the digest of all bytes it took.
+    pub fn finish(self) -> (W, Digest) {
+        (self.inner, self.hasher.finish())
+    }
+}
+
+impl<W: std::io::Write> std::io::Write for DigestWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ mod platform;
 mod reference;
 
 pub use config::{ContainerConfig, Empty, HealthConfig, History, ImageConfig, RootFs};
-pub use digest::{Digest, DigestError, DigestHasher};
+pub use digest::{Digest, DigestError, DigestHasher, DigestWriter};
 pub use manifest::{Descriptor, ImageIndex, ImageManifest, media_type};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};

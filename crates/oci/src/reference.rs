@@ -83,17 +83,20 @@ impl Reference {
         self
     }
 
+    /// What follows the repository in the name: `tag`, `tag@digest`, the digest or nothing.
+    pub fn object(&self) -> String {
+        match (&self.tag, &self.digest) {
+            (Some(tag), Some(digest)) => format!("{tag}@{digest}"),
+            (Some(tag), None) => tag.clone(),
+            (None, Some(digest)) => digest.to_string(),
+            (None, None) => String::new(),
+        }
+    }
+
     /// The same name without a digest.
     #[must_use]
     pub fn without_digest(mut self) -> Self {
         self.digest = None;
-        self
-    }
-
-    /// The same repository with that tag.
-    #[must_use]
-    pub fn with_tag(mut self, tag: impl Into<String>) -> Self {
-        self.tag = Some(tag.into());
         self
     }
 }

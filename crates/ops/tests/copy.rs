@@ -446,10 +446,11 @@ fn what_is_read_from_layers_is_what_a_mount_of_them_shows() {
                 let target = Root::open(to.path()).unwrap();
                 let action = like_dockerfile(path, "/copied/");
                 copy(&source, &target, &action, None, &CancellationToken::new()).unwrap();
-                described(to.path())
+                // The directory itself is made now, unless it is the copy of one.
+                described(&to.path().join("copied"))
             });
             assert_eq!(copied[0], copied[1], "{path} after step {number}");
-            assert!(!copied[0].is_empty());
+            assert!(path != "/" || copied[0].len() > 5);
         }
     }
     let whole = described(store.mount(&stack).unwrap().path());

@@ -50,11 +50,6 @@ impl PathFilter {
         })
     }
 
-    /// Whether every path is wanted.
-    pub fn wants_everything(&self) -> bool {
-        self.include.is_none() && self.exclude.is_none()
-    }
-
     /// Whether a path is wanted, for a single path outside a walk.
     pub fn wants(&self, path: &[u8]) -> bool {
         self.include.as_ref().is_none_or(|m| m.matches(path))

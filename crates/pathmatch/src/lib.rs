@@ -20,7 +20,7 @@ mod table_tests;
 
 pub use filter::{FilterState, PathFilter, Verdict};
 pub use follow::{LinkTree, follow_links};
-pub use glob::{clean_path, glob_match, has_wildcards, validate_glob};
+pub use glob::{clean_path, glob_match, has_wildcards};
 pub use ignore_file::read_ignore_file;
 pub use matcher::{ParentMatches, Pattern, PatternMatcher};
 

@@ -15,13 +15,11 @@ mod warnings;
 
 use std::str::FromStr;
 
-pub use colors::{Color, Colors};
-pub use number::{bytes_text, seconds_text};
-pub use plain::{PlainOptions, PlainPrinter};
+pub use colors::Colors;
 pub use printer::{Output, Printer, PrinterOptions, Progress, Statuses};
 pub use rawjson::{go_escapes, status_line};
-pub use tty::{Size, TtyOptions, TtyPrinter};
-pub use warnings::{distinct_warnings, warnings_block, warnings_json};
+pub use tty::Size;
+pub use warnings::{warnings_block, warnings_json};
 
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -433,5 +433,4 @@ fn status_suffix(status: &VertexStatus) -> String {
 }
 
 #[cfg(test)]
-#[path = "plain_tests.rs"]
 mod tests;

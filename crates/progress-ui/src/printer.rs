@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use progress::{SolveStatus, VertexWarning};
 
+use crate::Mode;
 use crate::colors::Colors;
 use crate::plain::{PlainOptions, PlainPrinter};
+use crate::rawjson::status_line;
 use crate::tty::{Size, TtyOptions, TtyPrinter};
 use crate::warnings::distinct_warnings;
-use crate::{Mode, status_line};
 
 /// Where a display writes.
 pub struct Output {

@@ -450,5 +450,4 @@ fn fit(jobs: Vec<Job>, limit: usize) -> Vec<Job> {
 }
 
 #[cfg(test)]
-#[path = "tty_tests.rs"]
 mod tests;

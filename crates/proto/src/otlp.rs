@@ -3,22 +3,10 @@
 //!
 //! Source: <https://github.com/open-telemetry/opentelemetry-proto>, stable since 1.0.
 
-use std::convert::Infallible;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use crate::grpc::{grpc_client, grpc_server};
 
-use http::uri::PathAndQuery;
-use tonic::body::Body;
-use tonic::client::GrpcService;
-use tonic::codegen::{Body as HttpBody, BoxFuture, Bytes, StdError, async_trait};
-use tonic::server::{Grpc, NamedService, UnaryService};
-use tonic::{Request, Response, Status as GrpcStatus};
-use tonic_prost::ProstCodec;
-
-/// The gRPC name of the service.
-pub const SERVICE_NAME: &str = "opentelemetry.proto.collector.trace.v1.TraceService";
-/// Its only method.
-pub const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+/// The largest message that a collector reads, `tonic`'s default.
+const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ExportTraceServiceRequest {
@@ -217,104 +205,15 @@ pub struct KeyValueList {
     pub values: Vec<KeyValue>,
 }
 
-/// Sends spans to a collector.
-#[derive(Clone, Debug)]
-pub struct TraceServiceClient<T> {
-    inner: tonic::client::Grpc<T>,
+grpc_client! {
+    /// Sends spans to a collector.
+    TraceServiceClient of "opentelemetry.proto.collector.trace.v1.TraceService";
+    unary export = "Export" (ExportTraceServiceRequest) -> ExportTraceServiceResponse;
 }
 
-impl<T> TraceServiceClient<T>
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
-{
-    pub fn new(service: T) -> Self {
-        TraceServiceClient {
-            inner: tonic::client::Grpc::new(service),
-        }
-    }
-
-    pub async fn export(
-        &mut self,
-        request: impl tonic::IntoRequest<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, GrpcStatus> {
-        self.inner
-            .ready()
-            .await
-            .map_err(|error| GrpcStatus::unavailable(error.into().to_string()))?;
-        let path = PathAndQuery::from_static(EXPORT);
-        let codec = ProstCodec::default();
-        self.inner.unary(request.into_request(), path, codec).await
-    }
-}
-
-/// Collects spans.
-#[async_trait]
-pub trait TraceService: Send + Sync + 'static {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, GrpcStatus>;
-}
-
-/// Serves a [`TraceService`].
-#[derive(Debug)]
-pub struct TraceServiceServer<T>(Arc<T>);
-
-impl<T> TraceServiceServer<T> {
-    pub fn new(service: T) -> Self {
-        TraceServiceServer(Arc::new(service))
-    }
-}
-
-impl<T> Clone for TraceServiceServer<T> {
-    fn clone(&self) -> Self {
-        TraceServiceServer(self.0.clone())
-    }
-}
-
-impl<T> NamedService for TraceServiceServer<T> {
-    const NAME: &'static str = SERVICE_NAME;
-}
-
-/// The method, as tonic wants it.
-struct Export<T>(Arc<T>);
-
-impl<T: TraceService> UnaryService<ExportTraceServiceRequest> for Export<T> {
-    type Response = ExportTraceServiceResponse;
-    type Future = BoxFuture<Response<ExportTraceServiceResponse>, GrpcStatus>;
-
-    fn call(&mut self, request: Request<ExportTraceServiceRequest>) -> Self::Future {
-        let service = self.0.clone();
-        Box::pin(async move { service.export(request).await })
-    }
-}
-
-impl<T, B> tonic::codegen::Service<http::Request<B>> for TraceServiceServer<T>
-where
-    T: TraceService,
-    B: HttpBody + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Infallible>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let service = self.0.clone();
-        Box::pin(async move {
-            if request.uri().path() != EXPORT {
-                let text = format!("unknown method {}", request.uri().path());
-                return Ok(GrpcStatus::unimplemented(text).into_http());
-            }
-            let mut grpc = Grpc::new(ProstCodec::default());
-            Ok(grpc.unary(Export(service), request).await)
-        })
-    }
+grpc_server! {
+    /// Collects spans.
+    TraceService by TraceServiceServer of "opentelemetry.proto.collector.trace.v1.TraceService",
+    message_bytes_max = MESSAGE_BYTES_MAX;
+    unary export = "Export" (ExportTraceServiceRequest) -> ExportTraceServiceResponse;
 }

@@ -10,16 +10,8 @@ use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
 };
 use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::PolicyAction;
 use bollard_buildkit_proto::pb;
-use http::uri::PathAndQuery;
-use tonic::body::Body;
-use tonic::client::{Grpc, GrpcService};
-use tonic::codegen::{Body as HttpBody, Bytes, StdError};
-use tonic::{IntoRequest, Response, Status};
-use tonic_prost::ProstCodec;
 
-/// The service's only method.
-pub const CHECK_POLICY: &str =
-    "/moby.buildkit.v1.sourcepolicy.policysession.PolicyVerifier/CheckPolicy";
+use crate::grpc::grpc_client;
 
 /// May this source be used?
 #[derive(Clone, PartialEq, prost::Message)]
@@ -67,35 +59,8 @@ pub struct DenyMessage {
     pub message: String,
 }
 
-/// Asks a client.
-#[derive(Clone, Debug)]
-pub struct PolicyVerifierClient<T> {
-    inner: Grpc<T>,
-}
-
-impl<T> PolicyVerifierClient<T>
-where
-    T: GrpcService<Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
-{
-    pub fn with_origin(service: T, origin: http::Uri) -> Self {
-        PolicyVerifierClient {
-            inner: Grpc::with_origin(service, origin),
-        }
-    }
-
-    pub async fn check_policy(
-        &mut self,
-        request: impl IntoRequest<CheckPolicyRequest>,
-    ) -> Result<Response<CheckPolicyResponse>, Status> {
-        self.inner
-            .ready()
-            .await
-            .map_err(|error| Status::unavailable(error.into().to_string()))?;
-        let path = PathAndQuery::from_static(CHECK_POLICY);
-        let codec = ProstCodec::default();
-        self.inner.unary(request.into_request(), path, codec).await
-    }
+grpc_client! {
+    /// Asks a client.
+    PolicyVerifierClient of "moby.buildkit.v1.sourcepolicy.policysession.PolicyVerifier";
+    unary check_policy = "CheckPolicy" (CheckPolicyRequest) -> CheckPolicyResponse;
 }

@@ -121,7 +121,7 @@ impl Client {
         reference: &Reference,
         descriptor: &Descriptor,
     ) -> Result<Bytes, RegistryError> {
-        if descriptor.size > crate::MANIFEST_SIZE_MAX {
+        if descriptor.size > crate::manifest::MANIFEST_SIZE_MAX {
             return Err(RegistryError::ManifestTooLarge {
                 name: descriptor.digest.to_string(),
                 size: descriptor.size,

@@ -33,7 +33,6 @@ pub use client::{Client, Traffic};
 pub use config::{Endpoint, KeyPair, RegistryConfig, RegistryHosts, Scheme};
 pub use credentials::{Anonymous, Credentials, HostCredentials, Token, TokenRequest};
 pub use error::RegistryError;
-pub use manifest::MANIFEST_SIZE_MAX;
 pub use push::{BlobSource, BytesBlob, FileBlob, PushOutcome};
 pub use retry::RetryPolicy;
 pub use transport::{innermost, web_client};

@@ -178,13 +178,23 @@ pub(crate) fn sanitized(url: &Url) -> String {
     clean.to_string()
 }
 
-/// The text of the innermost cause, which says what happened in the fewest words.
+/// The text of the innermost cause, which says what happened in the fewest words; those of the
+/// system as Go's programs print them (`connect: connection refused`).
 pub fn innermost(error: &dyn std::error::Error) -> String {
     let mut last: &dyn std::error::Error = error;
+    let mut connecting = false;
     while let Some(source) = last.source() {
+        connecting |= last.to_string() == "tcp connect error";
         last = source;
     }
     let text = last.to_string();
+    if let Some((said, _)) = text.split_once(" (os error ") {
+        let said = said.to_lowercase();
+        return match connecting {
+            true => format!("connect: {said}"),
+            false => said,
+        };
+    }
     // What the resolver says tells its own inside, and not that names are what it is about.
     match text.as_str() {
         "no connections available" => "no name server can be reached".to_owned(),
@@ -284,5 +294,21 @@ mod tests {
             let error = std::io::Error::other(said);
             assert_eq!(innermost(&error), told);
         }
+    }
+
+    #[test]
+    fn the_systems_words_are_said_as_gos_programs_say_them() {
+        let error = std::io::Error::from_raw_os_error(111);
+        assert_eq!(innermost(&error), "connection refused");
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_says_what_was_tried() {
+        let config = crate::tls::client_config(&TlsSettings::default()).unwrap();
+        let client = reqwest::Client::builder().tls_backend_preconfigured(config);
+        // A port that nobody listens at.
+        let get = client.build().unwrap().get("http://127.0.0.1:1/");
+        let error = get.send().await.unwrap_err();
+        assert_eq!(innermost(&error), "connect: connection refused");
     }
 }

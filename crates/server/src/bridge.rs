@@ -34,7 +34,7 @@ use crate::failed_step;
 use crate::gateway_build::GatewayBuild;
 use crate::gateway_containers::Container;
 use crate::parts::ServerParts;
-use crate::reading;
+use crate::reading::{self, Part};
 
 /// The header that names the build.
 const BUILD_ID: &str = "buildkit-controlapi-buildid";
@@ -133,11 +133,13 @@ impl Files {
     }
 
     async fn read_file(self, request: ReadFileRequest) -> Result<ReadFileResponse> {
-        let range = request.range.unwrap_or_default();
-        let part = |number: i64| u64::try_from(number).unwrap_or(0);
-        let (offset, length) = (part(range.offset), part(range.length));
+        let number = |number: i64| u64::try_from(number).unwrap_or(0);
+        let part = request.range.map_or(Part::WHOLE, |range| Part {
+            offset: number(range.offset),
+            length: Some(number(range.length)),
+        });
         let path = request.file_path;
-        let read = move |root: &Root| reading::read_file(root, &path, offset, length);
+        let read = move |root: &Root| reading::read_file(root, &path, part);
         let data = self.look(read).await?;
         Ok(ReadFileResponse { data })
     }

@@ -5,11 +5,11 @@ use content::{BlobInfo, ContentStore};
 use futures::StreamExt;
 use oci::Digest;
 use ops::work::blocking;
-use proto::content::content_server::{Answers, Content};
 use proto::content::{
-    Info, InfoRequest, InfoResponse, ListContentRequest, ListContentResponse, ReadContentRequest,
-    ReadContentResponse,
+    Content, Info, InfoRequest, InfoResponse, ListContentRequest, ListContentResponse,
+    ReadContentRequest, ReadContentResponse,
 };
+use proto::grpc::Answers;
 use proto::prost_types;
 use session::{blob_info, read_blob};
 use tonic::{Request, Response, Status};

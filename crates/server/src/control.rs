@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::errors::to_status;
+use crate::errors::{self, to_status};
 use crate::gc::Collector;
 use crate::gc_policy::Policy;
 use crate::history::StatusLog;
@@ -167,7 +167,12 @@ impl Control for ControlService {
             // Whatever a policy lets go is wanted now.
             self.collector.grown();
         }
-        solved.map(Response::new).map_err(status)
+        solved
+            .map(Response::new)
+            .map_err(|error| match self.stop.is_cancelled() {
+                true => errors::to_unavailable_status(&error),
+                false => status(error),
+            })
     }
 
     async fn status(

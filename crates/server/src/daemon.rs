@@ -6,9 +6,11 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use diag::{Context, Error, Result};
+use executor::Executor;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -26,8 +28,31 @@ use crate::version::version_line;
 /// How long the runtime has for what is left when the server has stopped.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a forced end may take.
+const FORCED_TIMEOUT: Duration = Duration::from_secs(5);
+/// The signal that forces the end, counted from 1.
+const FORCING_SIGNAL: u32 = 3;
+
 /// The stack of each thread, in bytes: vertices are resolved on top of one another.
 const STACK: usize = 8 << 20;
+
+/// Variables that stock's server obeys and this one does not, with the reason.
+const UNUSED_VARIABLES: &[(&str, &str)] = &[
+    ("JAEGER_TRACE", "traces are sent by OTLP alone"),
+    (
+        "OTEL_METRICS_EXPORTER",
+        "metrics are at the debug address alone",
+    ),
+];
+
+/// How this process is asked to end.
+#[derive(Clone, Default)]
+struct End {
+    /// Builds are given up and told to their clients.
+    stop: CancellationToken,
+    /// Nobody is waited for any more.
+    force: CancellationToken,
+}
 
 /// Runs the server; `args` begins with the program's name. Must be called before the process has
 /// threads: it enters a mount namespace of its own, so that nothing stays mounted however it ends.
@@ -65,6 +90,12 @@ fn run(flags: &Flags) -> Result<()> {
     for remark in remarks {
         tracing::warn!("{remark}");
     }
+    for (name, why) in UNUSED_VARIABLES {
+        let value = std::env::var_os(name).unwrap_or_default();
+        if !value.is_empty() && value != "none" {
+            tracing::warn!("{name} has no effect: {why}");
+        }
+    }
     if !rustix::process::geteuid().is_root() {
         return Err(Error::new(
             diag::Code::PermissionDenied,
@@ -81,17 +112,40 @@ fn run(flags: &Flags) -> Result<()> {
         .thread_stack_size(STACK)
         .build()
         .context("runtime")?;
-    let outcome = runtime.block_on(serve(config, flags.idle_timeout.map(|span| span.0)));
+    let (end, executor) = (End::default(), Arc::new(OnceLock::new()));
+    let served = serve(
+        config,
+        flags.idle_timeout.map(|span| span.0),
+        end.clone(),
+        executor.clone(),
+    );
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            served = served => served,
+            () = end.force.cancelled() => {
+                Err(Error::new(diag::Code::Aborted, "the end of the server was forced"))
+            }
+        }
+    });
     runtime.shutdown_timeout(EXIT_TIMEOUT);
+    // Threads that still work may keep it from being dropped.
+    if let Some(executor) = executor.get() {
+        executor.close();
+    }
     outcome
 }
 
-async fn serve(config: Config, idle_timeout: Option<Duration>) -> Result<()> {
+async fn serve(
+    config: Config,
+    idle_timeout: Option<Duration>,
+    end: End,
+    executor: Arc<OnceLock<Executor>>,
+) -> Result<()> {
     // Listening comes first: a client that connects while state is opened waits and is not refused.
     let mut listeners = listeners(&config.grpc)?;
-    let stop = CancellationToken::new();
+    let stop = end.stop.clone();
     let idle = idle_timeout.map(|timeout| end_when_idle(&mut listeners, timeout, stop.clone()));
-    stop_on_signals(stop.clone())?;
+    stop_on_signals(end)?;
     let debug = match config.grpc.debug_address.as_str() {
         "" => None,
         address => Some(DebugListener::bind(address)?),
@@ -103,6 +157,8 @@ async fn serve(config: Config, idle_timeout: Option<Duration>) -> Result<()> {
     let server = tokio::task::spawn_blocking(|| Server::open(config, options))
         .await
         .map_err(|error| Error::internal(error.to_string()))??;
+    // Nothing was there before.
+    let _ = executor.set(server.parts().ops.executor.clone());
     let worker = server.parts().worker.to_proto();
     tracing::info!("found worker {:?}, labels={:?}", worker.id, worker.labels);
     let debug = debug.map(|debug| tokio::spawn(debug.serve(server.parts().clone())));
@@ -118,24 +174,33 @@ async fn serve(config: Config, idle_timeout: Option<Duration>) -> Result<()> {
     Ok(())
 }
 
-/// The first SIGTERM or SIGINT stops the server, which lets builds come to their end; the second one
-/// ends it at once. Steps and mounts end with it either way.
-fn stop_on_signals(stop: CancellationToken) -> Result<()> {
+/// The first SIGTERM or SIGINT stops the server, which lets builds come to their end; the third ends it
+/// without waiting for anybody. One that is meant once may come twice, as `timeout` sends it to its
+/// child and then to the group of both, so the second means nothing. Steps, mounts, cgroups and
+/// networks go either way.
+fn stop_on_signals(end: End) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
     tokio::spawn(async move {
-        loop {
+        for count in 1..=FORCING_SIGNAL {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            if stop.is_cancelled() {
-                tracing::warn!("got a second signal, ending at once");
-                std::process::exit(1);
+            if count == 1 {
+                tracing::info!("stopping server");
             }
-            tracing::info!("stopping server");
-            stop.cancel();
+            end.stop.cancel();
         }
+        tracing::warn!("got {FORCING_SIGNAL} SIGTERM/SIGINTs, forcing shutdown");
+        let watch = std::thread::Builder::new().spawn(|| {
+            std::thread::sleep(FORCED_TIMEOUT);
+            std::process::exit(1);
+        });
+        if watch.is_err() {
+            std::process::exit(1);
+        }
+        end.force.cancel();
     });
     Ok(())
 }

@@ -37,8 +37,8 @@ fn wire_code(code: Code) -> Code {
         | Code::DeadlineExceeded
         | Code::ResourceExhausted
         | Code::Unimplemented
-        | Code::Internal
-        | Code::Unavailable => code,
+        | Code::Internal => code,
+        // `Unavailable` too: clients take it for a connection to this server that broke.
         _ => Code::Unknown,
     }
 }
@@ -46,6 +46,14 @@ fn wire_code(code: Code) -> Code {
 /// The status of an error.
 pub fn to_status(error: &Error) -> Status {
     from_message(to_rpc_status(error))
+}
+
+/// The status of an error of a server that stops, which clients take as they take a connection that
+/// broke.
+pub fn to_unavailable_status(error: &Error) -> Status {
+    let mut status = to_rpc_status(error);
+    status.code = Code::Unavailable as i32;
+    from_message(status)
 }
 
 /// The status that a message stands for.
@@ -234,6 +242,20 @@ mod tests {
             (&["look again".to_owned()][..], Some(3))
         );
         assert_eq!(back.failed_vertex(), Some(vertex.as_str()));
+    }
+
+    #[test]
+    fn only_a_server_that_stops_is_unavailable() {
+        let error = Error::new(Code::Unavailable, "the registry is away");
+        assert_eq!(to_status(&error).code(), tonic::Code::Unknown);
+        let back = from_rpc_status(&to_rpc_status(&error));
+        assert_eq!(back.code(), Code::Unavailable);
+        // Stock clients exit with another code when something was used up.
+        let full = Error::new(Code::ResourceExhausted, "no space left on device");
+        assert_eq!(to_status(&full).code(), tonic::Code::ResourceExhausted);
+        let stopping = to_unavailable_status(&error);
+        assert_eq!(stopping.code(), tonic::Code::Unavailable);
+        assert_eq!(stopping.message(), "the registry is away");
     }
 
     #[test]

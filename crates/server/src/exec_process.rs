@@ -20,7 +20,6 @@ use proto::gateway::exec_message::Input;
 use proto::gateway::{
     DoneMessage, ExecMessage, ExitMessage, FdMessage, InitMessage, StartedMessage,
 };
-use proto::rpc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
@@ -158,9 +157,22 @@ impl Talk {
             ))
         })?;
         let (io, streams) = open_streams(&init).map_err(|error| to_status(&error))?;
-        let process = container.start(specification(init)?, io).await;
-        let process = process.map_err(|error| to_status(&error))?;
+        let voice = Voice {
+            id: id.clone(),
+            replies: self.replies.clone(),
+            ended: container.ended().clone(),
+        };
         let (commands, orders) = mpsc::unbounded_channel();
+        let process = match container.start(specification(init)?, io).await {
+            Ok(process) => process,
+            Err(error) => {
+                // Nobody reads what is said to it, which is no mistake of who says it.
+                let input = streams.input.map(|_| mpsc::channel(1).0);
+                self.processes.insert(id, Handle { input, commands });
+                voice.say_that_it_never_ran(error).await;
+                return Ok(());
+            }
+        };
         let mut handle = Handle {
             input: None,
             commands,
@@ -170,12 +182,7 @@ impl Talk {
             handle.input = Some(sender);
             tokio::spawn(pass_input(pieces, pipe, container.ended().clone()));
         }
-        self.processes.insert(id.clone(), handle);
-        let voice = Voice {
-            id,
-            replies: self.replies.clone(),
-            ended: container.ended().clone(),
-        };
+        self.processes.insert(id, handle);
         let attended = attend(container.clone(), process, streams.outputs, orders, voice);
         container.tasks().spawn(attended);
         Ok(())
@@ -222,6 +229,13 @@ impl Voice {
             sent = self.replies.send(message) => sent.is_ok(),
             () = self.ended.cancelled() => false,
         }
+    }
+
+    /// Of a process that could not be started: clients wait for its beginning before its end.
+    async fn say_that_it_never_ran(&self, error: Error) {
+        self.say(Input::Started(StartedMessage {})).await;
+        self.say(Input::Exit(failure(error))).await;
+        self.say(Input::Done(DoneMessage {})).await;
     }
 
     async fn pass_output(&self, fd: u32, mut pipe: pipe::Receiver) {
@@ -301,7 +315,6 @@ async fn until_it_ends(
 }
 
 fn exit_message(ended: Result<ExitStatus, ExecError>) -> ExitMessage {
-    let failure = |error: Error| -> Option<rpc::Status> { Some(to_rpc_status(&error)) };
     match ended {
         Ok(status) if status.success() => ExitMessage::default(),
         Ok(status) => {
@@ -309,13 +322,18 @@ fn exit_message(ended: Result<ExitStatus, ExecError>) -> ExitMessage {
             let error = Error::new(diag::Code::Unknown, text).exit_code(status.code);
             ExitMessage {
                 code: status.code as u32,
-                error: failure(error),
+                error: Some(to_rpc_status(&error)),
             }
         }
-        Err(error) => ExitMessage {
-            code: UNKNOWN_EXIT_CODE,
-            error: failure(error.into()),
-        },
+        Err(error) => failure(error.into()),
+    }
+}
+
+/// The end of a process that has no exit code.
+fn failure(error: Error) -> ExitMessage {
+    ExitMessage {
+        code: UNKNOWN_EXIT_CODE,
+        error: Some(to_rpc_status(&error)),
     }
 }
 

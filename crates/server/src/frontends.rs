@@ -14,7 +14,7 @@ use proto::pb;
 
 use crate::frontend_image::{check_source, run_frontend_image};
 use crate::job::{BuildResult, Job};
-use crate::reading;
+use crate::reading::{self, Part};
 use crate::resolving::{ImageQuestion, layout_source, registry_source, resolve_image};
 
 /// The frontend that is part of the server.
@@ -206,7 +206,9 @@ impl Host for JobHost {
         length: usize,
     ) -> Result<Vec<u8>> {
         let (view, path) = (self.view(reference).await?, path.to_owned());
-        blocking(move || reading::read_file(&view.root, &path, 0, length as u64)).await
+        let length = (length > 0).then_some(length as u64);
+        let part = Part { offset: 0, length };
+        blocking(move || reading::read_file(&view.root, &path, part)).await
     }
 
     async fn stat_file(&self, reference: &RefId, path: &str) -> Result<FileStat> {

@@ -12,25 +12,33 @@ use rustix::fs::OFlags;
 /// The largest file that is read into memory, in bytes; messages have a limit too.
 const FILE_SIZE_BYTES_MAX: u64 = 512 << 20;
 
-/// A file, or `length` bytes of it from `offset` (0 for all that follows).
-pub fn read_file(root: &Root, path: &str, offset: u64, length: u64) -> Result<Vec<u8>> {
+/// Which bytes of a file are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// From which byte on.
+    pub offset: u64,
+    /// How many at most; `None` for all that follow.
+    pub length: Option<u64>,
+}
+
+impl Part {
+    /// All of it.
+    pub const WHOLE: Part = Part {
+        offset: 0,
+        length: None,
+    };
+}
+
+/// A file or a part of it.
+pub fn read_file(root: &Root, path: &str, part: Part) -> Result<Vec<u8>> {
     use std::io::{Read, Seek, SeekFrom};
     let resolved = root.resolve(Path::new(path), LastLink::Follow)?;
     let stat = root.stat(&resolved)?.ok_or_else(|| missing("open", path))?;
-    if is_dir(&stat) {
-        let text = format!("read {}: is a directory", clean(path));
-        return Err(Error::new(Code::Unknown, text));
-    }
     if !is_regular(&stat) {
-        return Err(Error::invalid(format!(
-            "{} is not a regular file",
-            clean(path)
-        )));
+        return Err(Error::invalid(format!("{path} is not a regular file")));
     }
-    let wanted = match length {
-        0 => (stat.st_size as u64).saturating_sub(offset),
-        length => length,
-    };
+    let rest = (stat.st_size as u64).saturating_sub(part.offset);
+    let wanted = part.length.map_or(rest, |length| length.min(rest));
     if wanted > FILE_SIZE_BYTES_MAX {
         return Err(Error::new(
             Code::ResourceExhausted,
@@ -38,18 +46,18 @@ pub fn read_file(root: &Root, path: &str, offset: u64, length: u64) -> Result<Ve
         ));
     }
     let mut file = std::fs::File::from(root.open_at(&resolved, OFlags::RDONLY)?);
-    file.seek(SeekFrom::Start(offset))?;
+    file.seek(SeekFrom::Start(part.offset))?;
     let mut data = Vec::new();
     file.take(wanted).read_to_end(&mut data)?;
     Ok(data)
 }
 
-/// What is at a path; links are followed. Its name is the last component asked for.
+/// What is at a path; links are followed. Its name is that of what they lead to.
 pub fn stat_file(root: &Root, path: &str) -> Result<Stat> {
     let resolved = root.resolve(Path::new(path), LastLink::Follow)?;
     let mut stat = stat(root, &resolved)?.ok_or_else(|| missing("lstat", path))?;
-    let name = path.trim_end_matches('/').rsplit('/').next();
-    stat.path = name.unwrap_or_default().to_owned();
+    let name = resolved.name().unwrap_or_default();
+    stat.path = name.to_string_lossy().into_owned();
     Ok(stat)
 }
 
@@ -73,8 +81,9 @@ pub fn read_dir(root: &Root, path: &str, include: &str) -> Result<Vec<Stat>> {
             continue;
         }
         let wanted = include.is_empty()
-            || pathmatch::glob_match(include, name.as_bytes())
-                .map_err(|error| Error::invalid(error.to_string()))?;
+            || pathmatch::glob_match(include, name.as_bytes()).map_err(|error| {
+                Error::invalid(format!("invalid includepatterns: [{include}]: {error}"))
+            })?;
         if !wanted {
             continue;
         }
@@ -132,9 +141,17 @@ mod tests {
         std::fs::write(dir.path().join("d/g.txt"), "x").unwrap();
         std::os::unix::fs::symlink("/d/f", dir.path().join("link")).unwrap();
         let root = Root::open(dir.path()).unwrap();
-        assert_eq!(read_file(&root, "link", 0, 0).unwrap(), b"hello");
-        assert_eq!(read_file(&root, "/d/f", 1, 3).unwrap(), b"ell");
-        let error = read_file(&root, "Dockerfile", 0, 0).unwrap_err();
+        assert_eq!(read_file(&root, "link", Part::WHOLE).unwrap(), b"hello");
+        let part = |offset, length| {
+            let length = Some(length);
+            read_file(&root, "/d/f", Part { offset, length }).unwrap()
+        };
+        assert_eq!(part(1, 3), b"ell");
+        assert_eq!(part(3, 1 << 40), b"lo");
+        assert!(part(1, 0).is_empty() && part(99, 1).is_empty());
+        let error = read_file(&root, "/d", Part::WHOLE).unwrap_err();
+        assert_eq!(error.to_string(), "/d is not a regular file");
+        let error = read_file(&root, "Dockerfile", Part::WHOLE).unwrap_err();
         assert_eq!(error.code(), Code::NotFound);
         assert_eq!(
             error.to_string(),
@@ -148,6 +165,12 @@ mod tests {
         assert_eq!(names("*.txt"), ["g.txt"]);
         let stat = stat_file(&root, "/d/f").unwrap();
         assert_eq!((stat.size, stat.path.as_str()), (5, "f"));
+        assert_eq!(stat_file(&root, "link").unwrap().path, "f");
+        let error = read_dir(&root, "/d", "[").unwrap_err().to_string();
+        assert!(
+            error.starts_with("invalid includepatterns: [[]: "),
+            "{error}"
+        );
         assert!(session::mode::is_dir(stat_file(&root, "/").unwrap().mode));
     }
 }

@@ -322,6 +322,23 @@ impl Outside for Running {
         }
     }
 
+    fn reused(&self, vertex: &Digest) {
+        let now = Timestamp::now();
+        let mut state = self.state.lock();
+        let Some(known) = state.vertices.get_mut(vertex) else {
+            return;
+        };
+        // A second span of time, as stock shows what it loads: the first was that of the pinning.
+        known.started = Some(now);
+        known.completed = None;
+        known.cached = true;
+        let began = known.clone();
+        known.completed = Some(now);
+        let event = SolveStatus::of_vertexes(vec![began, known.clone()]);
+        drop(state);
+        self.progress.push(event);
+    }
+
     async fn session(&self) -> Result<Session> {
         self.session_of(&self.session_id).await
     }

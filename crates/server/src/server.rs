@@ -10,6 +10,7 @@
 //! <root>/v1/keys.db         the solver's keys
 //! <root>/v1/history.db      finished builds
 //! <root>/v1/workerid
+//! <root>/v1/cgroups         control groups made for `--cgroup-parent`, while there are any
 //! <root>/v1/tmp/            sockets and exports under way; emptied at start
 //! ```
 
@@ -24,7 +25,7 @@ use layers::{Backend, LayerStore};
 use ops::contenthash::FileDigests;
 use ops::work::{CacheMounts, LogLimits, Output};
 use parking_lot::Mutex;
-use proto::content::content_server::ContentServer;
+use proto::content::ContentServer;
 use proto::control::control_server::ControlServer;
 use proto::gateway::llb_bridge_server::LlbBridgeServer;
 use proto::otlp::TraceServiceServer;
@@ -141,7 +142,7 @@ impl Server {
         let metrics = Arc::new(Metrics::default());
         let ops = Arc::new(ops::work::Parts {
             layers: layers.clone(),
-            executor: open_executor(&config, &options, &temporary, &metrics)?,
+            executor: open_executor(&config, &options, &state, &metrics)?,
             images: ImageSource::new(content.clone(), layers.clone()),
             locals: LocalSource::open(state.join("local"), layers.clone())?,
             git: GitSource::open(state.join("git"), layers.clone())?,
@@ -318,7 +319,8 @@ fn open_executor(
     network.nameservers.clone_from(&config.dns.nameservers);
     network.search.clone_from(&config.dns.search_domains);
     network.options.clone_from(&config.dns.options);
-    let mut executor = ExecutorConfig::new(state.join("executor"));
+    let mut executor = ExecutorConfig::new(state.join("tmp/executor"));
+    executor.cgroup_journal = Some(state.join("cgroups"));
     executor.network = network;
     executor.bridge = bridge;
     if let Some(init) = &options.init {

@@ -136,6 +136,13 @@ pub async fn solve(
         remember(&parts, record, &running, &outcome, client.as_ref()).await;
     }
     drop(listed);
+    let given_up = outcome.as_ref().is_err_and(Error::is_canceled);
+    if !given_up {
+        tokio::select! {
+            () = await_session(&parts, &session) => {}
+            _ = ends.come() => {}
+        }
+    }
     let exports = outcome?;
     Ok(SolveResponse {
         exporter_response: exports.response.into_iter().collect(),
@@ -166,11 +173,11 @@ async fn tell_of_state(parts: &ServerParts, running: &Running) {
     let _ = told.await;
 }
 
-/// Waits until a client has its session: one that is refused before closes it half open, and stock's
+/// Waits until a client has its session: one whose build ends before closes it half open, and stock's
 /// complains of that on its user's terminal.
 async fn await_session(parts: &ServerParts, id: &str) {
     if !id.is_empty() {
-        // Refused is the request either way.
+        // The build has ended either way.
         let _ = parts.sessions.get(id, REFUSAL_PATIENCE).await;
     }
 }

@@ -5,8 +5,8 @@ use std::fs::Metadata;
 use std::io::SeekFrom;
 
 use futures::StreamExt;
-use proto::content::content_server::Answers;
 use proto::content::{Info, InfoResponse, ReadContentResponse};
+use proto::grpc::Answers;
 use proto::prost_types;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};

@@ -33,25 +33,21 @@ pub struct SessionHeaders {
 impl SessionHeaders {
     /// Reads them from gRPC metadata.
     pub fn from_metadata(metadata: &MetadataMap) -> Result<Self, SessionError> {
-        Self::collect(|name| {
-            metadata
-                .get_all(name)
-                .iter()
-                .filter_map(|value| value.to_str().ok())
-                .map(str::to_owned)
-                .collect()
-        })
-    }
-
-    /// Reads them from the headers of an HTTP request.
-    pub fn from_http(headers: &http::HeaderMap) -> Result<Self, SessionError> {
-        Self::collect(|name| {
-            headers
-                .get_all(name)
-                .iter()
-                .filter_map(|value| value.to_str().ok())
-                .map(str::to_owned)
-                .collect()
+        let get = |name| {
+            let values = metadata.get_all(name).iter();
+            values.filter_map(|value| value.to_str().ok().map(str::to_owned))
+        };
+        let first = |name| get(name).next().unwrap_or_default();
+        let id = first(ID);
+        if id.is_empty() {
+            return Err(SessionError::Protocol(format!("session without {ID}")));
+        }
+        Ok(SessionHeaders {
+            id,
+            name: first(NAME),
+            shared_key: first(SHARED_KEY),
+            methods: get(METHOD).collect(),
+            local_dirs: get(LOCAL_DIR).filter_map(|text| local_dir(&text)).collect(),
         })
     }
 
@@ -79,24 +75,6 @@ impl SessionHeaders {
             append(&mut metadata, name, &value)?;
         }
         Ok(metadata)
-    }
-
-    fn collect(get: impl Fn(&'static str) -> Vec<String>) -> Result<Self, SessionError> {
-        let first = |name| get(name).into_iter().next().unwrap_or_default();
-        let id = first(ID);
-        if id.is_empty() {
-            return Err(SessionError::Protocol(format!("session without {ID}")));
-        }
-        Ok(SessionHeaders {
-            id,
-            name: first(NAME),
-            shared_key: first(SHARED_KEY),
-            methods: get(METHOD).into_iter().collect(),
-            local_dirs: get(LOCAL_DIR)
-                .iter()
-                .filter_map(|text| local_dir(text))
-                .collect(),
-        })
     }
 }
 

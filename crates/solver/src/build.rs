@@ -371,10 +371,21 @@ impl<W: Work> Build<W> {
             let outputs = self.realise(input).await?;
             let output = pick(&outputs, *output, &input.vertex)?;
             let digest = node.work.content_digest(watcher, at, &output).await;
-            let digest = digest.map_err(|error| error.vertex(node.vertex.to_string()))?;
+            let digest = digest.map_err(|error| self.end_keying(node, error))?;
             Ok((at, digest))
         }))
         .await
+    }
+
+    /// What the build hears when an input could not be read for a key; who watches the vertex hears
+    /// the error alone, as it is clear there what was tried.
+    fn end_keying(&self, node: &Node<W>, error: Error) -> Error {
+        let error = error.vertex(node.vertex.to_string());
+        self.end(node, Outcome::Failed(&error));
+        match error.is_canceled() {
+            true => error,
+            false => error.context("failed to compute cache key"),
+        }
     }
 
     fn realise_near<'a>(&'a self, node: Arc<Node<W>>) -> BoxFuture<'a, Result<Vec<W::Output>>> {
@@ -388,6 +399,9 @@ impl<W: Work> Build<W> {
     async fn make(&self, node: &Arc<Node<W>>) -> Result<Vec<W::Output>> {
         let keyed = self.keyed(node).await?;
         if let Some(outputs) = keyed.found {
+            if keyed.started && node.work.tells_reuse() {
+                self.context.reused(&node.vertex);
+            }
             return Ok(outputs);
         }
         let inputs = try_join_all(node.inputs.iter().map(|(input, output)| async move {

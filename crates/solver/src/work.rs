@@ -61,6 +61,12 @@ pub trait Work: Send + Sync + 'static {
         true
     }
 
+    /// Whether it is told when what was kept of it is used. Work that brings everything while it is
+    /// pinned has told that already.
+    fn tells_reuse(&self) -> bool {
+        true
+    }
+
     /// Whether the run counts against the limit on parallel work.
     fn limited(&self) -> bool {
         true
@@ -148,6 +154,9 @@ pub trait Context: Clone + Send + Sync + 'static {
     fn event(&self, vertex: &Digest, event: &Self::Event);
     /// The vertex has ended.
     fn completed(&self, vertex: &Digest, outcome: Outcome<'_>);
+    /// A vertex that ended after visible work of pinning is used now, and what it gives was kept: it
+    /// is not made again.
+    fn reused(&self, _vertex: &Digest) {}
 }
 
 /// How a vertex ended.

@@ -46,6 +46,10 @@ impl Context for Client {
         };
         self.ended.lock().insert(*vertex, outcome);
     }
+    fn reused(&self, vertex: &Digest) {
+        let before = self.ended.lock().insert(*vertex, "reused".to_owned());
+        assert_eq!(before.as_deref(), Some("done"));
+    }
 }
 
 #[derive(Clone, Default)]
@@ -58,6 +62,8 @@ struct Step {
     asks: bool,
     ignore_cache: bool,
     content: bool,
+    /// Says something when it is pinned.
+    pins: bool,
 }
 
 fn step(name: &'static str) -> Step {
@@ -84,7 +90,10 @@ impl Work for Step {
         Digest::of(self.name)
     }
 
-    async fn identity(&self, _: &RunContext<Client>) -> Result<Identity> {
+    async fn identity(&self, context: &RunContext<Client>) -> Result<Identity> {
+        if self.pins {
+            context.emit(());
+        }
         Ok(Identity::of(vec![
             KeyPart::new("name", self.name),
             KeyPart::new("argument", self.argument.clone()),
@@ -443,4 +452,24 @@ async fn thousands_on_one_another() {
         assert!(again.ended.lock().values().all(|end| end == "cached"));
         assert_eq!((t.runs("step 0"), t.runs("step 3999")), (1, 1));
     }
+}
+
+#[tokio::test]
+async fn what_was_pinned_is_told_as_reused_when_something_is_made_of_it() {
+    let t = theatre(0);
+    let source = Step {
+        pins: true,
+        ..step("source")
+    };
+    let ended = |client: &Client, name: &str| client.ended.lock()[&Digest::of(name)].clone();
+    let first = t.done(&[source.clone(), step("one")]).await;
+    assert_eq!(ended(&first, "source"), "done");
+    // All is known: nobody needs what the source gives.
+    let second = t.done(&[source.clone(), step("one")]).await;
+    assert_eq!(ended(&second, "source"), "done");
+    assert_eq!(ended(&second, "one"), "cached");
+    let third = t.done(&[source, step("two")]).await;
+    assert_eq!(ended(&third, "source"), "reused");
+    assert_eq!(ended(&third, "two"), "done");
+    assert_eq!(t.runs("source"), 1);
 }

@@ -463,11 +463,7 @@ impl<'a> Exchange<'a> {
             }
         }
         if let Some(secret) = client.authorization().await? {
-            let value = HeaderValue::from_str(secret.expose().trim_end());
-            let mut value =
-                value.map_err(|_| Error::invalid("the authorization secret is no header value"))?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
+            headers.insert(AUTHORIZATION, authorization_value(&secret)?);
         }
         Ok(Exchange {
             request,
@@ -476,6 +472,17 @@ impl<'a> Exchange<'a> {
             headers,
         })
     }
+}
+
+/// A secret as the value of `Authorization`, which no log shows.
+pub(crate) fn authorization_value(secret: &Secret<String>) -> Result<HeaderValue> {
+    let value = HeaderValue::from_str(secret.expose().trim_end());
+    let mut value = value.map_err(|_| {
+        Error::invalid("the authorization secret is no value of a header")
+            .hint("it must be one line of printable characters, such as `Bearer TOKEN`")
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// The first `%` of a path that no two hexadecimal digits follow, with what does.

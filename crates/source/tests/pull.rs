@@ -53,12 +53,10 @@ impl Layout {
         let mut packed = archive::compressor(Vec::new(), kind, None, 1).unwrap();
         packed.write_all(&plain).unwrap();
         let packed = packed.finish().unwrap();
-        let media_type = match kind {
-            Compression::None => media_type::OCI_LAYER,
-            Compression::Gzip => media_type::OCI_LAYER_GZIP,
-            Compression::Zstd => media_type::OCI_LAYER_ZSTD,
-        };
-        (self.blob(media_type, &packed), Digest::of(&plain))
+        (
+            self.blob(layers::layer_media_type(kind), &packed),
+            Digest::of(&plain),
+        )
     }
 
     /// An image of layers; returns its name.

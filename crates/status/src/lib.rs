@@ -23,6 +23,19 @@ pub struct Status {
     pub completed: Option<Timestamp>,
 }
 
+impl Status {
+    /// What is done, in one word as clients may show it; empty where BuildKit says none.
+    pub fn action(&self) -> &'static str {
+        match self.id.split(' ').next() {
+            Some("extracting") => "extracting",
+            Some("copying") => "transferring",
+            Some("merging") => "merging",
+            Some("diffing") => "diffing",
+            _ => "",
+        }
+    }
+}
+
 /// Where statuses go. Must not block: it is called from asynchronous code.
 pub trait StatusSink: Send + Sync {
     /// Takes a new state of a line.
@@ -115,6 +128,19 @@ impl StatusSink for Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_done_is_said_in_buildkits_words() {
+        let action = |id: &str| {
+            let recorder = Arc::new(Recorder::default());
+            let sink: Arc<dyn StatusSink> = recorder.clone();
+            Line::start(&sink, id).finish();
+            recorder.all()[0].action()
+        };
+        assert_eq!(action("extracting sha256:a"), "extracting");
+        assert_eq!(action("copying files linux_amd64"), "transferring");
+        assert_eq!(action("exporting layers"), "");
+    }
 
     #[test]
     fn a_line_begins_advances_and_ends() {

@@ -5,8 +5,7 @@ use driver::Connection;
 use oci::Digest;
 use progress::SolveStatus;
 use progress_ui::{Mode, Output, Printer, PrinterOptions};
-use proto::content::ReadContentRequest;
-use proto::content::content_client::ContentClient;
+use proto::content::{ContentClient, ReadContentRequest};
 use proto::control::control_client::ControlClient;
 use proto::control::{BuildHistoryRequest, StatusRequest};
 

@@ -9,7 +9,10 @@ use proto::control::{DiskUsageRequest, PruneRequest, UsageRecord};
 use serde_json::{Value, json};
 
 use super::template;
-use crate::format::{TabWriter, buildctl_size, go_time, parse_duration, timestamp};
+use crate::format::{
+    RecordWords, TabWriter, buildctl_size, go_time, list_or_null, parse_duration, timestamp,
+    write_details,
+};
 use crate::printer;
 
 /// Flags of `du`.
@@ -77,7 +80,7 @@ pub(super) async fn du(connection: &Connection, args: &DuArgs) -> Result<(), dia
     if args.verbose {
         records
             .iter()
-            .for_each(|record| write_verbose(&mut writer, record));
+            .for_each(|record| write_details(&mut writer, record, &WORDS));
     } else {
         write_header(&mut writer);
         records
@@ -118,7 +121,7 @@ pub(super) async fn prune(connection: &Connection, args: &PruneArgs) -> Result<(
         }
         let mut writer = TabWriter::tabbed();
         if args.verbose {
-            write_verbose(&mut writer, &record);
+            write_details(&mut writer, &record, &WORDS);
         } else {
             if std::mem::take(&mut first) {
                 write_header(&mut writer);
@@ -166,7 +169,7 @@ fn record_json(record: &UsageRecord) -> Value {
         "createdAt": time(created(record)),
         "lastUsedAt": time(last_used(record)),
         "usageCount": record.usage_count,
-        "parents": record.parents,
+        "parents": list_or_null(&record.parents),
         "description": record.description,
         "recordType": record.record_type,
         "shared": record.shared,
@@ -184,28 +187,13 @@ fn write_row(writer: &mut TabWriter, record: &UsageRecord) {
     writer.line(format!("{id:<71}\t{:<11}\t{size}\t", !record.in_use));
 }
 
-fn write_verbose(writer: &mut TabWriter, record: &UsageRecord) {
-    writer.line(format!("ID:\t{}", record.id));
-    if !record.parents.is_empty() {
-        writer.line(format!("Parents:\t{}", record.parents.join(";")));
-    }
-    writer.line(format!("Created at:\t{}", time_text(created(record))));
-    writer.line(format!("Mutable:\t{}", record.mutable));
-    writer.line(format!("Reclaimable:\t{}", !record.in_use));
-    writer.line(format!("Shared:\t{}", record.shared));
-    writer.line(format!("Size:\t{}", buildctl_size(record.size)));
-    if !record.description.is_empty() {
-        writer.line(format!("Description:\t{}", record.description));
-    }
-    writer.line(format!("Usage count:\t{}", record.usage_count));
-    if record.last_used_at.is_some() {
-        writer.line(format!("Last used:\t{}", time_text(last_used(record))));
-    }
-    if !record.record_type.is_empty() {
-        writer.line(format!("Type:\t{}", record.record_type));
-    }
-    writer.write("\n");
-}
+/// How `buildctl` words the details of a record.
+const WORDS: RecordWords = RecordWords {
+    parents: "Parents",
+    between_parents: ";",
+    size: buildctl_size,
+    last_used: |record| time_text(last_used(record)),
+};
 
 fn summary(records: &[UsageRecord]) -> String {
     let size = |keep: fn(&&UsageRecord) -> bool| -> i64 {

@@ -12,13 +12,13 @@ use proto::control::control_client::ControlClient;
 use proto::control::{DiskUsageRequest, UsageRecord};
 use serde_json::{Map, Value, json};
 
-use super::ls::template_body;
 use super::prune_filter::{RecordFilter, filter};
 use super::{tell_stand_in, timeout};
 use crate::app::App;
 use crate::display::LazyDisplay;
 use crate::format::{
-    TabWriter, Template, decimal_size, go_time, human_duration, list_or_null, timestamp,
+    TabWriter, Template, decimal_size, go_time, human_duration, list_or_null, template_body,
+    timestamp,
 };
 use crate::printer;
 

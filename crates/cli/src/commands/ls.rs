@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::orphans::{find_orphans, print_orphans};
 use super::timeout;
 use crate::app::App;
-use crate::format::{TabWriter, Template, list_or_null};
+use crate::format::{TabWriter, Template, list_or_null, template_body};
 use crate::printer;
 
 const DEFAULT_TABLE: &str =
@@ -204,14 +204,6 @@ impl OutputFormat {
             "Error": node.error.as_ref().map(ToString::to_string).unwrap_or_default(),
         })
     }
-}
-
-/// The template in a `--format`: without `table`, with escapes for tabs and line ends.
-pub(crate) fn template_body(format: &str) -> String {
-    let body = format.strip_prefix("table").unwrap_or(format);
-    body.trim_matches(' ')
-        .replace("\\t", "\t")
-        .replace("\\n", "\n")
 }
 
 /// A builder as JSON, keys in order of the alphabet.

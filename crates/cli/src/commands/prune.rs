@@ -15,7 +15,7 @@ use super::orphans::find_orphans;
 use super::prune_filter::{RecordFilter, filter};
 use super::timeout;
 use crate::app::App;
-use crate::format::{TabWriter, decimal_size, go_time, timestamp};
+use crate::format::{RecordWords, TabWriter, decimal_size, write_details};
 use crate::printer;
 
 const DANGLING_WARNING: &str =
@@ -111,7 +111,7 @@ pub(crate) async fn run(app: &App, args: &PruneArgs) -> Result<(), diag::Error> 
         while let Some(record) = receiver.recv().await {
             total += record.size;
             printer::out(if args.verbose {
-                verbose(&record)
+                details(&record)
             } else {
                 row(&record, std::mem::take(&mut first))
             });
@@ -191,30 +191,17 @@ fn row(record: &UsageRecord, with_header: bool) -> String {
     writer.finish()
 }
 
-fn verbose(record: &UsageRecord) -> String {
+/// How Buildx words the details of a record.
+const WORDS: RecordWords = RecordWords {
+    parents: "Parent",
+    between_parents: ",",
+    size: decimal_size,
+    last_used,
+};
+
+fn details(record: &UsageRecord) -> String {
     let mut writer = TabWriter::tabbed();
-    writer.line(format!("ID:\t{}", record.id));
-    if !record.parents.is_empty() {
-        writer.line(format!("Parent:\t{}", record.parents.join(",")));
-    }
-    let created = record.created_at.as_ref();
-    let created = created.map(|time| go_time(timestamp(time.seconds, time.nanos)));
-    writer.line(format!("Created at:\t{}", created.unwrap_or_default()));
-    writer.line(format!("Mutable:\t{}", record.mutable));
-    writer.line(format!("Reclaimable:\t{}", !record.in_use));
-    writer.line(format!("Shared:\t{}", record.shared));
-    writer.line(format!("Size:\t{}", decimal_size(record.size)));
-    if !record.description.is_empty() {
-        writer.line(format!("Description:\t{}", record.description));
-    }
-    writer.line(format!("Usage count:\t{}", record.usage_count));
-    if record.last_used_at.is_some() {
-        writer.line(format!("Last used:\t{}", last_used(record)));
-    }
-    if !record.record_type.is_empty() {
-        writer.line(format!("Type:\t{}", record.record_type));
-    }
-    writer.write("\n");
+    write_details(&mut writer, record, &WORDS);
     writer.finish()
 }
 

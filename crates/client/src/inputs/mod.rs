@@ -382,5 +382,4 @@ fn lowercase_name(directory: &Path, name: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

@@ -75,9 +75,13 @@ impl OciLayoutRef {
             })
         });
         let only = (index.manifests.len() == 1).then(|| &index.manifests[0]);
-        let found = named
-            .or(only)
-            .ok_or_else(|| Error::not_found("failed to resolve digest"))?;
+        let found = named.or(only).ok_or_else(|| {
+            let count = index.manifests.len();
+            Error::not_found("failed to resolve digest").hint(format!(
+                "the layout has {count} images: name one, `oci-layout://{}:TAG` or `…@DIGEST`",
+                self.path
+            ))
+        })?;
         self.digest = Some(found.digest);
         Ok(())
     }

@@ -31,8 +31,8 @@ use tokio::sync::mpsc;
 use crate::steps::Step;
 
 pub(crate) use known::Store;
+pub(crate) use wanted::ServerContent;
 use wanted::WantedImage;
-pub(crate) use wanted::{ServerContent, announced_descriptor, announced_names};
 use writer::EngineWriter;
 
 /// What a load is shown as.

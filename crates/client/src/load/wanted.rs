@@ -2,16 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use diag::Error;
 use oci::{Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Reference, media_type};
-use proto::content::content_client::ContentClient;
-use proto::content::{InfoRequest, ReadContentRequest, ReadContentResponse};
+use proto::content::{ContentClient, InfoRequest, ReadContentRequest, ReadContentResponse};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use crate::outcome::{DESCRIPTOR, IMAGE_NAME};
+use crate::response::{announced_descriptor, announced_names};
 
 /// The largest manifest or configuration that is read into memory, in bytes.
 const SMALL_BLOB_BYTES_MAX: u64 = 8 << 20;
@@ -174,25 +171,6 @@ impl WantedImage {
             .map(|layer| (layer.descriptor.digest, &layer.descriptor))
             .collect()
     }
-}
-
-/// The descriptor of an image in an exporter's answer.
-pub(crate) fn announced_descriptor(answer: &BTreeMap<String, String>) -> Option<Descriptor> {
-    let json = STANDARD.decode(answer.get(DESCRIPTOR)?).ok()?;
-    serde_json::from_slice(&json).ok()
-}
-
-/// The names of an image in an exporter's answer, in full.
-pub(crate) fn announced_names(answer: &BTreeMap<String, String>) -> Result<Vec<Reference>, Error> {
-    let names = answer.get(IMAGE_NAME).map_or("", String::as_str);
-    names
-        .split(',')
-        .filter(|name| !name.is_empty())
-        .map(|name| {
-            name.parse::<Reference>()
-                .map_err(|error| Error::invalid(format!("{name}: {error}")))
-        })
-        .collect()
 }
 
 fn parse<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T, Error> {

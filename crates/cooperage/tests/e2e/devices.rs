@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use testkit::{BuildServer, Lab, Output, Peers, Tool};
+use testkit::{Output, Tool};
 
-use crate::workshop::{executable, server, text};
+use crate::workshop::{Remote, context_with_busybox, text};
 
 /// A device of its own kind: this machine's null under another name, a variable and a folder.
 const DISK: &str = "cdiVersion: \"0.6.0\"
@@ -36,57 +36,39 @@ const OTHERS: &str = r#"{
 }"#;
 
 struct Machine {
-    lab: Lab,
-    clients: [(&'static str, Tool); 2],
-    server: BuildServer,
+    remote: Remote,
 }
 
 impl Machine {
     /// A server with those devices and those flags.
     fn with(flags: &[&str]) -> Machine {
-        let lab = Lab::start();
-        lab.enter_network();
-        let folder = lab.subdirectory("shared");
-        std::fs::write(folder.join("note"), "from the machine\n").unwrap();
-        let specs = lab.subdirectory("cdi");
-        let disk = DISK.replace("name: null", "name: 'null'");
-        let disk = disk.replace("FOLDER", &text(&folder));
-        std::fs::write(specs.join("disk.yaml"), disk).unwrap();
-        std::fs::write(specs.join("others.json"), OTHERS).unwrap();
-        let config = lab.directory().join("buildkitd.toml");
-        let lines = format!("[cdi]\n  specDirs = [\"{}\"]\n", text(&specs));
-        std::fs::write(&config, lines).unwrap();
-        let config = text(&config);
-        let server = server(&lab)
-            .args(&["--config", &config])
-            .args(flags)
-            .start();
-        let home = lab.subdirectory("home");
-        let ours = Tool::new(executable(), &home);
-        let stock = Tool::new(Peers::find().buildx(), &home);
-        let address = server.address();
-        ours.ok(&["create", "--name", "far", "--driver", "remote", &address]);
-        Machine {
-            lab,
-            clients: [("ours", ours), ("stock", stock)],
-            server,
-        }
+        let remote = Remote::with(|lab, server| {
+            let folder = lab.subdirectory("shared");
+            std::fs::write(folder.join("note"), "from the machine\n").unwrap();
+            let specs = lab.subdirectory("cdi");
+            let disk = DISK.replace("name: null", "name: 'null'");
+            let disk = disk.replace("FOLDER", &text(&folder));
+            std::fs::write(specs.join("disk.yaml"), disk).unwrap();
+            std::fs::write(specs.join("others.json"), OTHERS).unwrap();
+            let config = lab.directory().join("buildkitd.toml");
+            let lines = format!("[cdi]\n  specDirs = [\"{}\"]\n", text(&specs));
+            std::fs::write(&config, lines).unwrap();
+            server.args(&["--config", &text(&config)]).args(flags)
+        });
+        Machine { remote }
     }
 
     /// Runs a script with these flags of `RUN`; `$seen` is the file that comes out.
     fn run(&self, client: &Tool, flags: &[&str], run: &str, script: &str) -> (Output, PathBuf) {
-        let context = self.lab.subdirectory("context");
-        std::fs::copy(Peers::find().busybox("amd64"), context.join("busybox")).unwrap();
         let file = format!(
             "FROM scratch\nCOPY busybox /bin/busybox\nSHELL [\"/bin/busybox\", \"sh\", \"-c\"]\n\
              ENV seen=/seen\nRUN {run} {script}\n"
         );
-        std::fs::write(context.join("Dockerfile"), file).unwrap();
-        let out = self.lab.directory().join("out");
+        let context = context_with_busybox(&self.remote.lab, "steps", &[("Dockerfile", &file)]);
+        let out = self.remote.lab.directory().join("out");
         let _ = std::fs::remove_dir_all(&out);
         let output = format!("type=local,dest={}", text(&out));
         let first = ["build", "--builder=far", "--progress=plain", "-o", &output];
-        let context = text(&context);
         (client.run(&[&first[..], flags, &[&context]].concat()), out)
     }
 }
@@ -113,7 +95,7 @@ fn a_step_gets_what_the_description_of_its_device_says() {
                   echo x > /dev/own-null && echo written; \
                   $b head -c 2 /opt/dev/own-zero | $b wc -c; \
                   (echo x > /opt/shared/new) 2> /dev/null || echo not written; $b id -G";
-    for (name, client) in &machine.clients {
+    for (name, client) in machine.remote.clients() {
         let allow = "--allow=device=vendor.example/disk=null";
         let run = "--device=vendor.example/disk=null";
         let built = machine.run(client, &[allow, "--no-cache"], run, script);
@@ -133,7 +115,7 @@ fn devices_are_for_those_who_are_granted_them() {
     let machine = Machine::with(&[]);
     let script = "echo \"${OWN-none} ${ONE-none} ${TWO-none}\" > $seen";
     let required = "is requested by the build but not allowed";
-    for (name, client) in &machine.clients {
+    for (name, client) in machine.remote.clients() {
         let built = |flags: &[&str], run: &str| seen(&machine.run(client, flags, run, script));
         let failed = |flags: &[&str], run: &str| {
             let (output, _) = machine.run(client, flags, run, script);
@@ -176,7 +158,7 @@ fn devices_are_shown_by_every_client() {
             .collect();
         lines
     };
-    let [ours, stocks] = &machine.clients;
+    let [ours, stocks] = machine.remote.clients();
     let shown = devices(&ours.1.ok(&["inspect", "far"]).stdout);
     assert_eq!(
         shown[..3],
@@ -193,7 +175,7 @@ fn devices_are_shown_by_every_client() {
     };
     let stocks = devices(&stocks.1.ok(&["inspect", "far"]).stdout);
     assert_eq!(sorted(shown), sorted(stocks));
-    let address = machine.server.address();
+    let address = machine.remote.server.address();
     let args = ["buildctl", "--addr", &address, "debug", "workers"];
     let listed = ours.1.ok(&[&args[..], &["-v"]].concat()).stdout;
     assert_eq!(
@@ -217,7 +199,7 @@ fn devices_are_shown_by_every_client() {
 fn a_server_without_devices_grants_none() {
     let machine = Machine::with(&["--cdi-disabled"]);
     let script = "echo fine > $seen";
-    for (name, client) in &machine.clients {
+    for (name, client) in machine.remote.clients() {
         let (output, _) = machine.run(client, &["--allow=device"], "", script);
         let expected = "granting entitlement device is not allowed by build daemon configuration";
         assert!(

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use testkit::{Lab, Output, Peers, Tool};
+use testkit::{Lab, Output, Tool};
 
-use crate::workshop::{executable, text};
+use crate::workshop::{context_with_busybox, executable, text};
 
 /// Longest wait for something that is certain to come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,10 +52,7 @@ impl Machine {
     }
 
     fn context(&self, name: &str, dockerfile: &str) -> String {
-        let context = self.lab.subdirectory(&format!("context-{name}"));
-        std::fs::write(context.join("Dockerfile"), dockerfile).unwrap();
-        std::fs::copy(Peers::find().busybox("amd64"), context.join("busybox")).unwrap();
-        text(&context)
+        context_with_busybox(&self.lab, name, &[("Dockerfile", dockerfile)])
     }
 
     fn build(&self, context: &str) -> String {

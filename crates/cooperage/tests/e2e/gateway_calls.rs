@@ -5,6 +5,7 @@ use std::path::Path;
 
 use testkit::{Engine, GitServer, GitServerOptions, GitWork};
 
+use crate::attested::{self, PREDICATE};
 use crate::gateway::{BUILD, Shop};
 use crate::matrix::secrets::{Agent, with_libraries};
 use crate::workshop::text;
@@ -129,11 +130,16 @@ fn what_sources_stand_for_is_told() {
     let full = format!("git.fullurl=http://{}:8418/r.git", Engine::GATEWAY);
     let image_name = format!("docker-image://{}/busybox:latest", shop.registry.address());
     let web = format!("http://{}/v2/", shop.registry.address());
+    let at = shop.registry.address();
+    let attested = attested::push(&shop.registry, "attested");
     let lines = format!(
         "meta {git} {full}\nmeta {git}#annotated {full}\nmeta {git}#annotated {full} object\n\
          meta {git}#plain {full} object\nmeta {git}#{commit} {full}\nmeta {git}#nonesuch {full}\n\
          meta {image_name}\nmeta {image_name}-not\nmeta {web} http.filename=x\n\
-         meta {web} sha512:more\nmeta context:base\nmeta local://dockerfile\n"
+         meta {web} sha512:more\nmeta context:base\nmeta local://dockerfile\n\
+         meta docker-image://{at}/attested:1 noconfig chain:{PREDICATE}\n\
+         meta http://moved.test/v2 convert:http://moved.test/*>{web}\n\
+         meta {image_name} deny:docker-image://*\n"
     );
     let layout = text(shop.shop.base_layout());
     let image = index_digest(&layout);
@@ -158,6 +164,11 @@ fn what_sources_stand_for_is_told() {
         format!("image {image} Some(String(\"amd64\"))\n"),
         // Of a folder there is nothing more to tell.
         String::new(),
+        attested,
+        format!("http {page} \"v2\" None\n"),
+        "error could not resolve image due to policy: source \"docker-image://REGISTRY/busybox:latest\" \
+         denied by policy: source denied by policy\n"
+            .to_owned(),
     ];
     for client in shop.clients() {
         let answer = ask(&shop, &client, &lines, &[&layout]);
@@ -201,7 +212,7 @@ fn what_was_built_can_be_looked_into_and_the_server_says_what_it_can() {
              stat: \"etc\" 20000000755 0 0:0 \"\"\n\
              list: \"group\" 644 49 0:0 \"\"\n\
              list: \"passwd\" 644 101 0:0 \"\"\n\
-             read: error read /etc: is a directory\n\
+             read: error /etc is not a regular file\n\
              == /etc/passwd\n\
              stat: \"passwd\" 644 101 0:0 \"\"\n\
              list: error readdir /etc/passwd: not a directory\n\

@@ -4,26 +4,14 @@ use std::process::Stdio;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use testkit::{BuildServer, Lab, Peers, Tool};
+use testkit::{Lab, Tool};
 
-use crate::workshop::{server, text, wait_until};
+use crate::workshop::{Remote, context_with_busybox, text, wait_until};
 
-/// Stock's client with a builder `far` for the server.
-fn stock(lab: &Lab, server: &BuildServer) -> Tool {
-    let stock = Tool::new(Peers::find().buildx(), &lab.subdirectory("home"));
-    let address = server.address();
-    stock.ok(&[
-        "create", "--use", "--name", "far", "--driver", "remote", &address,
-    ]);
-    stock
-}
-
-/// A context with busybox and that Dockerfile.
-fn context(lab: &Lab, name: &str, dockerfile: &str) -> String {
-    let root = lab.subdirectory(name);
-    std::fs::write(root.join("Dockerfile"), dockerfile).unwrap();
-    std::fs::copy(Peers::find().busybox("amd64"), root.join("busybox")).unwrap();
-    text(&root)
+/// A context with busybox and that Dockerfile, whose first two lines are always the same.
+fn context(lab: &Lab, name: &str, lines: &str) -> String {
+    let dockerfile = format!("FROM scratch\nCOPY busybox /bin/sh\n{lines}\n");
+    context_with_busybox(lab, name, &[("Dockerfile", &dockerfile)])
 }
 
 /// The records as `history ls` lists them, newest first.
@@ -35,6 +23,11 @@ fn listed(stock: &Tool) -> Vec<Value> {
     records.collect()
 }
 
+fn statuses(records: &[Value]) -> Vec<&str> {
+    let statuses = records.iter().map(|record| record["status"].as_str());
+    statuses.map(Option::unwrap).collect()
+}
+
 /// The part of a record's `ref` that commands take.
 fn short(record: &Value) -> String {
     let whole = record["ref"].as_str().unwrap();
@@ -43,15 +36,9 @@ fn short(record: &Value) -> String {
 
 #[test]
 fn stock_lists_shows_exports_and_removes_our_records() {
-    let lab = Lab::start();
-    lab.enter_network();
-    let server = server(&lab).start();
-    let stock = stock(&lab, &server);
-    let good = context(
-        &lab,
-        "good",
-        "FROM scratch\nCOPY busybox /bin/sh\nARG who\nRUN echo hello $who\n",
-    );
+    let remote = Remote::open();
+    let (lab, stock) = (&remote.lab, &remote.stock);
+    let good = context(lab, "good", "ARG who\nRUN echo hello $who");
     let archive = format!("type=oci,dest={}", text(&lab.directory().join("good.tar")));
     stock.ok(&[
         "build",
@@ -60,19 +47,11 @@ fn stock_lists_shows_exports_and_removes_our_records() {
         &archive,
         &good,
     ]);
-    let bad = context(
-        &lab,
-        "bad",
-        "FROM scratch\nCOPY busybox /bin/sh\nRUN echo oh; exit 7\n",
-    );
+    let bad = context(lab, "bad", "RUN echo oh; exit 7");
     stock.fails(&["build", &bad]);
 
-    let records = listed(&stock);
-    let statuses: Vec<_> = records
-        .iter()
-        .map(|r| r["status"].as_str().unwrap())
-        .collect();
-    assert_eq!(statuses, ["Error", "Completed"]);
+    let records = listed(stock);
+    assert_eq!(statuses(&records), ["Error", "Completed"]);
     let (failed, done) = (short(&records[0]), short(&records[1]));
     let filtered = stock
         .ok(&[
@@ -134,31 +113,22 @@ fn stock_lists_shows_exports_and_removes_our_records() {
     }
 
     stock.ok(&["history", "rm", &failed]);
-    let left: Vec<_> = listed(&stock).iter().map(short).collect();
+    let left: Vec<_> = listed(stock).iter().map(short).collect();
     assert_eq!(left, [done]);
     let again = stock.fails(&["history", "rm", &failed]).stderr;
     assert!(again.contains(&failed), "{again}");
     stock.ok(&["history", "rm", "--all"]);
-    assert!(listed(&stock).is_empty());
+    assert!(listed(stock).is_empty());
 }
 
 #[test]
 fn records_outlive_a_killed_server_and_what_it_was_building_is_a_failed_record() {
-    let lab = Lab::start();
-    lab.enter_network();
-    let server = server(&lab).start();
-    let stock = stock(&lab, &server);
-    let done = context(
-        &lab,
-        "done",
-        "FROM scratch\nCOPY busybox /bin/sh\nRUN echo kept\n",
-    );
+    let Remote {
+        lab, server, stock, ..
+    } = Remote::open();
+    let done = context(&lab, "done", "RUN echo kept");
     stock.ok(&["build", &done]);
-    let endless = context(
-        &lab,
-        "endless",
-        "FROM scratch\nCOPY busybox /bin/sh\nRUN sleep 1000\n",
-    );
+    let endless = context(&lab, "endless", "RUN sleep 1000");
     let mut client = stock
         .command(&["build", &endless])
         .stdout(Stdio::null())
@@ -174,11 +144,7 @@ fn records_outlive_a_killed_server_and_what_it_was_building_is_a_failed_record()
 
     let _restarted = crate::workshop::server(&lab).start();
     let records = listed(&stock);
-    let statuses: Vec<_> = records
-        .iter()
-        .map(|r| r["status"].as_str().unwrap())
-        .collect();
-    assert_eq!(statuses, ["Error", "Completed"]);
+    assert_eq!(statuses(&records), ["Error", "Completed"]);
     let shown = stock
         .ok(&["history", "inspect", &short(&records[0])])
         .stdout;

@@ -3,7 +3,9 @@
 //! Each test has a lab of its own (namespaces, Engine, directory), so they run side by side.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod attested;
 mod bad_input;
+mod cancel;
 mod counted;
 mod devices;
 mod disk;

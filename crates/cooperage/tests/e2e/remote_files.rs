@@ -6,41 +6,27 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use testkit::{BuildServer, GitServer, GitServerOptions, GitWork, Lab, Peers, Release, Tool};
+use testkit::{GitServer, GitServerOptions, GitWork, Peers, Release, Tool};
 
-use crate::workshop::{Workshop, executable, server, text};
+use crate::workshop::{Remote, Workshop, server, text};
 
-/// Our server, a web server, and both clients; no Engine.
+/// Our server with both clients, and a web server; no Engine.
 struct Site {
-    lab: Lab,
+    remote: Remote,
     web: GitServer,
-    clients: [(&'static str, Tool); 2],
-    _server: BuildServer,
 }
 
 impl Site {
     fn open() -> Site {
-        let lab = Lab::start();
-        lab.enter_network();
-        let server = server(&lab).start();
-        let home = lab.subdirectory("home");
-        let ours = Tool::new(executable(), &home);
-        let stock = Tool::new(Peers::find().buildx(), &home);
-        let address = server.address();
-        ours.ok(&["create", "--name", "far", "--driver", "remote", &address]);
-        let web = lab.subdirectory("web");
+        let remote = Remote::open();
+        let web = remote.lab.subdirectory("web");
         let web = GitServer::start(&web, "127.0.0.1:0", GitServerOptions::default());
-        Site {
-            lab,
-            web,
-            clients: [("ours", ours), ("stock", stock)],
-            _server: server,
-        }
+        Site { remote, web }
     }
 
     /// A file of the web server; returns its URL.
     fn file(&self, name: &str, content: &[u8]) -> String {
-        let folder = self.lab.subdirectory("web/files");
+        let folder = self.remote.lab.subdirectory("web/files");
         std::fs::write(folder.join(name), content).unwrap();
         self.web.url(&format!("files/{name}"))
     }
@@ -48,14 +34,18 @@ impl Site {
     /// A folder with the file `a`, as every kind of context: its name, how it is given, and what goes
     /// to standard input.
     fn contexts(&self) -> Vec<(&'static str, String, Option<PathBuf>)> {
-        let folder = self.lab.subdirectory("folder");
+        let folder = self.remote.lab.subdirectory("folder");
         std::fs::write(folder.join("a"), "the file a").unwrap();
-        let archive = self.lab.subdirectory("web/files").join("context.tar");
+        let archive = self
+            .remote
+            .lab
+            .subdirectory("web/files")
+            .join("context.tar");
         let tar = Command::new("tar")
             .args(["-cf", &text(&archive), "-C", &text(&folder), "a"])
             .status();
         assert!(tar.unwrap().success());
-        let work = GitWork::init(&self.lab.subdirectory("web").join("r.git"), &[]);
+        let work = GitWork::init(&self.remote.lab.subdirectory("web").join("r.git"), &[]);
         work.put("a", "the file a");
         work.commit("first");
         vec![
@@ -68,7 +58,7 @@ impl Site {
 
     /// Builds and returns the files of the result.
     fn build(&self, client: &Tool, args: &[&str], input: Option<&Path>) -> PathBuf {
-        let out = self.lab.directory().join("out");
+        let out = self.remote.lab.directory().join("out");
         let _ = std::fs::remove_dir_all(&out);
         let output = format!("type=local,dest={}", text(&out));
         let first = ["build", "--builder=far", "--progress=plain", "-o", &output];
@@ -94,7 +84,7 @@ fn error_of(client: &Tool, args: &[&str]) -> String {
 fn a_dockerfile_of_the_web_goes_with_every_kind_of_context() {
     let site = Site::open();
     let url = site.file("far.Dockerfile", b"FROM scratch\nCOPY a /from-the-web\n");
-    for (name, client) in &site.clients {
+    for (name, client) in site.remote.clients() {
         for (kind, context, input) in site.contexts() {
             let out = site.build(client, &["-f", &url, &context], input.as_deref());
             let read = std::fs::read_to_string(out.join("from-the-web"));
@@ -106,9 +96,9 @@ fn a_dockerfile_of_the_web_goes_with_every_kind_of_context() {
 #[test]
 fn a_dockerfile_from_standard_input_goes_with_contexts_of_the_server() {
     let site = Site::open();
-    let file = site.lab.directory().join("Dockerfile");
+    let file = site.remote.lab.directory().join("Dockerfile");
     std::fs::write(&file, "FROM scratch\nCOPY a /from-standard-input\n").unwrap();
-    for (name, client) in &site.clients {
+    for (name, client) in site.remote.clients() {
         for (kind, context, input) in site.contexts() {
             if input.is_some() {
                 continue;
@@ -128,11 +118,12 @@ fn a_dockerfile_of_the_web_that_is_not_to_be_had_or_too_large_is_refused() {
     let large = site.file("large", &large);
     let missing = site.web.url("files/missing");
     let wrong = site.file("wrong", b"FROM scratch\nCOPPY a /\n");
-    let context = text(&site.lab.subdirectory("empty"));
-    for (name, client) in &site.clients {
+    let gone = format!("failed to load cache key: {missing}: invalid response status 404");
+    let context = text(&site.remote.lab.subdirectory("empty"));
+    for (name, client) in site.remote.clients() {
         for (url, expected) in [
             (&large, "bigger than allowed max size (2.097MB)"),
-            (&missing, "invalid response status 404"),
+            (&missing, &gone),
             (&wrong, "unknown instruction: COPPY (did you mean COPY?)"),
         ] {
             let error = error_of(client, &["build", "--builder=far", "-f", url, &context]);
@@ -145,12 +136,12 @@ fn a_dockerfile_of_the_web_that_is_not_to_be_had_or_too_large_is_refused() {
 #[test]
 fn targets_as_contexts_are_for_bake_only() {
     let site = Site::open();
-    let context = text(&site.lab.subdirectory("empty"));
+    let context = text(&site.remote.lab.subdirectory("empty"));
     let args = ["build", "--builder=far", "--build-context=a=target:b"];
-    let [ours, stocks] = &site.clients;
+    let [ours, stocks] = site.remote.clients();
     assert_eq!(
-        error_of(&ours.1, &[&args[..], &[&context]].concat()),
-        error_of(&stocks.1, &[&args[..], &[&context]].concat())
+        error_of(ours.1, &[&args[..], &[&context]].concat()),
+        error_of(stocks.1, &[&args[..], &[&context]].concat())
     );
 }
 

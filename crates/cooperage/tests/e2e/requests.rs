@@ -1,27 +1,20 @@
 //! What a frontend is asked besides building, by our clients and by stock's.
 
 use serde_json::Value;
-use testkit::{Lab, Peers, Tool};
+use testkit::{Lab, Tool};
 
-use crate::workshop::{executable, server, text};
+use crate::workshop::{Remote, context, executable, server, text, wait_until};
 
 const DOCKERFILE: &str = "FROM scratch AS base\nCOPY a /a\nFROM base\nARG WHO\n\
                           RUN --mount=type=cache,target=/c [\"/bin/greet\", \"<$WHO>\"]\n";
 
 #[test]
 fn a_dockerfile_is_given_as_llb_to_every_client() {
-    let lab = Lab::start();
-    lab.enter_network();
-    let server = server(&lab).start();
-    let home = lab.subdirectory("home");
-    let ours = Tool::new(executable(), &home);
-    let stock = Tool::new(Peers::find().buildx(), &home);
-    let address = server.address();
-    ours.ok(&["create", "--name", "far", "--driver", "remote", &address]);
-    let context = lab.subdirectory("context");
-    std::fs::write(context.join("Dockerfile"), DOCKERFILE).unwrap();
-    std::fs::write(context.join("a"), "a").unwrap();
-    let context = text(&context);
+    let remote = Remote::open();
+    let (ours, stock) = (&remote.ours, &remote.stock);
+    let address = remote.server.address();
+    let files = [("Dockerfile", DOCKERFILE), ("a", "a")];
+    let context = context(&remote.lab, "llb", &files);
     let call = ["build", "--builder=far", "--call=convertllb,format=json"];
     let call = [&call[..], &[&context]].concat();
     let (own, stocks) = (ours.ok(&call).stdout, stock.ok(&call).stdout);
@@ -85,10 +78,8 @@ fn the_operators_client_answers_scripts_as_stocks_does() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("empty definition sent to build"), "{said}");
-    let context = lab.subdirectory("context");
-    std::fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY a /\n").unwrap();
-    std::fs::write(context.join("a"), "a").unwrap();
-    let context = text(&context);
+    let files = [("Dockerfile", "FROM scratch\nCOPY a /\n"), ("a", "a")];
+    let context = context(&lab, "image", &files);
     let metadata = lab.directory().join("metadata.json");
     let image = lab.directory().join("image.tar");
     buildctl.ok(&[
@@ -147,7 +138,7 @@ fn the_operators_client_shows_records_logs_and_contents() {
     let trace = std::fs::read_to_string(trace).unwrap();
     let statuses = trace
         .lines()
-        .map(|line| serde_json::from_str(line).unwrap());
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
     assert!(
         statuses.count() > 1 && trace.contains("[1/1] COPY a /"),
         "{trace}"
@@ -157,10 +148,11 @@ fn the_operators_client_shows_records_logs_and_contents() {
         .ok(&["debug", "logs", "--progress=plain", &reference])
         .stdout;
     assert!(logs.contains("[1/1] COPY a /"), "{logs}");
-    let spans = buildctl
-        .ok(&["debug", "logs", "--trace", &reference])
-        .stdout;
-    assert!(spans.contains("\"Name\": "), "{spans}");
+    // It is written when the build has ended already.
+    let spans = ["debug", "logs", "--trace", &reference];
+    wait_until("the trace", || buildctl.run(&spans).code == 0);
+    let spans = buildctl.ok(&spans).stdout;
+    assert!(spans.contains("{\"Name\":"), "{spans}");
     let record = buildctl.ok(&["debug", "histories", "--format=json"]).stdout;
     let record: Value = serde_json::from_str(&record).unwrap();
     assert_eq!(
@@ -244,7 +236,11 @@ fn the_operators_client_says_what_is_wrong_with_its_arguments() {
         );
     }
     let debug = buildctl.ok(&["debug"]).stdout;
-    assert_eq!(debug, buildctl.ok(&["help", "debug"]).stdout);
+    for words in [&["help", "debug"], &["debug", "--help"]] {
+        let all = [&["--addr", "unix:///nowhere"], &words[..]].concat();
+        assert_eq!(debug, buildctl.ok(&all).stdout, "{words:?}");
+    }
+    assert!(debug.contains("Usage: buildctl debug "), "{debug}");
     assert!(
         debug.contains("dump-llb") && !debug.contains("dump-metadata"),
         "{debug}"

@@ -2,13 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 
 use rustix::process::Signal;
-use testkit::{Lab, Peers, Tool};
+use testkit::{Lab, Tool};
 
-use crate::workshop::{executable, server, text, wait_until};
+use crate::workshop::{Remote, context_with_busybox, executable, server, text, wait_until};
 
 /// Where the lab's servers give their metrics.
 const DEBUG: &str = "127.0.0.1:6060";
@@ -40,21 +40,15 @@ fn runs(word: &str) -> bool {
 
 #[test]
 fn a_stopped_server_tells_its_clients_and_leaves_nothing_behind() {
-    let lab = Lab::start();
-    lab.enter_network();
-    let server = server(&lab).args(&["--debugaddr", DEBUG]).start();
-    let stock = Tool::new(Peers::find().buildx(), &lab.subdirectory("home"));
-    let address = server.address();
-    stock.ok(&[
-        "create", "--use", "--name", "far", "--driver", "remote", &address,
-    ]);
-    let context = lab.subdirectory("context");
+    let remote = Remote::with(|_, server| server.args(&["--debugaddr", DEBUG]));
+    let Remote {
+        lab, server, stock, ..
+    } = remote;
     let seconds = format!("98{}", std::process::id());
     let dockerfile = format!("FROM scratch\nCOPY busybox /bin/sh\nRUN sleep {seconds}\n");
-    std::fs::write(context.join("Dockerfile"), dockerfile).unwrap();
-    std::fs::copy(Peers::find().busybox("amd64"), context.join("busybox")).unwrap();
+    let context = context_with_busybox(&lab, "endless", &[("Dockerfile", &dockerfile)]);
     let build = stock
-        .command(&["build", "--progress=plain", &text(&context)])
+        .command(&["build", "--progress=plain", &context])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -78,21 +72,6 @@ fn a_stopped_server_tells_its_clients_and_leaves_nothing_behind() {
     assert!(!lab.directory().join("server/b.sock").exists());
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(lab.name()), "{mounts}");
-}
-
-#[test]
-fn a_second_signal_ends_the_server_at_once() {
-    let lab = Lab::start();
-    lab.enter_network();
-    let server = server(&lab).start();
-    // A client that says nothing is waited for, but not now.
-    let _silent = UnixStream::connect(server.socket()).unwrap();
-    server.signal(Signal::TERM);
-    wait_until("a stopping server", || {
-        server.log().contains("stopping server")
-    });
-    server.signal(Signal::INT);
-    assert_eq!(server.wait().code(), Some(1));
 }
 
 #[test]

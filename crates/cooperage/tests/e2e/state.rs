@@ -225,7 +225,7 @@ fn blobs_of(archive: &std::path::Path) -> BTreeSet<String> {
         .map(|blob| {
             let path = blob.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            let digest = oci::Digest::of(&std::fs::read(&path).unwrap());
+            let digest = oci::Digest::of(std::fs::read(&path).unwrap());
             assert_eq!(digest.hex(), name, "a blob of the archive is damaged");
             name
         })

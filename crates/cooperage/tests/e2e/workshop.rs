@@ -1,11 +1,12 @@
-//! What most tests start from: a lab with an Engine, a registry with a base image, and our client.
+//! What most tests start from: a lab with an Engine, a registry with a base image, and our client; or our
+//! server alone with both clients.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use testkit::{
-    BaseImage, Engine, EngineOptions, Lab, Peers, Registry, RegistryAccess, Release, ServerSetup,
-    Tool, base_image,
+    BaseImage, BuildServer, Engine, EngineOptions, Lab, Peers, Registry, RegistryAccess, Release,
+    ServerSetup, Tool, base_image,
 };
 
 /// The executable under test: `$COOPERAGE_BIN`, else the one Cargo built for the tests.
@@ -103,27 +104,71 @@ impl Workshop {
         path
     }
 
-    /// Makes a context of these files (path and content) and returns its path.
+    /// [`context`] in this lab.
     pub fn context(&self, name: &str, files: &[(&str, &str)]) -> String {
-        let root = self.lab.subdirectory(&format!("context-{name}"));
-        for (path, content) in files {
-            let path = root.join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, content).unwrap();
-        }
-        text(&root)
+        context(&self.lab, name, files)
     }
 
-    /// A context with Debian's static busybox as `busybox`, for Dockerfiles that start from nothing.
+    /// [`context_with_busybox`] in this lab.
     pub fn context_with_busybox(&self, name: &str, files: &[(&str, &str)]) -> String {
-        let context = self.context(name, files);
-        std::fs::copy(
-            Peers::find().busybox("amd64"),
-            Path::new(&context).join("busybox"),
-        )
-        .unwrap();
-        context
+        context_with_busybox(&self.lab, name, files)
     }
+}
+
+/// Our server without an Engine, and both clients, each with that server as its current builder `far`.
+pub struct Remote {
+    pub server: BuildServer,
+    pub ours: Tool,
+    pub stock: Tool,
+    pub lab: Lab,
+}
+
+impl Remote {
+    /// With a server as it comes.
+    pub fn open() -> Remote {
+        Self::with(|_, server| server)
+    }
+
+    /// With a server set up in another way.
+    pub fn with(set_up: impl FnOnce(&Lab, ServerSetup) -> ServerSetup) -> Remote {
+        let lab = Lab::start();
+        lab.enter_network();
+        let server = set_up(&lab, server(&lab)).start();
+        let home = lab.subdirectory("home");
+        let ours = Tool::new(executable(), &home);
+        let address = server.address();
+        ours.ok(&["create", "--use", "--name=far", "--driver=remote", &address]);
+        Remote {
+            server,
+            ours,
+            stock: Tool::new(Peers::find().buildx(), &home),
+            lab,
+        }
+    }
+
+    /// Both clients with their names.
+    pub fn clients(&self) -> [(&'static str, &Tool); 2] {
+        [("ours", &self.ours), ("stock", &self.stock)]
+    }
+}
+
+/// Makes a context of these files (path and content) and returns its path.
+pub fn context(lab: &Lab, name: &str, files: &[(&str, &str)]) -> String {
+    let root = lab.subdirectory(&format!("context-{name}"));
+    for (path, content) in files {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    text(&root)
+}
+
+/// A context with Debian's static busybox as `busybox`, for Dockerfiles that start from nothing.
+pub fn context_with_busybox(lab: &Lab, name: &str, files: &[(&str, &str)]) -> String {
+    let context = context(lab, name, files);
+    let busybox = Peers::find().busybox("amd64");
+    std::fs::copy(busybox, Path::new(&context).join("busybox")).unwrap();
+    context
 }
 
 /// Our server with its state in a lab, in the network of the thread that starts it. A second one
@@ -134,7 +179,7 @@ pub fn server(lab: &Lab) -> ServerSetup {
 
 /// Waits for something that is sure to come, looking often; panics when it does not.
 pub fn wait_until(what: &str, done: impl FnMut() -> bool) {
-    testkit::wait_for(what, Duration::from_secs(30), done);
+    testkit::wait_for(what, Duration::from_secs(120), done);
 }
 
 /// A path as an argument.

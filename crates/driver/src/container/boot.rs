@@ -14,11 +14,10 @@ use engine_api::ContainerInspect;
 
 use super::spec::{ContainerSpec, files_archive};
 use super::{CONFIG_PARENT, ContainerDriver};
-use crate::active::check_health;
-use crate::connection::connect_once;
+use crate::DriverError;
+use crate::health::dial_and_check;
 use crate::progress_steps::VertexProgress;
 use crate::server_image::ServerImage;
-use crate::{BoxedIo, DriverError};
 
 /// How long a server may take to answer after its container was started.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -275,16 +274,7 @@ impl ContainerDriver {
     }
 
     pub(super) async fn ask_health(&self) -> Result<(), String> {
-        let ask = async {
-            let io: BoxedIo = crate::Driver::dial(self).await.map_err(|e| e.to_string())?;
-            let connection = connect_once(io).await.map_err(|e| e.to_string())?;
-            let answer = check_health(connection.channel.clone(), ANSWER_TIMEOUT).await;
-            answer.map_err(|reason| connection.trouble().unwrap_or(reason))
-        };
-        match tokio::time::timeout(ANSWER_TIMEOUT, ask).await {
-            Ok(answer) => answer,
-            Err(_) => Err("no answer".to_owned()),
-        }
+        dial_and_check(crate::Driver::dial(self), ANSWER_TIMEOUT).await
     }
 
     /// Says how the server ended, if it did and will not be started again in a moment.

@@ -19,8 +19,9 @@ use super::lock::{RunLock, state_is_free};
 use super::places::{Places, failed};
 use super::process::{ServerProcess, spawn};
 use super::spec::{ServerSpec, write_files};
-use crate::active::{active_builds, check_health};
+use crate::active::active_builds;
 use crate::connection::connect_once;
+use crate::health::dial_and_check;
 use crate::progress_steps::VertexProgress;
 use crate::{DriverError, Loss};
 
@@ -154,9 +155,7 @@ impl EmbeddedDriver {
     }
 
     async fn ask(&self) -> Result<(), String> {
-        let io = self.connect_boxed().await.map_err(|e| e.to_string())?;
-        let connection = connect_once(io).await.map_err(|e| e.to_string())?;
-        check_health(connection.channel.clone(), ANSWER_TIMEOUT).await
+        dial_and_check(self.connect_boxed(), ANSWER_TIMEOUT).await
     }
 
     fn boot_failure(&self, reason: String, log_start: u64) -> DriverError {

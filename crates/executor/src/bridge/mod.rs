@@ -165,6 +165,15 @@ impl Bridge {
         out
     }
 
+    /// Takes the bridge and its rules away.
+    pub(crate) fn close(&self) {
+        if let Ok(socket) = netlink::Socket::route() {
+            // Not there is what is wanted.
+            let _ = socket.delete(&self.name);
+        }
+        nat::forget(&self.name);
+    }
+
     /// Makes a namespace that is connected.
     pub(crate) fn connect(&self) -> io::Result<StepNetwork> {
         let lease = self.addresses.lease()?;
@@ -200,10 +209,7 @@ impl Bridge {
 
 impl Drop for Bridge {
     fn drop(&mut self) {
-        if let Ok(socket) = netlink::Socket::route() {
-            let _ = socket.delete(&self.name);
-        }
-        nat::forget(&self.name);
+        self.close();
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! Where: `<own cgroup>/cooperage/<instance>/<step>` in each hierarchy used, so that limits of the
 //! server's container hold for its steps; or `<parent>/cooperage-<instance>-<step>` from the root
-//! of the hierarchy when a parent is asked for. A running server holds a lock on its `<instance>`
+//! of the hierarchy when a parent is asked for (see `parents`). A running server holds a lock on its `<instance>`
 //! directory; one that nobody holds belongs to a server that died, and is swept with what still
 //! runs in it.
 //!
@@ -17,18 +17,22 @@
 mod detect;
 mod device;
 mod memory;
+mod parents;
 mod step;
 
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use detect::Hierarchy;
+use parents::Parents;
+pub(crate) use parents::Placed;
 pub(crate) use step::StepCgroup;
 
 /// How often and at what distance it is tried to remove a server's directory.
@@ -57,6 +61,7 @@ pub(crate) struct Cgroups {
     others: Vec<Hierarchy>,
     instance: String,
     parent: Option<String>,
+    parents: Arc<Parents>,
 }
 
 #[derive(Debug)]
@@ -109,8 +114,9 @@ impl Opened {
 
 impl Cgroups {
     /// Looks at what this machine has, sweeps what dead servers left, and makes this server's
-    /// directories. `parent` is the default parent of steps.
-    pub(crate) fn open(parent: Option<String>) -> Cgroups {
+    /// directories. `parent` is the default parent of steps; `journal` is a file that tells the next
+    /// server what was made for parents.
+    pub(crate) fn open(parent: Option<String>, journal: Option<PathBuf>) -> Cgroups {
         let all = detect::hierarchies();
         let instance = format!("{:016x}", instance_number());
         let with_memory = |v2: bool| all.iter().any(|h| h.v2 == v2 && h.has("memory"));
@@ -119,6 +125,7 @@ impl Cgroups {
             layout: layout_of(&all),
             hierarchies: Vec::new(),
             others: Vec::new(),
+            parents: Parents::open(journal, step_prefix(&instance)),
             instance,
             parent,
         };
@@ -152,8 +159,9 @@ impl Cgroups {
         self.layout
     }
 
-    /// Where the step's cgroups will be; `parent` is what the step itself asks for, or empty.
-    pub(crate) fn plan(&self, step: &str, parent: &str) -> StepPlan {
+    /// Where the step's cgroups will be; `parent` is what the step itself asks for, or empty. What is
+    /// made for it under a parent stays until the second of the answer is dropped.
+    pub(crate) fn plan(&self, step: &str, parent: &str) -> (StepPlan, Option<Placed>) {
         let parent = match parent {
             "" => self.parent.as_deref(),
             parent => Some(parent),
@@ -191,13 +199,36 @@ impl Cgroups {
             plan.shown
                 .extend(others.map(|h| (h.name(), h.base.clone())));
         }
-        plan
+        let placed = parent.map(|_| {
+            let dirs = plan.dirs.iter().map(|dir| dir.dir.clone());
+            self.parents.place(dirs.collect())
+        });
+        (plan, placed)
+    }
+
+    /// Removes the cgroups of this server, with what still runs in them. Blocks.
+    pub(crate) fn close(&self) {
+        for opened in &self.hierarchies {
+            // Supervisors that hear now that the server is gone need a moment to clear up.
+            let gone = (0..REMOVAL_ATTEMPTS).any(|attempt| {
+                if attempt > 0 {
+                    std::thread::sleep(REMOVAL_PAUSE);
+                }
+                is_removed(&opened.dir)
+            });
+            if !gone && let Err(error) = destroy(&opened.dir) {
+                tracing::warn!(dir = %opened.dir.display(), %error, "cannot remove cgroups");
+            }
+            // Other servers may be in it.
+            let _ = opened.dir.parent().map(fs::remove_dir);
+        }
+        self.parents.close();
     }
 
     fn under(&self, hierarchy: &Hierarchy, parent: &str, step: &str) -> PathBuf {
         let mut dir = hierarchy.mount.clone();
         dir.push(parent_path(parent));
-        dir.push(format!("cooperage-{}-{step}", self.instance));
+        dir.push(step_prefix(&self.instance) + step);
         dir
     }
 
@@ -227,19 +258,7 @@ impl Cgroups {
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        for opened in &self.hierarchies {
-            // Supervisors that hear now that the server is gone need a moment to clear up. What
-            // takes longer is swept by the next server.
-            let gone = (0..REMOVAL_ATTEMPTS).any(|attempt| {
-                if attempt > 0 {
-                    std::thread::sleep(REMOVAL_PAUSE);
-                }
-                fs::remove_dir(&opened.dir).is_ok()
-            });
-            if gone {
-                let _ = opened.dir.parent().map(fs::remove_dir);
-            }
-        }
+        self.close();
     }
 }
 
@@ -250,6 +269,18 @@ pub(crate) fn destroy(dir: &Path) -> io::Result<()> {
     }
     step::kill_all(dir);
     step::remove_when_empty(dir)
+}
+
+/// What the names of a server's cgroups under a parent begin with.
+fn step_prefix(instance: &str) -> String {
+    format!("cooperage-{instance}-")
+}
+
+fn is_removed(dir: &Path) -> bool {
+    match fs::remove_dir(dir) {
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+        Ok(()) => true,
+    }
 }
 
 fn layout_of(all: &[Hierarchy]) -> Layout {

@@ -43,7 +43,7 @@ impl StepCgroup {
     pub(crate) fn create(plan: &StepPlan, devices: Option<&[DeviceNode]>) -> StepCgroup {
         let mut step = StepCgroup::default();
         for dir in &plan.dirs {
-            if fs::create_dir_all(&dir.dir).is_err() {
+            if super::make_dir(&dir.dir).is_err() {
                 continue;
             }
             if dir.has("cpuset") && !dir.v2 && inherit_cpuset(&dir.dir).is_err() {
@@ -128,7 +128,7 @@ impl Drop for StepCgroup {
 
 /// Kills every process in the cgroup itself.
 pub(crate) fn kill_all(dir: &Path) {
-    if fs::write(dir.join("cgroup.kill"), "1").is_ok() {
+    if write_control(&dir.join("cgroup.kill"), "1").is_ok() {
         return;
     }
     let processes = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();

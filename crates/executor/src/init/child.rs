@@ -276,7 +276,8 @@ fn make_terminal(
 fn take_streams(streams: Streams, launch: &Launch) -> io::Result<()> {
     let stdin = match streams.stdin {
         Some(stdin) => stdin,
-        None => rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?,
+        // The null device since this mode began; the step's `/dev` may have none, or another.
+        None => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?,
     };
     let stderr = match streams.stderr {
         Some(stderr) => stderr,

@@ -316,6 +316,11 @@ impl<'a> Root<'a> {
     }
 
     fn user(&self, dest: &Path, mount: &LaunchMount) -> io::Result<()> {
+        // Links may lead where names do not.
+        let (resolved, _) = rootpath::survey(&self.fd, dest)?;
+        if is_inside_proc(&resolved) {
+            return Err(io::Error::other("it is inside /proc"));
+        }
         let fd = match &mount.source {
             LaunchSource::Bind(source) => open_source(source, &mount.selector)?,
             LaunchSource::Tmpfs { size } => self.user_tmpfs(dest, *size)?,
@@ -341,6 +346,10 @@ impl<'a> Root<'a> {
             _ => Kind::File,
         };
         self.attach(&fd, dest, kind)?;
+        if dest == Path::new("/dev") && matches!(mount.source, LaunchSource::Tmpfs { .. }) {
+            // As runc has it: only a bound one is taken as it is.
+            devices::populate(&fd, self.launch.insecure, self.nodev())?;
+        }
         let is_device = matches!(mount.source, LaunchSource::Device(_));
         let mut attributes = 0;
         for (wanted, attribute) in [
@@ -468,7 +477,7 @@ fn plan(mounts: &[LaunchMount]) -> Result<Vec<(PathBuf, Planned<'_>)>, Failure> 
                 "invalid mount target: it must not be the root".to_owned(),
             ));
         }
-        if dest.starts_with("/proc") && dest != Path::new("/proc") {
+        if is_inside_proc(&dest) {
             return Err(Failure::Invalid(format!(
                 "{:?} cannot be mounted because it is inside /proc",
                 mount.dest
@@ -480,6 +489,10 @@ fn plan(mounts: &[LaunchMount]) -> Result<Vec<(PathBuf, Planned<'_>)>, Failure> 
         }
     }
     Ok(planned)
+}
+
+fn is_inside_proc(path: &Path) -> bool {
+    path.starts_with("/proc") && path != Path::new("/proc")
 }
 
 fn open_source(source: &Path, selector: &str) -> io::Result<OwnedFd> {

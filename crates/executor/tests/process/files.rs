@@ -17,6 +17,7 @@ crate::harness::tests![
     sockets_can_be_given,
     a_read_only_root_cannot_be_written,
     mounts_in_proc_and_over_the_root_are_refused,
+    devices_are_there_also_where_a_step_covers_them,
     mount_points_inside_of_mounts_are_made_there,
 ];
 
@@ -263,9 +264,28 @@ fn mounts_in_proc_and_over_the_root_are_refused() {
         spec.mounts = vec![ProcessMount::new(MountSource::Tmpfs { size: 0 }, dest)];
         assert!(bench.run(spec).result.is_err(), "{dest}");
     }
+    std::os::unix::fs::symlink("../proc", bench.root().join("way")).unwrap();
+    let mut spec = bench.script("true");
+    spec.mounts = vec![ProcessMount::new(MountSource::Tmpfs { size: 0 }, "/way/1")];
+    let error = bench.run(spec).error();
+    assert_eq!(error, "mounting /way/1: it is inside /proc");
+    std::fs::remove_dir(bench.root().join("proc")).unwrap();
     std::os::unix::fs::symlink("/bin", bench.root().join("proc")).unwrap();
     let error = bench.run(bench.script("true")).error();
     assert_eq!(error, "mounting /proc: it must be an ordinary directory");
+}
+
+/// Memory is filled with the usual devices, as runc does it; a folder is taken as it is.
+fn devices_are_there_also_where_a_step_covers_them() {
+    let bench = Bench::new();
+    let mut spec = bench.script("test -c /dev/null && test -d /dev/pts && cat && echo ok");
+    spec.mounts = vec![ProcessMount::new(MountSource::Tmpfs { size: 0 }, "/dev")];
+    assert_eq!(bench.run(spec).ok(), "ok\n");
+    let empty = bench.dir.path().join("dev");
+    std::fs::create_dir(&empty).unwrap();
+    let mut spec = bench.script("test -e /dev/null || cat && echo ok");
+    spec.mounts = vec![ProcessMount::bind(&empty, "/dev")];
+    assert_eq!(bench.run(spec).ok(), "ok\n");
 }
 
 fn mount_points_inside_of_mounts_are_made_there() {

@@ -5,8 +5,8 @@ use dockerfile::quote::{plain_list, quoted};
 use dockerfile::shell::{Lexer, Variables};
 use dockerfile::{CommandLine, Heredoc, Mount, MountType, RunInstruction, RunNetwork, Sharing};
 use llb::{
-    CacheSharing, ChownOpt, ExecOp, FileActionKind, MkDirAction, MountKind, NetMode, SecretEnv,
-    SecurityMode, UserOpt, VertexMeta,
+    CacheSharing, ChownOpt, ClientFile, ExecOp, FileActionKind, MkDirAction, MountKind, NetMode,
+    SecretEnv, SecurityMode, UserOpt, VertexMeta,
 };
 use pathmatch::clean_path;
 
@@ -373,13 +373,7 @@ impl Converter<'_> {
         };
         made.secrets.push(llb::Mount {
             dest: target,
-            kind: MountKind::Secret {
-                id,
-                uid: mount.uid.unwrap_or(0),
-                gid: mount.gid.unwrap_or(0),
-                mode: mount.mode.unwrap_or(0o400),
-                optional,
-            },
+            kind: MountKind::Secret(client_file(id, mount, 0o400, optional)),
             ..llb::Mount::default()
         });
         Ok(())
@@ -398,16 +392,20 @@ impl Converter<'_> {
         outline.add_ssh(shown, mount.required, place.lines);
         made.ssh.push(llb::Mount {
             dest: mount.target.clone(),
-            kind: MountKind::Ssh {
-                id: mount.id.clone(),
-                uid: mount.uid.unwrap_or(0),
-                gid: mount.gid.unwrap_or(0),
-                mode: mount.mode.unwrap_or(0o600),
-                optional: !mount.required,
-            },
+            kind: MountKind::Ssh(client_file(mount.id.clone(), mount, 0o600, !mount.required)),
             ..llb::Mount::default()
         });
         Ok(())
+    }
+}
+
+fn client_file(id: String, mount: &Mount, mode: u32, optional: bool) -> ClientFile {
+    ClientFile {
+        id,
+        uid: mount.uid.unwrap_or(0),
+        gid: mount.gid.unwrap_or(0),
+        mode: mount.mode.unwrap_or(mode),
+        optional,
     }
 }
 

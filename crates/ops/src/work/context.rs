@@ -42,6 +42,8 @@ pub trait Outside: Send + Sync + 'static {
     fn event(&self, vertex: &Digest, event: &Event);
     /// A vertex ended.
     fn completed(&self, vertex: &Digest, outcome: Outcome<'_>);
+    /// A vertex that has ended is used, and was not made again.
+    fn reused(&self, vertex: &Digest);
     /// The client's session.
     async fn session(&self) -> Result<session::Session>;
     /// The client's session of that id, for sources that name one.
@@ -94,6 +96,10 @@ impl solver::Context for BuildContext {
     fn completed(&self, vertex: &Digest, outcome: Outcome<'_>) {
         self.0.completed(vertex, outcome);
     }
+
+    fn reused(&self, vertex: &Digest) {
+        self.0.reused(vertex);
+    }
 }
 
 /// Passes states of work on to everybody who watches a run.
@@ -124,7 +130,7 @@ pub fn to_vertex_status(status: &Status, vertex: Digest) -> VertexStatus {
     VertexStatus {
         id: status.id.clone(),
         vertex,
-        name: String::new(),
+        name: status.action().to_owned(),
         current: status.current as i64,
         total: status.total as i64,
         timestamp: jiff::Timestamp::now(),

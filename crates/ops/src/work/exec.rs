@@ -9,7 +9,7 @@ use bytes::Bytes;
 use diag::{Context, Error, Result};
 use executor::{ExecError, MountFlags, MountSource, ProcessMount, ProcessSpec, Stdio};
 use layers::{LayerNote, WritableStack};
-use llb::{ExecOp, Mount, MountKind, SecurityMode, Vertex};
+use llb::{ClientFile, ExecOp, Mount, MountKind, SecurityMode, Vertex};
 use progress::VertexLog;
 use solver::RunContext;
 
@@ -118,62 +118,23 @@ impl Mounts {
                     let mount = ProcessMount::new(source, &mount.dest);
                     mounts.others.push((number, mount));
                 }
-                MountKind::Secret { .. } => {
-                    if let Some(mount) = secret(mount, context).await? {
+                MountKind::Secret(file) => {
+                    if let Some(mount) = secret(file, &mount.dest, context).await? {
                         mounts.others.push((number, mount));
                     }
                 }
-                MountKind::Ssh { .. } => mounts.add_ssh(parts, number, mount, context).await?,
+                MountKind::Ssh(file) => {
+                    if let Some(socket) = ssh_socket(file, parts, context).await? {
+                        let source = MountSource::Socket(socket.path().to_owned());
+                        let mut mount = ProcessMount::new(source, &mount.dest);
+                        mount.flags = MountFlags::RESTRICTED;
+                        mounts.others.push((number, mount));
+                        mounts._sockets.push(socket);
+                    }
+                }
             }
         }
         Ok(mounts)
-    }
-
-    async fn add_ssh(
-        &mut self,
-        parts: &Arc<Parts>,
-        number: usize,
-        mount: &Mount,
-        context: &RunContext<BuildContext>,
-    ) -> Result<()> {
-        let MountKind::Ssh {
-            id,
-            uid,
-            gid,
-            mode,
-            optional,
-        } = &mount.kind
-        else {
-            return Ok(());
-        };
-        let session = match context.first()?.session().await {
-            Ok(session) => session,
-            Err(_) if *optional => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        if let Err(error) = session.check_ssh(id).await {
-            if *optional {
-                return Ok(());
-            }
-            let shown = if id.is_empty() { "default" } else { id };
-            let error = Error::from(error);
-            // A client that forwards no agent at all does not know the service.
-            let error = match error.code() {
-                diag::Code::Unimplemented => {
-                    let text = format!("no SSH key {shown:?} forwarded from the client");
-                    Error::new(diag::Code::FailedPrecondition, text)
-                }
-                _ => error,
-            };
-            return Err(error.hint(format!("give the build an agent with `--ssh {shown}`")));
-        }
-        let socket = SshSocket::open(&parts.run_dir, session, id, (*uid, *gid, *mode))?;
-        let mut mounted =
-            ProcessMount::new(MountSource::Socket(socket.path().to_owned()), &mount.dest);
-        mounted.flags = MountFlags::RESTRICTED;
-        self.others.push((number, mounted));
-        self._sockets.push(socket);
-        Ok(())
     }
 
     /// Where the files of the mount of that number are; `None` for one without files of its own.
@@ -337,29 +298,57 @@ async fn secret_data(
     }
 }
 
-async fn secret(mount: &Mount, context: &RunContext<BuildContext>) -> Result<Option<ProcessMount>> {
-    let MountKind::Secret {
-        id,
-        uid,
-        gid,
-        mode,
-        optional,
-    } = &mount.kind
-    else {
-        return Ok(None);
-    };
-    let Some(data) = secret_data(id, *optional, context).await? else {
+async fn secret(
+    file: &ClientFile,
+    dest: &str,
+    context: &RunContext<BuildContext>,
+) -> Result<Option<ProcessMount>> {
+    let Some(data) = secret_data(&file.id, file.optional, context).await? else {
         return Ok(None);
     };
     let source = MountSource::File {
         data,
-        uid: *uid,
-        gid: *gid,
-        mode: mode & 0o777,
+        uid: file.uid,
+        gid: file.gid,
+        mode: file.mode & 0o777,
     };
-    let mut mounted = ProcessMount::new(source, &mount.dest).readonly();
+    let mut mounted = ProcessMount::new(source, dest).readonly();
     mounted.flags = MountFlags::RESTRICTED;
     Ok(Some(mounted))
+}
+
+/// A socket to an agent of the client; `None` when that has none and need not have one.
+async fn ssh_socket(
+    file: &ClientFile,
+    parts: &Arc<Parts>,
+    context: &RunContext<BuildContext>,
+) -> Result<Option<SshSocket>> {
+    let session = match context.first()?.session().await {
+        Ok(session) => session,
+        Err(_) if file.optional => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if let Err(error) = session.check_ssh(&file.id).await {
+        if file.optional {
+            return Ok(None);
+        }
+        let shown = match file.id.as_str() {
+            "" => "default",
+            id => id,
+        };
+        let error = Error::from(error);
+        // A client that forwards no agent at all does not know the service.
+        let error = match error.code() {
+            diag::Code::Unimplemented => {
+                let text = format!("no SSH key {shown:?} forwarded from the client");
+                Error::new(diag::Code::FailedPrecondition, text)
+            }
+            _ => error,
+        };
+        return Err(error.hint(format!("give the build an agent with `--ssh {shown}`")));
+    }
+    let owner = (file.uid, file.gid, file.mode);
+    SshSocket::open(&parts.run_dir, session, &file.id, owner).map(Some)
 }
 
 async fn specification(

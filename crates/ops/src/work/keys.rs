@@ -11,8 +11,8 @@
 use std::collections::BTreeMap;
 
 use llb::{
-    BuildOp, ChownOpt, ContentCache, CopyAction, ExecOp, FileActionKind, FileOp, Mount, MountKind,
-    Op, UserOpt, Vertex,
+    BuildOp, ChownOpt, ClientFile, ContentCache, CopyAction, ExecOp, FileActionKind, FileOp, Mount,
+    MountKind, Op, UserOpt, Vertex,
 };
 use oci::Platform;
 use solver::{Identity, KeyPart};
@@ -130,26 +130,25 @@ fn mount_value(mount: &Mount) -> String {
         MountKind::Bind => "bind".to_owned(),
         // What a cache mount holds never shows in the outcome's key, so its name does not either.
         MountKind::Cache { .. } => "cache".to_owned(),
-        MountKind::Secret {
-            id,
-            uid,
-            gid,
-            mode,
-            optional,
-        } => format!("secret {id:?} {uid}:{gid} {mode:o} optional={optional}"),
-        MountKind::Ssh {
-            id,
-            uid,
-            gid,
-            mode,
-            optional,
-        } => format!("ssh {id:?} {uid}:{gid} {mode:o} optional={optional}"),
+        MountKind::Secret(file) => format!("secret {}", client_file(file)),
+        MountKind::Ssh(file) => format!("ssh {}", client_file(file)),
         MountKind::Tmpfs { size } => format!("tmpfs {size}"),
     };
     format!(
         "{kind} input={:?} selector={:?} output={:?} readonly={}",
         mount.input, mount.selector, mount.output, mount.readonly
     )
+}
+
+fn client_file(file: &ClientFile) -> String {
+    let ClientFile {
+        id,
+        uid,
+        gid,
+        mode,
+        optional,
+    } = file;
+    format!("{id:?} {uid}:{gid} {mode:o} optional={optional}")
 }
 
 fn exec_inputs(exec: &ExecOp, count: usize) -> Vec<InputSelection> {

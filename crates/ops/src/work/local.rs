@@ -22,6 +22,9 @@ use super::parts::Parts;
 /// How often progress is told at most.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
+/// What the line of a transfer is called.
+const TRANSFERRING: &str = "transferring";
+
 /// Brings a folder of the client; only what changed since the last time travels.
 pub async fn pin_local(
     parts: &Arc<Parts>,
@@ -51,7 +54,7 @@ pub async fn pin_local(
         reporter: Arc::new(Reporter {
             context: context.clone(),
             vertex: vertex.digest,
-            id: format!("transferring {name}:"),
+            id: format!("{TRANSFERRING} {name}:"),
             started: Timestamp::now(),
             last: Mutex::new(None),
         }),
@@ -186,7 +189,7 @@ impl Reporter {
         self.context.emit(Event::Status(VertexStatus {
             id: self.id.clone(),
             vertex: self.vertex,
-            name: String::new(),
+            name: TRANSFERRING.to_owned(),
             current: bytes as i64,
             total: 0,
             timestamp: now,

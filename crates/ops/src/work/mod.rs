@@ -33,6 +33,7 @@ use layers::{LayerNote, LayerStack};
 use llb::{DiffOp, MergeOp, Op, Vertex};
 use oci::Digest;
 use solver::{Identity, InputKey, RunContext, Work};
+use status::Line;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
@@ -91,7 +92,13 @@ impl Work for OpWork {
         };
         let statuses = RunSink::of_vertex(context, self.vertex.digest);
         let pin = || source_op::pin(&self.parts, &self.vertex, source, context, &statuses);
-        let pinned = self.pinned.get_or_try_init(pin).await?;
+        let pinned = self.pinned.get_or_try_init(pin).await;
+        let pinned = pinned.map_err(|error| match source.identifier.starts_with("local://") {
+            // What a client sends is its content, and not only its key.
+            true => error,
+            false if error.is_canceled() => error,
+            false => error.context("failed to load cache key"),
+        })?;
         Ok(pinned.identity())
     }
 
@@ -139,8 +146,14 @@ impl Work for OpWork {
                 let cancel = context.cancel.clone();
                 blocking(move || file::run_file_op(&parts, &file, &name, &inputs, &cancel)).await
             }
-            Op::Merge(merge) => self.merge(merge, &inputs),
-            Op::Diff(diff) => self.diff(diff, &inputs, context.cancel.clone()).await,
+            Op::Merge(merge) => {
+                let _line = self.line(context, "merging");
+                self.merge(merge, &inputs)
+            }
+            Op::Diff(diff) => {
+                let _line = self.line(context, "diffing");
+                self.diff(diff, &inputs, context.cancel.clone()).await
+            }
             Op::Build(build) => {
                 let output = build::run_build_op(&self.parts, build, &inputs, context).await?;
                 Ok(vec![output])
@@ -159,6 +172,11 @@ impl Work for OpWork {
         }
     }
 
+    /// A folder of the client is looked at in each build.
+    fn tells_reuse(&self) -> bool {
+        !matches!(self.pinned.get(), Some(source_op::Pinned::Local(_)))
+    }
+
     /// As with stock, sources count too.
     fn limited(&self) -> bool {
         matches!(self.vertex.op, Op::Exec(_) | Op::File(_) | Op::Source(_))
@@ -170,6 +188,11 @@ impl Work for OpWork {
 }
 
 impl OpWork {
+    /// A line of work below the vertex, complete when it is dropped.
+    fn line(&self, context: &RunContext<BuildContext>, id: &str) -> Line {
+        Line::start(&RunSink::of_vertex(context, self.vertex.digest), id)
+    }
+
     fn merge(&self, merge: &MergeOp, inputs: &[Output]) -> Result<Vec<Output>> {
         let mut stack = LayerStack::empty();
         for input in merge.inputs.iter().flatten() {

@@ -84,12 +84,10 @@ impl Parts {
                 if canceled {
                     return error;
                 }
-                error
-                    .context(format!(
-                        "failed to calculate checksum of ref {}",
-                        id.as_deref().unwrap_or("scratch")
-                    ))
-                    .context("failed to compute cache key")
+                error.context(format!(
+                    "failed to calculate checksum of ref {}",
+                    id.as_deref().unwrap_or("scratch")
+                ))
             })
         })
         .await

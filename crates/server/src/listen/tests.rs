@@ -170,11 +170,7 @@ async fn tcp_with_an_authority_lets_only_its_clients_in() {
         connection.shutdown().await.unwrap();
     };
     let clients = async {
-        for (config, why) in [
-            (unknown, "certificate"),
-            (strange, ""),
-            (expired, ""),
-        ] {
+        for (config, why) in [(unknown, "certificate"), (strange, ""), (expired, "")] {
             let refused = connect(config).await.unwrap_err().to_string();
             assert!(refused.to_lowercase().contains(why), "{refused}");
         }

@@ -404,6 +404,16 @@ pub async fn what_cannot_run_is_said_and_the_container_goes_on() {
     let (code, text) = talk.done("missing").await.exit.expect("an end");
     assert_eq!(code, 255);
     assert!(text.contains("nothing-of-that-name"), "{text}");
+    let mut stranger = shell("true", &[1, 2]);
+    if let Some(meta) = &mut stranger.meta {
+        meta.user = "ghost".into();
+    }
+    talk.start("stranger", "one", stranger).await;
+    let heard = talk.done("stranger").await;
+    assert!(heard.started);
+    let (code, text) = heard.exit.expect("an end");
+    assert_eq!(code, 255);
+    assert!(text.contains("unable to find user ghost"), "{text}");
     talk.start("fine", "one", shell("echo fine", &[1])).await;
     assert_eq!(talk.done("fine").await.output, "fine\n");
     let duplicate = NewContainerRequest {
@@ -460,7 +470,7 @@ pub async fn the_files_of_a_failed_step_can_be_looked_into() {
     let root = graph.add(
         llb::Op::Exec(Box::new(exec)),
         vec![below],
-        None,
+        Some(oci::Platform::host()),
         meta,
         Vec::new(),
     );
@@ -486,6 +496,8 @@ pub async fn the_files_of_a_failed_step_can_be_looked_into() {
         .expect("what failed");
     let solve: serde_json::Value = serde_json::from_slice(&solve.value).expect("JSON");
     assert_eq!(solve["op"]["exec"]["meta"]["args"][0], "/bin/sh");
+    // Debuggers look for the step by the digest of all of it.
+    assert_eq!(solve["op"]["platform"]["OS"], "linux");
     let id = |list: &str| solve[list][0].as_str().expect("an id").to_owned();
     let mut talk = yard.talk().await;
     for (list, expected) in [("mountIDs", "left\n"), ("inputIDs", "none\n")] {

@@ -111,8 +111,8 @@ pub async fn a_policy_holds_for_definitions_that_a_build_finds() {
     );
     let definition = llb::to_proto(&graph.finish(Some(root)));
     let rules = policy(&[(PolicyAction::Deny, "http://*", "")]);
-    let denied = bench.definition_under(&Build::default(), definition, rules);
-    let denied = denied.await;
+    let build = Build::default();
+    let denied = bench.definition_under(&build, definition, rules).await;
     let said = denied.error().message().to_owned();
     assert!(said.ends_with(DENIED), "{said}");
 }

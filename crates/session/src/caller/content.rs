@@ -5,9 +5,9 @@ use std::io::{self, SeekFrom};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use oci::Digest;
-use proto::content::content_client::ContentClient;
 use proto::content::{
-    InfoRequest, ReadContentRequest, WriteAction, WriteContentRequest, WriteContentResponse,
+    ContentClient, InfoRequest, ReadContentRequest, WriteAction, WriteContentRequest,
+    WriteContentResponse,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 use tokio::sync::mpsc;

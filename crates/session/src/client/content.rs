@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use oci::Digest;
-use proto::content::content_server::{Answers, Content, ContentServer};
 use proto::content::{
-    InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse, WriteContentRequest,
-    WriteContentResponse,
+    Content, ContentServer, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse,
+    WriteContentRequest, WriteContentResponse,
 };
+use proto::grpc::Answers;
 use tokio::sync::OnceCell;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};

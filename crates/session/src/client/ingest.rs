@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use futures::{Stream, StreamExt};
 use oci::{Digest, DigestHasher};
-use proto::content::content_server::Answers;
 use proto::content::{WriteAction, WriteContentRequest, WriteContentResponse};
+use proto::grpc::Answers;
 use tempfile::TempPath;
 use tokio::io::AsyncWriteExt;
 use tonic::Status;

@@ -25,15 +25,6 @@ pub enum SecretSource {
 }
 
 impl SecretSource {
-    /// The source for an id for which nothing was said: the variable of that name when it is set, else
-    /// the file of that name.
-    pub fn from_id(id: &str) -> Self {
-        match std::env::var_os(id) {
-            Some(_) => SecretSource::Env(id.to_owned()),
-            None => SecretSource::File(id.into()),
-        }
-    }
-
     /// Fails early where the server would only fail late: a file that is missing or too large.
     pub fn check(&self, id: &str) -> Result<(), SessionError> {
         let SecretSource::File(path) = self else {

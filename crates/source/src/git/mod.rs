@@ -27,6 +27,7 @@ use std::time::{Duration, SystemTime};
 use diag::{Code, Error, Result};
 use layers::{LayerHold, LayerNote, LayerStack, LayerStore, RecordType};
 use oci::Digest;
+use tokio::sync::OwnedMutexGuard;
 
 use crate::flights::Flights;
 use crate::resolve::blocking;
@@ -229,10 +230,7 @@ impl GitSource {
             return builtin.objects(pin).await;
         }
         let git = self.git(request, access)?;
-        let key = request.repository_key(pin);
-        let _alone = self.flights.enter(key).await;
-        let repository = self.dir.join(format!("{}.git", key.hex()));
-        self.bring(&git, request, pin, &repository).await?;
+        let (_alone, repository) = self.bring(&git, request, pin).await?;
         let place = Place {
             git_dir: Some(&repository),
             work_tree: None,
@@ -279,10 +277,7 @@ impl GitSource {
         target: &Path,
     ) -> Result<()> {
         let git = self.git(request, access)?;
-        let key = request.repository_key(pin);
-        let _alone = self.flights.enter(key).await;
-        let repository = self.dir.join(format!("{}.git", key.hex()));
-        self.bring(&git, request, pin, &repository).await?;
+        let (_alone, repository) = self.bring(&git, request, pin).await?;
         let checkout = Checkout {
             git: &git,
             request,
@@ -297,17 +292,20 @@ impl GitSource {
         Git::new(&self.program, &request.remote, &request.known_hosts, access)
     }
 
-    /// Makes the repository if needed and sees to it that it has what was pinned.
+    /// Makes the repository if needed and sees to it that it has what was pinned. Nobody else works in it
+    /// as long as the first value lives.
     async fn bring(
         &self,
         git: &Git<'_>,
         request: &GitRequest,
         pin: &GitPin,
-        repository: &Path,
-    ) -> Result<()> {
-        self.prepare(git, request, pin, repository).await?;
+    ) -> Result<(OwnedMutexGuard<()>, PathBuf)> {
+        let key = request.repository_key(pin);
+        let alone = self.flights.enter(key).await;
+        let repository = self.dir.join(format!("{}.git", key.hex()));
+        self.prepare(git, request, pin, &repository).await?;
         let place = Place {
-            git_dir: Some(repository),
+            git_dir: Some(&repository),
             work_tree: None,
         };
         let failed = |error: Error| {
@@ -322,7 +320,7 @@ impl GitSource {
             let fetched = self.fetch_object(git, request, pin, &place, &kept).await;
             if fetched.is_err() {
                 // What came before the disk was full would keep it full.
-                clear_unfinished(repository);
+                clear_unfinished(&repository);
             }
             fetched.map_err(failed)?;
         }
@@ -333,7 +331,7 @@ impl GitSource {
         if !pin.object.starts_with(whole.as_str()) && !found.starts_with(whole.as_str()) {
             return Err(mismatch(whole, &[&pin.object, found]));
         }
-        Ok(())
+        Ok((alone, repository))
     }
 
     /// Sets a repository up, or clears away what a killed git left in it.

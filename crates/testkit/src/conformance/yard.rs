@@ -108,14 +108,6 @@ impl Yard {
             name: "default".into(),
         }
     }
-
-    /// What our server wrote.
-    pub fn server_log(&self) -> String {
-        self.server
-            .as_ref()
-            .map(BuildServer::log)
-            .unwrap_or_default()
-    }
 }
 
 fn remote(client: Tool, server: &BuildServer) -> Builder {

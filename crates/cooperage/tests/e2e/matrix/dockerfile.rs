@@ -236,10 +236,7 @@ pub fn build(
             .rev()
             .find(|line| line.starts_with("ERROR: "));
         let last = last.unwrap_or(&ran.stderr).trim_start_matches("ERROR: ");
-        // The ledger has it: ours says what is wrong without these words in front.
-        return Err(
-            format!("{}\nerror: {last}\n", ran.stderr).replace("failed to load cache key: ", "")
-        );
+        return Err(format!("{}\nerror: {last}\n", ran.stderr));
     }
     let found = directory.join("tree");
     let seen = tree::of_archive(&archive, &found, matrix.started);

@@ -3,23 +3,21 @@
 use std::path::Path;
 use std::process::{Child, Command};
 
-use llb::{MountKind, SecretEnv};
+use llb::{ClientFile, MountKind, SecretEnv};
 
 use super::{Case, Matrix};
 use crate::workshop::text;
 
 fn secret(id: &str, uid: u32, gid: u32, mode: u32, optional: bool) -> MountKind {
-    MountKind::Secret {
-        id: id.into(),
-        uid,
-        gid,
-        mode,
-        optional,
-    }
+    MountKind::Secret(file(id, uid, gid, mode, optional))
 }
 
 fn ssh(id: &str, uid: u32, gid: u32, mode: u32, optional: bool) -> MountKind {
-    MountKind::Ssh {
+    MountKind::Ssh(file(id, uid, gid, mode, optional))
+}
+
+fn file(id: &str, uid: u32, gid: u32, mode: u32, optional: bool) -> ClientFile {
+    ClientFile {
         id: id.into(),
         uid,
         gid,

@@ -15,6 +15,7 @@ use tokio_util::io::StreamReader;
 use super::packet::{Stream, push_line};
 use super::ssh::{Address, Limits, Ssh};
 use crate::git::command::GitAccess;
+use crate::http::authorization_value;
 
 /// Some servers answer only what calls itself git.
 const AGENT: &str = concat!("git/2.47.0 cooperage/", env!("CARGO_PKG_VERSION"));
@@ -123,11 +124,7 @@ impl Web {
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         headers.insert("git-protocol", HeaderValue::from_static(VERSION));
         if let Some(secret) = &access.authorization {
-            let value = HeaderValue::from_str(secret.expose().trim_end());
-            let mut value =
-                value.map_err(|_| Error::invalid("the authorization secret is no header value"))?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
+            headers.insert(AUTHORIZATION, authorization_value(secret)?);
             // The header is meant instead of what the address says.
             let _ = url.set_username("");
             let _ = url.set_password(None);

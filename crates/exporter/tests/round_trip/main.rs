@@ -2,246 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-#[path = "../../registry/tests/support/docker_registry.rs"]
+#[path = "../../../registry/tests/support/docker_registry.rs"]
 mod docker_registry;
+mod site;
 
-use std::collections::BTreeMap;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::path::Path;
+use std::sync::Arc;
 
-use async_trait::async_trait;
-use content::ContentStore;
 use docker_registry::DockerRegistry;
-use exporter::{
-    ClientTarget, ExportContext, ExportSource, Exported, Exporter, ExporterSpec, PlatformImage,
-    SentBytes, Tree,
-};
-use layers::{Backend, LayerNote, LayerStack, LayerStore};
-use oci::{Descriptor, ImageConfig, ImageIndex, ImageManifest, Platform, Reference, media_type};
-use registry::{Client, RegistryHosts};
-use source::image::{ImageRequest, ImageSource};
-use source::oci_layout::{LayoutDir, OciLayout};
-use status::{Recorder, Silent, StatusSink};
-use tokio::io::AsyncWrite;
+use exporter::{ExportSource, Exported};
+use oci::{ImageConfig, ImageIndex, ImageManifest, Reference, media_type};
+use source::image::ImageRequest;
+use status::{Recorder, StatusSink};
 
-struct Site {
-    dir: tempfile::TempDir,
-    content: ContentStore,
-    layers: LayerStore,
-    exporter: Exporter,
-    images: ImageSource,
-}
-
-impl Site {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let content = ContentStore::open(dir.path().join("content")).unwrap();
-        let layers = LayerStore::open(dir.path().join("layers"), Backend::Auto).unwrap();
-        Site {
-            exporter: Exporter::new(content.clone(), layers.clone()),
-            images: ImageSource::new(content.clone(), layers.clone()),
-            dir,
-            content,
-            layers,
-        }
-    }
-
-    /// Adds a layer made by a function to a stack.
-    fn layer(&self, below: &LayerStack, note: &str, fill: impl FnOnce(&Path)) -> LayerStack {
-        let writable = self.layers.writable(below).unwrap();
-        fill(&writable.path());
-        writable.commit(LayerNote::new(note)).unwrap()
-    }
-
-    /// Two layers with something of everything.
-    fn sample(&self) -> LayerStack {
-        let base = self.layer(&LayerStack::empty(), "base", |root| {
-            std::fs::create_dir_all(root.join("etc/deep")).unwrap();
-            std::fs::write(root.join("etc/a"), "a").unwrap();
-            // Layers cut times, archives round them: this one is the same in both.
-            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_200_000_000);
-            let file = std::fs::File::open(root.join("etc/a")).unwrap();
-            file.set_modified(time).unwrap();
-            std::fs::write(root.join("etc/gone"), "x").unwrap();
-            std::fs::hard_link(root.join("etc/a"), root.join("etc/b")).unwrap();
-            std::os::unix::fs::symlink("a", root.join("etc/link")).unwrap();
-            let big: Vec<u8> = (0..3_000_000u32)
-                .map(|n| (n.wrapping_mul(n) >> 7) as u8)
-                .collect();
-            std::fs::write(root.join("big"), big).unwrap();
-        });
-        self.layer(&base, "[2/2] RUN change", |root| {
-            std::fs::remove_file(root.join("etc/gone")).unwrap();
-            std::fs::write(root.join("etc/new"), "n").unwrap();
-            let mode = std::fs::Permissions::from_mode(0o4711);
-            std::fs::set_permissions(root.join("etc/new"), mode).unwrap();
-            std::os::unix::fs::chown(root.join("etc/new"), Some(5), Some(6)).unwrap();
-        })
-    }
-
-    async fn export(
-        &self,
-        kind: &str,
-        attrs: &[(&str, &str)],
-        source: &ExportSource,
-        client: Option<&dyn ClientTarget>,
-        statuses: Arc<dyn StatusSink>,
-    ) -> diag::Result<Exported> {
-        let attrs: BTreeMap<String, String> = attrs
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect();
-        let (spec, unknown) = ExporterSpec::parse(kind, &attrs)?;
-        assert!(unknown.is_empty(), "{unknown:?}");
-        let context = ExportContext {
-            client,
-            registry: &registry_client(),
-            statuses,
-        };
-        self.exporter.export(&spec, source, context).await
-    }
-
-    /// Names, modes, owners and contents of all files of a stack.
-    fn tree(&self, stack: &LayerStack) -> BTreeMap<PathBuf, String> {
-        let mounted = self.layers.mount(stack).unwrap();
-        tree_of(mounted.path())
-    }
-}
-
-fn registry_client() -> Client {
-    Client::new(RegistryHosts::default())
-}
-
-fn silent() -> Arc<dyn StatusSink> {
-    Arc::new(Silent)
-}
-
-fn tree_of(root: &Path) -> BTreeMap<PathBuf, String> {
-    let mut tree = BTreeMap::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let meta = std::fs::symlink_metadata(&path).unwrap();
-            let content = if meta.is_dir() {
-                folders.push(path.clone());
-                "dir".to_owned()
-            } else if meta.is_symlink() {
-                format!("-> {}", std::fs::read_link(&path).unwrap().display())
-            } else {
-                let links = if meta.nlink() > 1 { " linked" } else { "" };
-                let bytes = std::fs::read(&path).unwrap();
-                format!("{}{links}", oci::Digest::of(bytes))
-            };
-            let text = format!(
-                "{:o} {}:{} {} {content}",
-                meta.mode(),
-                meta.uid(),
-                meta.gid(),
-                meta.mtime()
-            );
-            tree.insert(path.strip_prefix(root).unwrap().to_owned(), text);
-        }
-    }
-    tree
-}
-
-fn amd64() -> Platform {
-    "linux/amd64".parse().unwrap()
-}
-
-fn image(stack: LayerStack, platform: &str) -> PlatformImage {
-    let parsed: Platform = platform.parse().unwrap();
-    let config = format!(
-        r#"{{"architecture":"{}","os":"linux","config":{{"Cmd":["sh"]}},"rootfs":{{"type":"layers","diff_ids":[]}},"history":[{{"created_by":"base"}},{{"created_by":"CMD [\"sh\"]","empty_layer":true}},{{"created_by":"RUN change"}}]}}"#,
-        parsed.architecture
-    );
-    PlatformImage {
-        id: platform.to_owned(),
-        platform: parsed,
-        stack,
-        config: Some(config.into_bytes()),
-        ..PlatformImage::default()
-    }
-}
-
-/// Takes what is exported into a folder of its own.
-struct Taker {
-    dir: tempfile::TempDir,
-    metadata: Mutex<BTreeMap<String, String>>,
-    trees: Mutex<Vec<(Option<String>, BTreeMap<PathBuf, String>)>>,
-    refuses: bool,
-}
-
-impl Taker {
-    fn new() -> Self {
-        Taker {
-            dir: tempfile::tempdir().unwrap(),
-            metadata: Mutex::default(),
-            trees: Mutex::default(),
-            refuses: false,
-        }
-    }
-
-    fn file(&self) -> PathBuf {
-        self.dir.path().join("file")
-    }
-
-    /// The archive unpacked by GNU tar.
-    fn unpacked(&self) -> PathBuf {
-        let into = self.dir.path().join("unpacked");
-        std::fs::create_dir(&into).unwrap();
-        let done = std::process::Command::new("tar")
-            .args(["--same-owner", "--warning=no-timestamp", "-xpf"])
-            .arg(self.file())
-            .arg("-C")
-            .arg(&into)
-            .status()
-            .unwrap();
-        assert!(done.success());
-        into
-    }
-}
-
-#[async_trait]
-impl ClientTarget for Taker {
-    async fn send_file(
-        &self,
-        metadata: &BTreeMap<String, String>,
-    ) -> diag::Result<Pin<Box<dyn AsyncWrite + Send>>> {
-        if self.refuses {
-            let code = diag::Code::AlreadyExists;
-            return Err(diag::Error::new(code, "it is here"));
-        }
-        *self.metadata.lock().unwrap() = metadata.clone();
-        Ok(Box::pin(tokio::fs::File::create(self.file()).await?))
-    }
-
-    async fn send_trees(
-        &self,
-        trees: Vec<Tree>,
-        _delete: bool,
-        sent: SentBytes,
-    ) -> diag::Result<()> {
-        for tree in trees {
-            let entry = (tree.folder, tree_of(&tree.root));
-            self.trees.lock().unwrap().push(entry);
-        }
-        sent(7);
-        Ok(())
-    }
-
-    async fn send_blobs(&self, content: &ContentStore, blobs: Vec<Descriptor>) -> diag::Result<()> {
-        let dir = self.dir.path().join("blobs/sha256");
-        std::fs::create_dir_all(&dir)?;
-        for blob in blobs {
-            std::fs::copy(content.path(&blob.digest), dir.join(blob.digest.hex()))?;
-        }
-        Ok(())
-    }
-}
+use site::{Site, Taker, amd64, image, registry_client, silent, tree_of};
 
 #[tokio::test]
 async fn a_pushed_image_comes_back_as_the_same_files_and_layers() {
@@ -315,15 +89,8 @@ async fn a_pushed_image_comes_back_as_the_same_files_and_layers() {
     let again_name = format!("{}/again:v2", peer.host);
     let attrs = [("name", again_name.as_str()), ("push", "true")];
     let exported = other
-        .export(
-            "image",
-            &attrs,
-            &ExportSource::single(from_pulled),
-            None,
-            silent(),
-        )
-        .await
-        .unwrap();
+        .exported("image", &attrs, &ExportSource::single(from_pulled), None)
+        .await;
     assert_eq!(exported.response["containerimage.digest"], digest);
     let sources = &exported.image.unwrap().manifests[0].layers[0].sources;
     assert_eq!(sources[&peer.host], ["round/trip"]);
@@ -351,10 +118,7 @@ async fn several_platforms_become_an_index_from_which_each_is_pulled() {
         ("annotation-index.of", "all"),
         ("annotation[linux/arm64].of", "arm"),
     ];
-    let exported = site
-        .export("image", &attrs, &source, None, silent())
-        .await
-        .unwrap();
+    let exported = site.exported("image", &attrs, &source, None).await;
     assert!(
         !exported
             .response
@@ -375,17 +139,8 @@ async fn several_platforms_become_an_index_from_which_each_is_pulled() {
     let client = registry_client();
     for (platform, stack) in [("linux/amd64", &first), ("linux/arm64/v8", &second)] {
         let request = ImageRequest::new(name.parse().unwrap(), platform.parse().unwrap());
-        let resolved = other
-            .images
-            .resolve(&client, &request, &silent())
-            .await
-            .unwrap();
-        let pulled = other
-            .images
-            .pull(&client, &resolved, &silent())
-            .await
-            .unwrap();
-        assert_eq!(other.tree(&pulled.stack), site.tree(stack), "{platform}");
+        let pulled = other.pull(&client, &request).await;
+        assert_eq!(other.tree(&pulled), site.tree(stack), "{platform}");
     }
     let request = ImageRequest::new(name.parse().unwrap(), "linux/s390x".parse().unwrap());
     let Err(error) = other.images.resolve(&client, &request, &silent()).await else {
@@ -410,10 +165,7 @@ async fn a_docker_archive_has_what_docker_load_and_oci_tools_want() {
         ("name", "busy,example.com/x/y:z"),
         ("source-date-epoch", "0"),
     ];
-    let exported = site
-        .export("docker", &attrs, &source, Some(&taker), silent())
-        .await
-        .unwrap();
+    let exported = site.exported("docker", &attrs, &source, Some(&taker)).await;
     assert_eq!(
         exported.response["image.name"],
         "docker.io/library/busy:latest,example.com/x/y:z"
@@ -447,20 +199,8 @@ async fn a_docker_archive_has_what_docker_load_and_oci_tools_want() {
     );
     // The same layout as a source of images.
     let other = Site::new();
-    let layout = OciLayout::new(Arc::new(LayoutDir::new(&dir)));
-    let name: Reference = "docker.io/library/busy".parse().unwrap();
-    let request = ImageRequest::new(name.with_digest(index.manifests[0].digest), amd64());
-    let resolved = other
-        .images
-        .resolve(&layout, &request, &silent())
-        .await
-        .unwrap();
-    let pulled = other
-        .images
-        .pull(&layout, &resolved, &silent())
-        .await
-        .unwrap();
-    assert_eq!(other.tree(&pulled.stack), site.tree(&stack));
+    let pulled = other.pull_layout(&dir, index.manifests[0].digest).await;
+    assert_eq!(other.tree(&pulled), site.tree(&stack));
 }
 
 #[tokio::test]
@@ -473,9 +213,7 @@ async fn equal_results_give_equal_archives() {
         let taker = Taker::new();
         let attrs = [("source-date-epoch", "1700000000"), ("name", "x")];
         let source = ExportSource::single(image(stack, "linux/amd64"));
-        site.export("oci", &attrs, &source, Some(&taker), silent())
-            .await
-            .unwrap();
+        site.exported("oci", &attrs, &source, Some(&taker)).await;
         bytes.push(std::fs::read(taker.file()).unwrap());
     }
     assert!(bytes[0] == bytes[1]);
@@ -487,10 +225,7 @@ async fn a_client_that_has_the_image_is_left_alone() {
     let mut taker = Taker::new();
     taker.refuses = true;
     let source = ExportSource::single(image(site.sample(), "linux/amd64"));
-    let exported = site
-        .export("docker", &[], &source, Some(&taker), silent())
-        .await
-        .unwrap();
+    let exported = site.exported("docker", &[], &source, Some(&taker)).await;
     assert!(exported.response.contains_key("containerimage.digest"));
 }
 
@@ -509,23 +244,14 @@ async fn compression_is_as_asked_for_and_forced_only_when_told() {
         let all = manifest.layers.iter().map(|layer| layer.media_type.clone());
         all.collect::<Vec<_>>()
     };
-    let first = site
-        .export("image", &[], &source, None, silent())
-        .await
-        .unwrap();
+    let first = site.exported("image", &[], &source, None).await;
     let first = manifest_of(&site, &first).await;
     assert_eq!(kinds(&first), [media_type::OCI_LAYER_GZIP; 2]);
     let asked = [("compression", "zstd")];
-    let kept = site
-        .export("image", &asked, &source, None, silent())
-        .await
-        .unwrap();
+    let kept = site.exported("image", &asked, &source, None).await;
     assert_eq!(manifest_of(&site, &kept).await.layers, first.layers);
     let forced = [("compression", "zstd"), ("force-compression", "true")];
-    let forced = site
-        .export("image", &forced, &source, None, silent())
-        .await
-        .unwrap();
+    let forced = site.exported("image", &forced, &source, None).await;
     let forced_manifest = manifest_of(&site, &forced).await;
     assert_eq!(kinds(&forced_manifest), [media_type::OCI_LAYER_ZSTD; 2]);
     assert_eq!(
@@ -533,10 +259,7 @@ async fn compression_is_as_asked_for_and_forced_only_when_told() {
         "the archives are the same"
     );
     let docker = [("oci-mediatypes", "false")];
-    let docker = site
-        .export("image", &docker, &source, None, silent())
-        .await
-        .unwrap();
+    let docker = site.exported("image", &docker, &source, None).await;
     let docker = manifest_of(&site, &docker).await;
     assert_eq!(docker.media_type, media_type::DOCKER_MANIFEST);
     assert_eq!(kinds(&docker), [media_type::DOCKER_LAYER_GZIP; 2]);
@@ -561,20 +284,8 @@ async fn rewritten_timestamps_reach_into_the_layers() {
     let dir = taker.unpacked();
     let index: ImageIndex =
         serde_json::from_slice(&std::fs::read(dir.join("index.json")).unwrap()).unwrap();
-    let layout = OciLayout::new(Arc::new(LayoutDir::new(&dir)));
-    let name: Reference = "x".parse().unwrap();
-    let request = ImageRequest::new(name.with_digest(index.manifests[0].digest), amd64());
-    let resolved = other
-        .images
-        .resolve(&layout, &request, &silent())
-        .await
-        .unwrap();
-    let pulled = other
-        .images
-        .pull(&layout, &resolved, &silent())
-        .await
-        .unwrap();
-    let tree = other.tree(&pulled.stack);
+    let pulled = other.pull_layout(&dir, index.manifests[0].digest).await;
+    let tree = other.tree(&pulled);
     assert!(
         tree.values().all(|text| text.contains(" 1000000000 ")),
         "{tree:#?}"
@@ -604,9 +315,7 @@ async fn files_go_into_the_clients_folder_or_an_archive() {
         ..ExportSource::default()
     };
     let taker = Taker::new();
-    site.export("local", &[], &double, Some(&taker), silent())
-        .await
-        .unwrap();
+    site.exported("local", &[], &double, Some(&taker)).await;
     let mut folders: Vec<_> = {
         let trees = taker.trees.lock().unwrap();
         trees
@@ -631,9 +340,7 @@ async fn files_go_into_the_clients_folder_or_an_archive() {
     );
 
     let taker = Taker::new();
-    site.export("tar", &[], &double, Some(&taker), silent())
-        .await
-        .unwrap();
+    site.exported("tar", &[], &double, Some(&taker)).await;
     let unpacked = taker.unpacked();
     let seconds = tree_of(&unpacked.join("linux_arm_v7"));
     let names: Vec<_> = seconds.keys().cloned().collect();
@@ -649,25 +356,10 @@ async fn blobs_instead_of_an_archive_go_into_the_clients_store() {
     let taker = Taker::new();
     let source = ExportSource::single(image(stack.clone(), "linux/amd64"));
     let attrs = [("tar", "false")];
-    let exported = site
-        .export("oci", &attrs, &source, Some(&taker), silent())
-        .await
-        .unwrap();
+    let exported = site.exported("oci", &attrs, &source, Some(&taker)).await;
     let other = Site::new();
-    let layout = OciLayout::new(Arc::new(LayoutDir::new(taker.dir.path())));
     let digest = exported.response["containerimage.digest"].parse().unwrap();
-    let name: Reference = "x".parse().unwrap();
-    let request = ImageRequest::new(name.with_digest(digest), amd64());
-    let resolved = other
-        .images
-        .resolve(&layout, &request, &silent())
-        .await
-        .unwrap();
-    let pulled = other
-        .images
-        .pull(&layout, &resolved, &silent())
-        .await
-        .unwrap();
-    assert_eq!(other.tree(&pulled.stack), site.tree(&stack));
+    let pulled = other.pull_layout(taker.dir.path(), digest).await;
+    assert_eq!(other.tree(&pulled), site.tree(&stack));
     assert!(site.dir.path().exists());
 }

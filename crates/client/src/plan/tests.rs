@@ -1,4 +1,5 @@
 use super::*;
+use crate::export::Target;
 use crate::export::prepare_exports;
 use crate::request::BuildFlags;
 
