@@ -170,7 +170,8 @@ fn what_a_damaged_database_cost_is_told_to_the_next_build() {
     std::fs::remove_file(state.join("keys.db")).unwrap();
     std::fs::write(state.join("layers/layers.db"), "").unwrap();
     for log in ["keys.db-wal", "history.db-wal", "layers/layers.db-wal"] {
-        std::fs::remove_file(state.join(log)).unwrap();
+        // One that has nothing in it may not be there.
+        let _ = std::fs::remove_file(state.join(log));
     }
     let server = start();
     let told = build(&server, &context).stderr;
