@@ -2,24 +2,27 @@
 //! something is wrong.
 
 use crate::flags::{FlagKind, Flags};
-use crate::heredoc::Heredoc;
 use crate::instruction::{
-    AddInstruction, ArgDeclaration, CommandLine, CopyInstruction, Dockerfile, GlobalArgs,
-    Healthcheck, InlineFile, Instruction, KeyValue, Kind, RunInstruction, RunNetwork,
-    SourceContent, SourcesAndDest, Stage,
+    ArgDeclaration, CommandLine, Dockerfile, GlobalArgs, InlineFile, Instruction, KeyValue, Kind,
+    RunInstruction, RunNetwork, Stage,
 };
 use crate::lint::{Linter, Rule};
 use crate::mount::{MountSpec, parse_device};
 use crate::parser::{Ast, EMPTY_CONTINUATION, Node};
-use crate::quote::{duration, is_space, parse_duration, quoted};
+use crate::quote::{is_space, quoted};
 use crate::source::{Diagnostic, Severity, SyntaxError};
 use crate::suggest;
 
+mod copies;
+mod healthcheck;
 #[cfg(test)]
 mod tests;
 
+use copies::{add, copy};
+use healthcheck::healthcheck;
+
 /// The keywords, in the order suggestions prefer them.
-pub const KEYWORDS: [&str; 18] = [
+pub(crate) const KEYWORDS: [&str; 18] = [
     "ADD",
     "ARG",
     "CMD",
@@ -305,93 +308,6 @@ fn arg(node: &Node) -> Result<Vec<ArgDeclaration>, String> {
     node.arguments.words.iter().map(declaration).collect()
 }
 
-fn sources_and_dest(node: &Node, keyword: &str) -> Result<SourcesAndDest, String> {
-    let Some((dest, sources)) = node.arguments.words.split_last() else {
-        return Err(no_destination(keyword));
-    };
-    if Heredoc::of(dest).is_some() {
-        return Err(format!(
-            "{keyword} cannot accept a heredoc as a destination"
-        ));
-    }
-    let mut files = SourcesAndDest {
-        dest: dest.clone(),
-        ..SourcesAndDest::default()
-    };
-    for source in sources {
-        let Some(word) = Heredoc::of(source) else {
-            files.paths.push(source.clone());
-            continue;
-        };
-        // Of several with one name the last one counts.
-        let found = node.heredocs.iter().rev().find(|h| h.name == word.name);
-        let content = found.map_or_else(Vec::new, |found| found.content.clone());
-        let heredoc = Heredoc { content, ..word };
-        files.contents.push(SourceContent {
-            data: heredoc.text(),
-            path: heredoc.name,
-            expand: heredoc.expand,
-        });
-    }
-    Ok(files)
-}
-
-fn no_destination(keyword: &str) -> String {
-    format!(
-        "{keyword} requires at least two arguments, but only one was provided. Destination could not be determined"
-    )
-}
-
-fn add(node: &Node) -> Result<AddInstruction, String> {
-    if node.arguments.words.len() < 2 {
-        return Err(no_destination("ADD"));
-    }
-    let known = [
-        ("checksum", FlagKind::Text),
-        ("chmod", FlagKind::Text),
-        ("chown", FlagKind::Text),
-        ("exclude", FlagKind::List),
-        ("keep-git-dir", FlagKind::Bool),
-        ("link", FlagKind::Bool),
-        ("unpack", FlagKind::Bool),
-    ];
-    let mut flags = Flags::parse(&node.flags, &known)?;
-    Ok(AddInstruction {
-        files: sources_and_dest(node, "ADD")?,
-        chown: flags.text("chown"),
-        chmod: flags.text("chmod"),
-        link: flags.boolean("link").unwrap_or(false),
-        exclude: flags.list("exclude"),
-        keep_git_dir: flags.boolean("keep-git-dir"),
-        checksum: flags.text("checksum"),
-        unpack: flags.boolean("unpack"),
-    })
-}
-
-fn copy(node: &Node) -> Result<CopyInstruction, String> {
-    if node.arguments.words.len() < 2 {
-        return Err(no_destination("COPY"));
-    }
-    let known = [
-        ("chmod", FlagKind::Text),
-        ("chown", FlagKind::Text),
-        ("exclude", FlagKind::List),
-        ("from", FlagKind::Text),
-        ("link", FlagKind::Bool),
-        ("parents", FlagKind::Bool),
-    ];
-    let mut flags = Flags::parse(&node.flags, &known)?;
-    Ok(CopyInstruction {
-        files: sources_and_dest(node, "COPY")?,
-        from: flags.text("from"),
-        chown: flags.text("chown"),
-        chmod: flags.text("chmod"),
-        link: flags.boolean("link").unwrap_or(false),
-        exclude: flags.list("exclude"),
-        parents: flags.boolean("parents").unwrap_or(false),
-    })
-}
-
 fn command_line(node: &Node) -> CommandLine {
     let files = node.heredocs.iter().map(|heredoc| InlineFile {
         name: heredoc.name.clone(),
@@ -496,87 +412,6 @@ fn onbuild(node: &Node) -> Result<String, String> {
         trigger.push_str(&heredoc.name);
     }
     Ok(trigger)
-}
-
-fn healthcheck(node: &Node) -> Result<Healthcheck, String> {
-    let Some((kind, command)) = node.arguments.words.split_first() else {
-        return Err("HEALTHCHECK requires at least one argument".to_owned());
-    };
-    let kind = kind.to_uppercase();
-    if kind == "NONE" {
-        if !command.is_empty() {
-            return Err("HEALTHCHECK NONE takes no arguments".to_owned());
-        }
-        return Ok(Healthcheck {
-            test: vec![kind],
-            ..Healthcheck::default()
-        });
-    }
-    let names = [
-        "interval",
-        "retries",
-        "start-interval",
-        "start-period",
-        "timeout",
-    ];
-    let mut flags = Flags::parse(&node.flags, &names.map(|name| (name, FlagKind::Text)))?;
-    if kind != "CMD" {
-        return Err(format!(
-            "Unknown type {} in HEALTHCHECK (try CMD)",
-            quoted(&kind)
-        ));
-    }
-    if command.is_empty() {
-        return Err("Missing command after HEALTHCHECK CMD".to_owned());
-    }
-    let first = if node.arguments.json {
-        "CMD"
-    } else {
-        "CMD-SHELL"
-    };
-    let mut test = vec![first.to_owned()];
-    test.extend(command.iter().cloned());
-    let mut interval = |name: &str| health_interval(name, &flags.text(name));
-    Ok(Healthcheck {
-        test,
-        interval: interval("interval")?,
-        timeout: interval("timeout")?,
-        start_period: interval("start-period")?,
-        start_interval: interval("start-interval")?,
-        retries: health_retries(&flags.text("retries"))?,
-    })
-}
-
-fn health_interval(name: &str, text: &str) -> Result<i64, String> {
-    const SHORTEST: i64 = 1_000_000;
-    if text.is_empty() {
-        return Ok(0);
-    }
-    let value = parse_duration(text)?;
-    if value != 0 && value < SHORTEST {
-        return Err(format!(
-            "Interval {} cannot be less than {}",
-            quoted(name),
-            duration(SHORTEST)
-        ));
-    }
-    Ok(value)
-}
-
-fn health_retries(text: &str) -> Result<i64, String> {
-    if text.is_empty() {
-        return Ok(0);
-    }
-    let failed = |what: &str| format!("strconv.ParseInt: parsing {}: {what}", quoted(text));
-    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(failed("invalid syntax"));
-    }
-    let value: i32 = text.parse().map_err(|_| failed("value out of range"))?;
-    if value < 0 {
-        return Err(format!("--retries cannot be negative ({value})"));
-    }
-    Ok(i64::from(value))
 }
 
 /// The text of the comment that starts with the name.

@@ -147,7 +147,8 @@ impl<'a> Client<'a> {
             .host
             .solve(graph)
             .await
-            .context("failed to resolve dockerfile")?;
+            // Stock solves nothing before it reads.
+            .context("failed to read dockerfile")?;
         let mut data = self.host.read_file(&solved, &self.filename).await;
         if data.is_err()
             && let Some(other) = self.lower_case_name()

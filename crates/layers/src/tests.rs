@@ -10,6 +10,7 @@ use archive::{Compression, Header, Writer};
 use content::ContentStore;
 use oci::{Descriptor, Digest, media_type};
 
+use crate::overlay::{Request, probe, unmount};
 use crate::*;
 
 struct Fixture {
@@ -113,7 +114,8 @@ fn on_an_overlay(test: impl FnOnce()) {
     struct Mounted(PathBuf);
     impl Drop for Mounted {
         fn drop(&mut self) {
-            crate::overlay::unmount(&self.0).unwrap();
+            DISK.set(None);
+            unmount(&self.0).unwrap();
         }
     }
     let dir = tempfile::tempdir().unwrap();
@@ -122,8 +124,8 @@ fn on_an_overlay(test: impl FnOnce()) {
         fs::create_dir(&path).unwrap();
         path
     });
-    let api = crate::overlay::probe(&dir.path().join("probe")).unwrap();
-    let request = crate::overlay::Request {
+    let api = probe(&dir.path().join("probe")).unwrap();
+    let request = Request {
         lowers: vec![lower],
         upper: Some((&upper, &work)),
         target: &disk,
@@ -489,7 +491,10 @@ fn pack(t: &Fixture, kind: Compression, write: impl FnOnce(&mut Writer<Vec<u8>>)
     let mut packed = archive::compressor(Vec::new(), kind, None, 2).unwrap();
     std::io::Write::write_all(&mut packed, &tar).unwrap();
     let blob = packed.finish().unwrap();
-    let media = crate::layer_media_type(kind);
+    let media = match kind {
+        Compression::Zstd => media_type::OCI_LAYER_ZSTD,
+        _ => media_type::OCI_LAYER_GZIP,
+    };
     content.put(&blob).unwrap();
     let layer = PackedLayer {
         descriptor: Descriptor::of(media, &blob),

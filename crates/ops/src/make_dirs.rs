@@ -44,7 +44,10 @@ pub fn make_dir(root: &Root, dir: &Resolved, how: &NewDirs) -> Result<(), OpErro
     let name = dir.name().ok_or_else(|| failed("mkdir")(Errno::EXIST))?;
     let mode = Mode::from_raw_mode(how.mode & 0o7777);
     rustix::fs::mkdirat(&parent, name, mode).map_err(failed("mkdir"))?;
-    // The process's umask must not show in an image.
+    // The process's umask must not show in an image; a group that is passed on from above must.
+    let made = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW);
+    let made = Mode::from_raw_mode(made.map_err(failed("stat"))?.st_mode);
+    let mode = mode | (made & Mode::SGID);
     rustix::fs::chmodat(&parent, name, mode, AtFlags::empty()).map_err(failed("chmod"))?;
     if let Some(owner) = how.owner {
         set_owner(&parent, name, owner).map_err(failed("lchown"))?;

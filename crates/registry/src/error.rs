@@ -217,8 +217,8 @@ impl RegistryError {
                 401 => Code::Unauthenticated,
                 403 => Code::PermissionDenied,
                 404 => Code::NotFound,
-                429 => Code::ResourceExhausted,
-                500..=599 => Code::Unavailable,
+                // It is the peer that is exhausted, and not this machine.
+                429 | 500..=599 => Code::Unavailable,
                 _ => Code::Unknown,
             },
             RegistryError::Details(_, code) => *code,

@@ -129,7 +129,9 @@ fn run(flags: &Flags) -> Result<()> {
     });
     runtime.shutdown_timeout(EXIT_TIMEOUT);
     // Threads that still work may keep it from being dropped.
-    executor.get().map(Executor::close);
+    if let Some(executor) = executor.get() {
+        executor.close();
+    }
     outcome
 }
 

@@ -33,7 +33,11 @@ pub const DETAIL: &str = "cooperage/diag.Error+json";
 /// The code that stands in the status itself.
 fn wire_code(code: Code) -> Code {
     match code {
-        Code::Canceled | Code::DeadlineExceeded | Code::Unimplemented | Code::Internal => code,
+        Code::Canceled
+        | Code::DeadlineExceeded
+        | Code::ResourceExhausted
+        | Code::Unimplemented
+        | Code::Internal => code,
         // `Unavailable` too: clients take it for a connection to this server that broke.
         _ => Code::Unknown,
     }
@@ -246,6 +250,9 @@ mod tests {
         assert_eq!(to_status(&error).code(), tonic::Code::Unknown);
         let back = from_rpc_status(&to_rpc_status(&error));
         assert_eq!(back.code(), Code::Unavailable);
+        // Stock clients exit with another code when something was used up.
+        let full = Error::new(Code::ResourceExhausted, "no space left on device");
+        assert_eq!(to_status(&full).code(), tonic::Code::ResourceExhausted);
         let stopping = to_unavailable_status(&error);
         assert_eq!(stopping.code(), tonic::Code::Unavailable);
         assert_eq!(stopping.message(), "the registry is away");

@@ -399,7 +399,7 @@ impl<W: Work> Build<W> {
     async fn make(&self, node: &Arc<Node<W>>) -> Result<Vec<W::Output>> {
         let keyed = self.keyed(node).await?;
         if let Some(outputs) = keyed.found {
-            if keyed.started {
+            if keyed.started && node.work.tells_reuse() {
                 self.context.reused(&node.vertex);
             }
             return Ok(outputs);

@@ -61,6 +61,12 @@ pub trait Work: Send + Sync + 'static {
         true
     }
 
+    /// Whether it is told when what was kept of it is used. Work that brings everything while it is
+    /// pinned has told that already.
+    fn tells_reuse(&self) -> bool {
+        true
+    }
+
     /// Whether the run counts against the limit on parallel work.
     fn limited(&self) -> bool {
         true

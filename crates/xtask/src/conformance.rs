@@ -15,19 +15,8 @@ pub fn record() -> Result<(), String> {
 /// `cargo xtask fuzz-dockerfile [--seeds N] [--from S]`: builds generated Dockerfiles with the
 /// Engine's BuildKit and with ours, and shows those whose outcomes differ.
 pub fn fuzz() -> Result<(), String> {
-    let (mut seeds, mut from) = ("200".to_owned(), "0".to_owned());
-    let mut args = std::env::args().skip(2);
-    while let Some(arg) = args.next() {
-        let value = args.next().ok_or_else(|| format!("{arg} needs a value"))?;
-        value
-            .parse::<u64>()
-            .map_err(|error| format!("{arg} {value}: {error}"))?;
-        match arg.as_str() {
-            "--seeds" => seeds = value,
-            "--from" => from = value,
-            _ => return Err(format!("unknown option {arg}")),
-        }
-    }
+    let arguments: Vec<String> = std::env::args().skip(2).collect();
+    let (seeds, from) = seeds(&arguments, "200")?;
     peers::unpack()?;
     let cargo = || {
         let mut command = Command::new("cargo");
@@ -37,6 +26,25 @@ pub fn fuzz() -> Result<(), String> {
     run(cargo().args(["build", "--release", "--quiet", "-p", "cooperage"]))?;
     let executable = crate::run::executable()?.display().to_string();
     program(&["fuzz".to_owned(), executable, seeds, from])
+}
+
+/// How many seeds from which one on, of `[--seeds N] [--from S]`.
+pub(crate) fn seeds(arguments: &[String], default: &str) -> Result<(String, String), String> {
+    let (mut seeds, mut from) = (default.to_owned(), "0".to_owned());
+    for option in arguments.chunks(2) {
+        let [name, value] = option else {
+            return Err(format!("{} needs a value", option[0]));
+        };
+        value
+            .parse::<u64>()
+            .map_err(|error| format!("{name} {value}: {error}"))?;
+        match name.as_str() {
+            "--seeds" => seeds.clone_from(value),
+            "--from" => from.clone_from(value),
+            _ => return Err(format!("unknown option {name}")),
+        }
+    }
+    Ok((seeds, from))
 }
 
 fn program(args: &[String]) -> Result<(), String> {

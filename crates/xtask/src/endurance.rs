@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use crate::peers::run;
+use crate::conformance::seeds;
+use crate::peers::{self, run};
 use crate::run::executable;
 
 /// How many seeds the simulator runs unless told otherwise.
@@ -39,6 +40,24 @@ pub fn crash(args: &[String]) -> Result<(), String> {
         ])
         .arg(executable()?)
         .args(args))
+}
+
+/// `cargo xtask fuzz-llb [--seeds N] [--from S]`: builds generated graphs with our server and with the
+/// Engine's BuildKit, or with the `buildkitd` that `$COOPERAGE_STOCK_BUILDKITD` names, and shows those whose
+/// outcomes differ.
+pub fn fuzz_llb(args: &[String]) -> Result<(), String> {
+    let (seeds, from) = seeds(args, "500")?;
+    peers::unpack()?;
+    run(cargo().args(["build", "--release", "--quiet", "--package", "cooperage"]))?;
+    // The Engine finds its runtime wrapper beside the program.
+    run(cargo().args(["build", "--quiet", "--package", "testkit"]))?;
+    run(cargo()
+        .args(["test", "--quiet", "--package", "cooperage", "--test", "e2e"])
+        .args(["--", "--exact", "--nocapture"])
+        .arg("matrix::generated::matrix_generated_graphs_build_alike")
+        .env("COOPERAGE_BIN", executable()?)
+        .env("COOPERAGE_LLB_SEEDS", seeds)
+        .env("COOPERAGE_LLB_FROM", from))
 }
 
 fn cargo() -> Command {

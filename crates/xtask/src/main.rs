@@ -1,5 +1,5 @@
 //! Development chores: `cargo xtask peers | layers | test | simulate | crash | record-conformance |
-//! fuzz-dockerfile`.
+//! fuzz-dockerfile | fuzz-llb`.
 #![expect(clippy::print_stdout, reason = "a development tool prints")]
 
 mod conformance;
@@ -22,9 +22,11 @@ fn main() -> ExitCode {
         "crash" => endurance::crash(&arguments),
         "record-conformance" => conformance::record(),
         "fuzz-dockerfile" => conformance::fuzz(),
+        "fuzz-llb" => endurance::fuzz_llb(&arguments),
         _ => Err(
             "usage: cargo xtask peers | layers | test | simulate [N] | crash [--rounds N] [--seed S] | \
-             record-conformance [FILTER…] | fuzz-dockerfile [--seeds N] [--from S]"
+             record-conformance [FILTER…] | fuzz-dockerfile [--seeds N] [--from S] | \
+             fuzz-llb [--seeds N] [--from S]"
                 .to_owned(),
         ),
     };

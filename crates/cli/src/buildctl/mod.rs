@@ -84,6 +84,13 @@ enum Command {
     PruneHistories(histories::HistoriesArgs),
     /// debug utilities
     Debug(DebugArgs),
+    /// Shows a list of commands or help for one command
+    #[command(alias = "h")]
+    Help {
+        /// The command
+        #[arg(value_name = "command")]
+        words: Vec<String>,
+    },
     /// Proxy the stdio stream to the daemon connection
     #[command(hide = true)]
     DialStdio,
@@ -125,16 +132,11 @@ enum DebugCommand {
 /// Runs `buildctl`; the result is the exit code.
 pub(crate) fn run(arguments: Vec<OsString>) -> i32 {
     let mut command = prepare(Root::command());
-    let arguments = without_help_word(arguments);
     let words: Vec<String> = arguments
         .iter()
         .skip(1)
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
-    let mut asked = match find(&command, &words).last() {
-        Some(found) => (*found).clone(),
-        None => command.clone(),
-    };
     let parsed = command
         .try_get_matches_from_mut(arguments)
         .and_then(|matches| Root::from_arg_matches(&matches));
@@ -152,12 +154,13 @@ pub(crate) fn run(arguments: Vec<OsString>) -> i32 {
         printer::out_line(format!("buildctl cooperage v{version} {revision}"));
         return 0;
     }
-    let is_group = matches!(
-        &root.command,
-        None | Some(Command::Debug(DebugArgs { command: None }))
-    );
-    if root.help || is_group {
-        printer::out(asked.render_help().to_string());
+    let topic = match &root.command {
+        Some(Command::Help { words }) => Some(words),
+        None | Some(Command::Debug(DebugArgs { command: None })) => Some(&words),
+        _ => root.help.then_some(&words),
+    };
+    if let Some(words) = topic {
+        printer::out(help(&command, words));
         return 0;
     }
     match check(&root).and_then(|()| execute(root)) {
@@ -181,14 +184,12 @@ fn template(format: &str) -> Result<Template, diag::Error> {
     Ok(Template::parse(text)?)
 }
 
-/// `help COMMAND` is `COMMAND --help`.
-fn without_help_word(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    let is_help = |word: &OsString| word == "help" || word == "h";
-    if arguments.get(1).is_some_and(is_help) {
-        arguments.remove(1);
-        arguments.push("--help".into());
-    }
-    arguments
+/// The help of the command that words name.
+fn help(root: &clap::Command, words: &[String]) -> String {
+    let path = find(root, words);
+    let names: Vec<&str> = path.iter().map(|command| command.get_name()).collect();
+    let found = path.last().copied().unwrap_or(root).clone();
+    found.bin_name(names.join(" ")).render_help().to_string()
 }
 
 /// What is wrong with arguments, in the words of the flags library stock uses, and the exit code.
@@ -281,7 +282,8 @@ async fn ask(root: &Root) -> Result<(), diag::Error> {
         Some(Command::Debug(DebugArgs {
             command: Some(command),
         })) => debug(root, command).await,
-        Some(Command::Debug(_) | Command::DialStdio | Command::Build(_)) | None => Ok(()),
+        Some(Command::Debug(_) | Command::DialStdio | Command::Build(_) | Command::Help { .. })
+        | None => Ok(()),
     }
 }
 

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::template;
 use crate::format::{
-    RecordWords, TabWriter, buildctl_size, go_time, parse_duration, timestamp, write_details,
+    RecordWords, TabWriter, buildctl_size, go_time, list_or_null, parse_duration, timestamp,
+    write_details,
 };
 use crate::printer;
 
@@ -168,7 +169,7 @@ fn record_json(record: &UsageRecord) -> Value {
         "createdAt": time(created(record)),
         "lastUsedAt": time(last_used(record)),
         "usageCount": record.usage_count,
-        "parents": record.parents,
+        "parents": list_or_null(&record.parents),
         "description": record.description,
         "recordType": record.record_type,
         "shared": record.shared,

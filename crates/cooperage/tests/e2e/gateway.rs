@@ -1,12 +1,13 @@
 //! Frontend images: `# syntax=…` with a frontend of the test kit, by our client and by stock's.
 
 use std::path::Path;
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use testkit::{BuildServer, Registry, Tool, program};
 
-use crate::workshop::{Workshop, server, text};
+use crate::cancel::{running, word};
+use crate::workshop::{Workshop, server, text, wait_until};
 
 /// A server, and a registry with a base image and the frontend.
 pub struct Shop {
@@ -119,6 +120,22 @@ fn a_frontend_image_hands_on_to_the_dockerfile_frontend_with_its_options() {
 }
 
 #[test]
+fn a_cancelled_frontend_image_takes_its_containers_along() {
+    let shop = Shop::open();
+    for (number, (name, client)) in shop.clients().into_iter().enumerate() {
+        let word = word(number);
+        let context = shop.context(name, &format!("ask sleep {word}\n"));
+        let mut build = client.command(&[BUILD, &[&context]].concat());
+        let mut build = build.stderr(Stdio::null()).spawn().unwrap();
+        wait_until("a container", || running(&word) > 0);
+        let pid = Pid::from_raw(build.id() as i32).unwrap();
+        kill_process(pid, Signal::INT).unwrap();
+        assert_eq!(build.wait().unwrap().code(), Some(130), "{name}");
+        wait_until("the end of the container", || running(&word) == 0);
+    }
+}
+
+#[test]
 fn what_goes_wrong_in_a_frontend_image_is_shown_with_the_line_that_asked_for_it() {
     let shop = Shop::open();
     for (name, client) in shop.clients() {
@@ -169,7 +186,7 @@ fn a_frontend_image_that_hangs_or_babbles_is_ended() {
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        wait_until(|| {
+        wait_until("the frontend to say that it hangs", || {
             std::fs::read_to_string(&log)
                 .unwrap()
                 .contains("hanging as I was told")
@@ -180,7 +197,7 @@ fn a_frontend_image_that_hangs_or_babbles_is_ended() {
             .status();
         assert!(interrupt.unwrap().success());
         assert!(!build.wait().unwrap().success());
-        wait_until(|| !is_running(&tag));
+        wait_until("the end of the frontend", || !is_running(&tag));
     }
 }
 
@@ -193,17 +210,6 @@ fn is_running(argument: &str) -> bool {
         let text = String::from_utf8_lossy(&environment);
         text.contains("BUILDKIT_FRONTEND_OPT_0=") && text.contains(argument)
     })
-}
-
-fn wait_until(done: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(
-            start.elapsed() < Duration::from_secs(60),
-            "it did not happen"
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

@@ -212,7 +212,7 @@ fn what_was_built_can_be_looked_into_and_the_server_says_what_it_can() {
              stat: \"etc\" 20000000755 0 0:0 \"\"\n\
              list: \"group\" 644 49 0:0 \"\"\n\
              list: \"passwd\" 644 101 0:0 \"\"\n\
-             read: error read /etc: is a directory\n\
+             read: error /etc is not a regular file\n\
              == /etc/passwd\n\
              stat: \"passwd\" 644 101 0:0 \"\"\n\
              list: error readdir /etc/passwd: not a directory\n\

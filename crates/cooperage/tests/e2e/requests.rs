@@ -3,7 +3,7 @@
 use serde_json::Value;
 use testkit::{Lab, Tool};
 
-use crate::workshop::{Remote, context, executable, server, text};
+use crate::workshop::{Remote, context, executable, server, text, wait_until};
 
 const DOCKERFILE: &str = "FROM scratch AS base\nCOPY a /a\nFROM base\nARG WHO\n\
                           RUN --mount=type=cache,target=/c [\"/bin/greet\", \"<$WHO>\"]\n";
@@ -148,10 +148,11 @@ fn the_operators_client_shows_records_logs_and_contents() {
         .ok(&["debug", "logs", "--progress=plain", &reference])
         .stdout;
     assert!(logs.contains("[1/1] COPY a /"), "{logs}");
-    let spans = buildctl
-        .ok(&["debug", "logs", "--trace", &reference])
-        .stdout;
-    assert!(spans.contains("\"Name\": "), "{spans}");
+    // It is written when the build has ended already.
+    let spans = ["debug", "logs", "--trace", &reference];
+    wait_until("the trace", || buildctl.run(&spans).code == 0);
+    let spans = buildctl.ok(&spans).stdout;
+    assert!(spans.contains("{\"Name\":"), "{spans}");
     let record = buildctl.ok(&["debug", "histories", "--format=json"]).stdout;
     let record: Value = serde_json::from_str(&record).unwrap();
     assert_eq!(
@@ -235,7 +236,11 @@ fn the_operators_client_says_what_is_wrong_with_its_arguments() {
         );
     }
     let debug = buildctl.ok(&["debug"]).stdout;
-    assert_eq!(debug, buildctl.ok(&["help", "debug"]).stdout);
+    for words in [&["help", "debug"], &["debug", "--help"]] {
+        let all = [&["--addr", "unix:///nowhere"], &words[..]].concat();
+        assert_eq!(debug, buildctl.ok(&all).stdout, "{words:?}");
+    }
+    assert!(debug.contains("Usage: buildctl debug "), "{debug}");
     assert!(
         debug.contains("dump-llb") && !debug.contains("dump-metadata"),
         "{debug}"

@@ -179,7 +179,7 @@ pub fn server(lab: &Lab) -> ServerSetup {
 
 /// Waits for something that is sure to come, looking often; panics when it does not.
 pub fn wait_until(what: &str, done: impl FnMut() -> bool) {
-    testkit::wait_for(what, Duration::from_secs(30), done);
+    testkit::wait_for(what, Duration::from_secs(120), done);
 }
 
 /// A path as an argument.

@@ -53,7 +53,7 @@ pub async fn run_exec_op(
         }
         return Err(error);
     }
-    mounts.commit(op).await
+    mounts.commit(vertex.name()).await
 }
 
 /// A mount of files while the process runs.
@@ -189,18 +189,14 @@ impl Mounts {
     }
 
     /// Makes layers of what was written.
-    async fn commit(self, op: &ExecOp) -> Result<Vec<Output>> {
+    async fn commit(self, name: String) -> Result<Vec<Output>> {
         let Mounts { files, .. } = self;
-        let args = op.args.join(" ");
-        let note = |mount: &Mount| format!("mount {} from exec {args}", mount.dest);
-        let notes: Vec<String> = op.mounts.iter().map(note).collect();
         blocking(move || {
             let mut outputs: Vec<(usize, Output)> = Vec::new();
-            for (number, prepared) in files {
+            for (_, prepared) in files {
                 match prepared {
                     Prepared::Writable(stack, Some(output)) => {
-                        let note = LayerNote::new(&notes[number]);
-                        let (stack, hold) = stack.commit_held(note)?;
+                        let (stack, hold) = stack.commit_held(LayerNote::new(&name))?;
                         outputs.push((output, Output::held(stack, hold)));
                     }
                     Prepared::Same(_, number, output) | Prepared::Root(_, Some(number), output) => {

@@ -172,6 +172,11 @@ impl Work for OpWork {
         }
     }
 
+    /// A folder of the client is looked at in each build.
+    fn tells_reuse(&self) -> bool {
+        !matches!(self.pinned.get(), Some(source_op::Pinned::Local(_)))
+    }
+
     /// As with stock, sources count too.
     fn limited(&self) -> bool {
         matches!(self.vertex.op, Op::Exec(_) | Op::File(_) | Op::Source(_))

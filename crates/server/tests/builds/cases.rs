@@ -58,6 +58,9 @@ pub async fn only_what_changed_runs_again() {
     let second = bench.build(&build("1", "changed")).await.ok();
     assert!(second.vertex("COPY --from=one").cached);
     assert!(!second.vertex("COPY two.txt").cached);
+    // The context was looked at anew, though not all of it had changed.
+    assert!(!second.vertex("load build context").cached);
+    assert!(!second.vertex("load build definition").cached);
     assert!(second.logs.contains("two-ran"));
     let third = bench.build(&build("1", "2")).await.ok();
     assert!(third.vertex("RUN echo two-ran").cached);

@@ -588,7 +588,7 @@ fn write_address(repository: &Path, remote: &str) -> Result<()> {
 
 /// Whether a directory is a repository that somebody fetched from lately.
 /// Removes what a git that was killed, or whose disk was full, left in a repository: locks, and packs
-/// that have not come whole. What cannot be removed is in git's way, and git says so.
+/// and objects that have not come whole. What cannot be removed is in git's way, and git says so.
 fn clear_unfinished(repository: &Path) {
     for lock in [
         "shallow.lock",
@@ -598,9 +598,10 @@ fn clear_unfinished(repository: &Path) {
     ] {
         let _ = std::fs::remove_file(repository.join(lock));
     }
-    let packs = std::fs::read_dir(repository.join("objects/pack"));
-    for entry in packs.into_iter().flatten().flatten() {
-        if entry.file_name().as_encoded_bytes().starts_with(b"tmp_") {
+    let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let is_half = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b"tmp_");
+    for folder in entries(&repository.join("objects")) {
+        for entry in entries(&folder.path()).filter(|entry| is_half(&entry.file_name())) {
             let _ = std::fs::remove_file(entry.path());
         }
     }

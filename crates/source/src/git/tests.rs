@@ -305,7 +305,9 @@ case " $* " in
         if [ "$before" = --git-dir ]; then dir=$word; fi
         before=$word
     done
+    mkdir -p "$dir/objects/ab"
     echo half > "$dir/objects/pack/tmp_pack_half"
+    echo half > "$dir/objects/ab/tmp_obj_half"
     echo "fatal: write error: No space left on device" >&2
     exit 128;;
 esac
@@ -324,8 +326,10 @@ exec git "$@"
         .map(|entry| entry.unwrap().path())
         .find(|path| path.is_dir())
         .unwrap();
-    let packs = std::fs::read_dir(repository.join("objects/pack")).unwrap();
-    assert_eq!(packs.count(), 0);
+    for folder in ["objects/pack", "objects/ab"] {
+        let left = std::fs::read_dir(repository.join(folder)).unwrap();
+        assert_eq!(left.count(), 0, "{folder}");
+    }
     site.take(&request).await.unwrap();
 }
 

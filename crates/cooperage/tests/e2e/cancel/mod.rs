@@ -12,12 +12,16 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use testkit::{BuildServer, Lab, Peers, Tool};
 
 use crate::workshop::{executable, server, text, wait_until};
 use toll::Toll;
+
+/// Only guards against hanging.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Who asks for a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,13 +104,10 @@ impl Scene {
                 return tool.arg("buildctl").arg("--addr").arg(address);
             }
         };
-        let builder = format!(
-            "far-{}",
-            address.replace(|c: char| !c.is_alphanumeric(), "-")
-        );
-        let record = home.join(".docker/buildx/instances").join(&builder);
+        let builder = if address == own { "far" } else { "behind" };
+        let record = home.join(".docker/buildx/instances").join(builder);
         if !record.exists() {
-            tool.ok(&["create", "--name", &builder, "--driver", "remote", address]);
+            tool.ok(&["create", "--name", builder, "--driver", "remote", address]);
         }
         tool.env("BUILDX_BUILDER", builder)
     }
@@ -210,6 +211,15 @@ impl Scene {
         assert_eq!(said, status, "{what}");
     }
 
+    /// Waits until so many builds are under way.
+    fn wait_for_builds(&self, count: usize) {
+        let stock = self.tool(Stock, "");
+        wait_until("builds under way", || {
+            let listed = stock.ok(&["history", "ls", "--format={{.Status}}"]).stdout;
+            listed.lines().filter(|line| *line == "Running").count() == count
+        });
+    }
+
     /// Stops the server while `build` is under way, and starts another one: the client is told, unless it
     /// is behind a toll that is shut, and nothing stays.
     fn stop_server(&mut self, what: &str, build: Running, word: &str, behind: Option<&Toll>) {
@@ -218,7 +228,9 @@ impl Scene {
         stopped.signal(Signal::TERM);
         let status = stopped.wait();
         assert!(status.success(), "{what}: {status}");
-        behind.inspect(|toll| toll.open());
+        if let Some(toll) = behind {
+            toll.open();
+        }
         let (client, code, said) = build.end();
         assert_ne!(code, 0, "{what}: {said}");
         let told = said.contains("the build was given up: the server is stopping");
@@ -233,13 +245,13 @@ impl Scene {
 impl Running {
     /// Reads on until a line has that text.
     fn wait_for(&mut self, expected: &str) {
-        for line in &self.lines {
+        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
             self.said.push(line);
             if self.said.last().is_some_and(|line| line.contains(expected)) {
                 return;
             }
         }
-        panic!("{:?} ended early: {:#?}", self.client, self.said);
+        panic!("{:?}, without {expected:?}: {:#?}", self.client, self.said);
     }
 
     fn signal(&self, signal: Signal) {
@@ -287,7 +299,7 @@ fn hierarchies() -> Vec<PathBuf> {
 }
 
 /// How many processes anywhere have that word among their arguments.
-fn running(word: &str) -> usize {
+pub fn running(word: &str) -> usize {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let lines = processes.filter_map(|p| std::fs::read(p.path().join("cmdline")).ok());
     let has = |line: &Vec<u8>| {
@@ -298,6 +310,6 @@ fn running(word: &str) -> usize {
 }
 
 /// A number of seconds that no other test sleeps.
-fn word(number: usize) -> String {
+pub fn word(number: usize) -> String {
     format!("97{}{number}", std::process::id())
 }

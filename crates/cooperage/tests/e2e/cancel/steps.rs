@@ -111,7 +111,7 @@ fn who_waits_for_a_locked_cache_or_for_a_slot_can_be_cancelled() {
             match flags.is_empty() {
                 true => waiting.wait_for("] RUN"),
                 // Whatever it begins with takes a slot.
-                false => waiting.wait_for("[internal] load"),
+                false => scene.wait_for_builds(2),
             }
             waiting.give_up(signal);
             scene.record_says(&what, "canceled");

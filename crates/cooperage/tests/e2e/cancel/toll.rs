@@ -6,10 +6,8 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
 
-/// Only guards against hanging.
-const PATIENCE: Duration = Duration::from_secs(120);
+use super::PATIENCE;
 
 /// Where connections lead.
 #[derive(Clone, Debug)]

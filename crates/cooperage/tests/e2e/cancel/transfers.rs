@@ -3,16 +3,15 @@
 use std::path::Path;
 
 use rustix::process::Signal;
-use testkit::{GitServer, GitServerOptions, GitWork, Lab, Registry, RegistryAccess};
+use testkit::{GitServer, GitServerOptions, GitWork, Lab, Registry, RegistryAccess, base_image};
 
 use super::toll::{Toll, Upstream, Way};
 use super::{Buildctl, Client, Ours, Running, Scene, Stock, Wanted, word};
 use crate::workshop::text;
 
-/// What is transferred is larger than all that is on its way at any time.
-const FILE_BYTES: usize = 24 << 20;
-/// What passes of it before it stands still.
-const PASSES_BYTES: usize = 1 << 20;
+const FILE_BYTES: usize = 4 << 20;
+/// What passes of it, and of all that is said beside, before it stands still; less than the base image.
+const PASSES_BYTES: usize = 128 << 10;
 
 /// Bytes that no compression makes fewer.
 fn noise(path: &Path, bytes: usize) {
@@ -88,6 +87,7 @@ fn pushes_and_pulls_that_stand_still_can_be_cancelled() {
     let lab = Lab::start();
     lab.enter_network();
     let registry = Registry::start(&lab, RegistryAccess::Plain, "127.0.0.1", 5000);
+    base_image(&lab.subdirectory("images")).push(&registry, "busybox", "latest");
     let toll = Toll::before(Upstream::Port(5000));
     let at = format!("127.0.0.1:{}", toll.port());
     let config = lab.directory().join("buildkitd.toml");
@@ -97,10 +97,8 @@ fn pushes_and_pulls_that_stand_still_can_be_cancelled() {
     noise(&Path::new(&wanted.context).join("big"), FILE_BYTES);
     wanted.output = format!("type=image,push=true,name={at}/out:1");
     give_up_each_way(&mut scene, "push", &wanted, &toll, Way::Up);
-    // So that there is something to be pulled.
-    scene.server().buildctl().ok(&["prune", "--all"]);
     let mut wanted = scene.context("pull", "");
-    let dockerfile = format!("FROM {at}/out:1\nRUN echo pulled\n");
+    let dockerfile = format!("FROM {at}/busybox\nRUN echo pulled\n");
     std::fs::write(Path::new(&wanted.context).join("Dockerfile"), dockerfile).unwrap();
     wanted.output.clear();
     give_up_each_way(&mut scene, "pull", &wanted, &toll, Way::Down);

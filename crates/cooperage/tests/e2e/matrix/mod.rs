@@ -18,6 +18,7 @@ mod http;
 mod images;
 mod layers;
 mod network;
+mod places;
 mod policies;
 pub mod secrets;
 mod site;

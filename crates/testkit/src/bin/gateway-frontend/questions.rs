@@ -36,9 +36,7 @@ impl Frontend {
         };
         let mut source = self.source(identifier)?;
         for word in words {
-            if let Some((name, value)) = word.split_once('=').filter(|_| !word.contains("://")) {
-                source.attrs.insert(name.to_owned(), value.to_owned());
-            } else if let Some(suffix) = word.strip_prefix("sha512:") {
+            if let Some(suffix) = word.strip_prefix("sha512:") {
                 let checksum_request = Some(ChecksumRequest {
                     algo: ChecksumAlgo::Sha512.into(),
                     suffix: suffix.into(),
@@ -58,6 +56,8 @@ impl Frontend {
                 let policy = request.source_policies.pop().unwrap_or_default();
                 let rules = policy.rules.into_iter().chain([rule]).collect();
                 request.source_policies.push(Policy { rules, ..policy });
+            } else if let Some((name, value)) = word.split_once('=') {
+                source.attrs.insert(name.to_owned(), value.to_owned());
             } else {
                 return Err(format!("unknown word {word}").into());
             }

@@ -90,6 +90,7 @@ struct Layers {
     dice: Dice,
     model: Model,
     time: i64,
+    lowest: bool,
 }
 
 fn image(pusher: &Pusher, seed: u64) -> Base {
@@ -97,9 +98,10 @@ fn image(pusher: &Pusher, seed: u64) -> Base {
         dice: Dice::new(seed),
         model: Model::default(),
         time: 1_300_000_000 + seed as i64 * 10_000,
+        lowest: true,
     };
     let count = 1 + layers.dice.below(4);
-    let tars: Vec<Vec<u8>> = (0..count).map(|_| layers.layer()).collect();
+    let tars: Vec<Vec<u8>> = (0..count).map(|number| layers.layer(number)).collect();
     pushed(pusher, &format!("i{seed}"), &tars, layers.model)
 }
 
@@ -142,7 +144,9 @@ fn layer_shown((number, tar): (usize, &Vec<u8>)) -> String {
 }
 
 impl Layers {
-    fn layer(&mut self) -> Vec<u8> {
+    fn layer(&mut self, number: usize) -> Vec<u8> {
+        // What the lowest layer takes away is lost in stock.
+        self.lowest = number == 0;
         let mut writer = Writer::new(Vec::new());
         let mut files: Vec<String> = Vec::new();
         let mut seen: Vec<String> = Vec::new();
@@ -189,13 +193,13 @@ impl Layers {
             }
             5 => (EntryKind::Fifo, String::new()),
             6 => (EntryKind::CharDevice, String::new()),
-            7 | 8 if known.is_some() => {
+            7 | 8 if known.is_some() && !self.lowest => {
                 let gone = self.header(EntryKind::Regular, &format!("{parent}/.wh.{name}"));
                 writer.append_bytes(gone, b"").unwrap();
                 self.model.remove(path);
                 return;
             }
-            9 if known.is_none_or(|known| known == Kind::Directory) => {
+            9 if !self.lowest && known.is_none_or(|known| known == Kind::Directory) => {
                 let header = self.header(EntryKind::Directory, path);
                 writer.append_bytes(header, b"").unwrap();
                 let opaque = self.header(EntryKind::Regular, &format!("{path}/.wh..wh..opq"));
@@ -302,8 +306,9 @@ fn archives(pusher: &Pusher) -> Base {
         dice: Dice::new(1000),
         model: Model::default(),
         time: 1_200_000_000,
+        lowest: true,
     };
-    let tar = inner.layer();
+    let tar = inner.layer(0);
     let gzip = packed(&tar, Compression::Gzip);
     let mut writer = Writer::new(Vec::new());
     let mut model = Model::default();

@@ -5,7 +5,7 @@ use llb::{
     RmAction, SymlinkAction, UserOpt,
 };
 
-use super::grammar::Maker;
+use super::grammar::{Maker, State};
 use super::model::{Kind, Model, pattern, spelled};
 
 const MODES: &[u32] = &[
@@ -70,9 +70,9 @@ struct Parts {
 impl Maker<'_> {
     /// A file operation of some actions, each on the outcome of one before it or on an input.
     pub fn file(&mut self) {
-        let target = (!self.dice.one_in(5)).then(|| self.any());
+        let target = (!self.dice.one_in(5)).then(|| self.any_with_files());
         let mut used: Vec<usize> = target.into_iter().collect();
-        used.push(self.any());
+        used.push(self.any_with_files());
         if self.dice.one_in(4) {
             let busybox = self.with_shell();
             used.push(busybox);
@@ -115,7 +115,7 @@ impl Maker<'_> {
         let edge = self.llb.add(op, parts.inputs);
         for (output, model) in outcomes.into_iter().enumerate() {
             let output = output as u32;
-            self.add(Edge { output, ..edge }, model, shell, parent);
+            self.add(State::new(Edge { output, ..edge }, model, shell, parent));
         }
     }
 

@@ -30,6 +30,20 @@ pub struct State {
     pub shell: bool,
     /// Which state it was made of.
     pub parent: Option<usize>,
+    /// Whether it may be nothing at all.
+    pub empty: bool,
+}
+
+impl State {
+    pub fn new(edge: Edge, model: Model, shell: bool, parent: Option<usize>) -> State {
+        State {
+            edge,
+            model,
+            shell,
+            parent,
+            empty: false,
+        }
+    }
 }
 
 /// A graph being made.
@@ -99,16 +113,11 @@ impl Maker<'_> {
         let (identifier, attrs) = &base.sources[self.dice.below(base.sources.len())];
         let attrs: Vec<(&str, &str)> = attrs.iter().map(|(k, v)| (*k, v.as_str())).collect();
         let edge = self.llb.source(identifier, &attrs);
-        self.add(edge, base.model.clone(), base.shell, None)
+        self.add(State::new(edge, base.model.clone(), base.shell, None))
     }
 
-    pub fn add(&mut self, edge: Edge, model: Model, shell: bool, parent: Option<usize>) -> usize {
-        self.states.push(State {
-            edge,
-            model,
-            shell,
-            parent,
-        });
+    pub fn add(&mut self, state: State) -> usize {
+        self.states.push(state);
         self.states.len() - 1
     }
 
@@ -117,6 +126,15 @@ impl Maker<'_> {
         let count = self.states.len();
         let (one, other) = (self.dice.below(count), self.dice.below(count));
         one.max(other)
+    }
+
+    /// One that is not nothing: a file operation that fails on such an input is the end of stock.
+    pub fn any_with_files(&mut self) -> usize {
+        let some = self.any();
+        match self.states[some].empty {
+            true => 0,
+            false => some,
+        }
     }
 
     /// The base image, or something made of it.
@@ -146,7 +164,9 @@ impl Maker<'_> {
         });
         let edge = self.llb.add(op, edges.collect());
         let shell = inputs.iter().any(|input| self.states[*input].shell);
-        self.add(edge, model, shell, Some(inputs[0]));
+        let empty = inputs.iter().all(|input| self.states[*input].empty);
+        let state = State::new(edge, model, shell, Some(inputs[0]));
+        self.add(State { empty, ..state });
     }
 
     fn difference(&mut self) {
@@ -175,6 +195,9 @@ impl Maker<'_> {
         });
         let edge = self.llb.add(op, inputs);
         let model = self.states[upper].model.clone();
-        self.add(edge, model, false, Some(upper));
+        // Equal ones may have come from another vertex, too.
+        let empty = upper_edge.is_none() || self.states[upper].empty || lower == upper;
+        let state = State::new(edge, model, false, Some(upper));
+        self.add(State { empty, ..state });
     }
 }

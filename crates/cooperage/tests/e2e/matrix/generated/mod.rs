@@ -167,7 +167,10 @@ impl Judge<'_> {
             .as_ref()
             .expect("a server to compare with");
         let theirs = stock.tree(&case, self.matrix);
-        assert!(!is_gone(&theirs), "{}", self.matrix.stock_log());
+        if is_gone(&theirs) {
+            let graph = shown(&generated.graph(root), self.world);
+            panic!("stock is gone\n{}\n{graph}", self.matrix.stock_log());
+        }
         (self.matrix.ours.tree(&case, self.matrix), theirs)
     }
 }

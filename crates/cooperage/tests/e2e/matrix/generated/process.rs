@@ -5,7 +5,7 @@ use llb::{
     Ulimit,
 };
 
-use super::grammar::Maker;
+use super::grammar::{Maker, State};
 use super::model::{Kind, Model, fresh};
 
 /// A process being made.
@@ -15,7 +15,7 @@ struct Parts {
     script: Vec<String>,
     /// Of each output: what is in it, whether it has a shell, what it was made of.
     outputs: Vec<(Model, bool, Option<usize>)>,
-    /// Where what is seen can be written, with the model of what is there.
+    /// Whether there is a place where what is seen can be written.
     out: bool,
 }
 
@@ -62,7 +62,7 @@ impl Maker<'_> {
         let edge = self.llb.add(Op::Exec(Box::new(parts.exec)), parts.inputs);
         for (output, (model, shell, parent)) in parts.outputs.into_iter().enumerate() {
             let output = output as u32;
-            self.add(Edge { output, ..edge }, model, shell, parent);
+            self.add(State::new(Edge { output, ..edge }, model, shell, parent));
         }
     }
 
@@ -84,10 +84,9 @@ impl Maker<'_> {
                 model.remove("/tmp");
                 model.graft(&inside, "/tmp");
             }
-            if !self.dice.one_in(4) {
-                mount.output = Some(parts.outputs.len());
-                parts.outputs.push((model, true, Some(root)));
-            }
+            // Without an output stock mounts it to be read only.
+            mount.output = Some(parts.outputs.len());
+            parts.outputs.push((model, true, Some(root)));
         }
         parts.exec.mounts.push(mount);
     }
