@@ -304,13 +304,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_connection_says_what_was_tried() {
-        // A port that was free a moment ago.
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        drop(listener);
-        let error = reqwest::get(format!("http://{address}/"))
-            .await
-            .unwrap_err();
+        let config = crate::tls::client_config(&TlsSettings::default()).unwrap();
+        let client = reqwest::Client::builder().tls_backend_preconfigured(config);
+        // A port that nobody listens at.
+        let get = client.build().unwrap().get("http://127.0.0.1:1/");
+        let error = get.send().await.unwrap_err();
         assert_eq!(innermost(&error), "connect: connection refused");
     }
 }
