@@ -237,7 +237,7 @@ fn the_operators_client_says_what_is_wrong_with_its_arguments() {
     }
     let debug = buildctl.ok(&["debug"]).stdout;
     for words in [&["help", "debug"], &["debug", "--help"]] {
-        let all = [&["--addr", "unix:///nowhere"], &words[..]].concat();
+        let all = [&["--addr", "unix:///nowhere"][..], words].concat();
         assert_eq!(debug, buildctl.ok(&all).stdout, "{words:?}");
     }
     assert!(debug.contains("Usage: buildctl debug "), "{debug}");
