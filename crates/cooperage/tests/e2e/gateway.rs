@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use testkit::{BuildServer, Registry, Tool, program};
@@ -187,7 +186,7 @@ fn a_frontend_image_that_hangs_or_babbles_is_ended() {
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        wait_until(|| {
+        wait_until("a frontend that runs", || {
             std::fs::read_to_string(&log)
                 .unwrap()
                 .contains("hanging as I was told")
@@ -198,7 +197,7 @@ fn a_frontend_image_that_hangs_or_babbles_is_ended() {
             .status();
         assert!(interrupt.unwrap().success());
         assert!(!build.wait().unwrap().success());
-        wait_until(|| !is_running(&tag));
+        wait_until("the end of the frontend", || !is_running(&tag));
     }
 }
 
@@ -211,17 +210,6 @@ fn is_running(argument: &str) -> bool {
         let text = String::from_utf8_lossy(&environment);
         text.contains("BUILDKIT_FRONTEND_OPT_0=") && text.contains(argument)
     })
-}
-
-fn wait_until(done: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(
-            start.elapsed() < Duration::from_secs(60),
-            "it did not happen"
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]
