@@ -45,7 +45,7 @@ fn a_cancelled_step_is_gone_whatever_it_does() {
         assert!(!scene.mounts().is_empty(), "{what}");
         assert!(!scene.cgroups().is_empty(), "{what}");
         if number == ways.len() - 1 {
-            scene.stop_server(&what, build, &word, None);
+            scene.stop_server(&what, build, &word);
         } else {
             build.give_up(signal);
             scene.nothing_is_left(&what, &word);
@@ -128,7 +128,7 @@ fn who_waits_for_a_locked_cache_or_for_a_slot_can_be_cancelled() {
         if flags.is_empty() {
             waiting.wait_for("] RUN");
         }
-        scene.stop_server("a step and one that waits", holder, &word(0), None);
+        scene.stop_server("a step and one that waits", holder, &word(0));
         let (_, code, _) = waiting.end();
         assert_ne!(code, 0);
     }

@@ -34,7 +34,7 @@ fn a_signal_that_comes_twice_is_one_and_the_third_forces_the_end() {
     let build = sleeping(&scene, &word(1));
     // As `timeout` sends it: to its child, then to the group of both.
     scene.server().signal(Signal::TERM);
-    scene.stop_server("twice", build, &word(1), None);
+    scene.stop_server("twice", build, &word(1));
 
     let build = sleeping(&scene, &word(2));
     assert!(links(&scene).contains("buildkit0"));
