@@ -94,9 +94,11 @@ fn line(root: &Path, path: &Path, now_from: u64, links: &mut HashMap<u64, PathBu
     line + &attributes(&full)
 }
 
-/// Extended attributes, where there are any.
+/// Extended attributes, where there are any. Overlay's own are no part of a result; stock lets them
+/// out of a difference.
 fn attributes(path: &Path) -> String {
     let mut names = archive::xattr::list(path).unwrap();
+    names.retain(|name| !name.starts_with(b"trusted.overlay."));
     names.sort();
     let shown = names.iter().filter_map(|name| {
         let value = archive::xattr::get(path, name).unwrap()?;
