@@ -13,6 +13,8 @@ const XZ_MEMORY_MAX_KIB: u32 = 1 << 20;
 /// The level of gzip unless another is asked for. The next one takes a quarter more time for a layer of
 /// programs and makes it a third of a hundredth smaller.
 const GZIP_LEVEL: i32 = 5;
+/// The level of zstd unless another is asked for.
+const ZSTD_LEVEL: i32 = 3;
 
 /// How a layer's bytes are packed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,30 +87,34 @@ enum Kind<W: Write> {
 }
 
 /// Compresses into `out` with `threads` threads (at least one). Level `None` is the kind's default
-/// (gzip 5, zstd 3); gzip has 0 to 9, zstd 1 to 22. The bytes do not depend on the number of threads
-/// nor on how they are written.
+/// (gzip 5, zstd 3); gzip has 0 to 9, and as in Go -1 for the default and -2 for the fastest; zstd 1 to
+/// 22, and the nearest of them, or the default for less, is taken for any other. The bytes do not depend
+/// on the number of threads nor on how they are written.
 pub fn compressor<W: Write>(
     out: W,
     kind: Compression,
     level: Option<i32>,
     threads: usize,
 ) -> Result<Compressor<W>> {
-    let check = |default: i32, range: std::ops::RangeInclusive<i32>| {
-        let level = level.unwrap_or(default);
-        let kind = kind.name();
-        range
-            .contains(&level)
-            .then_some(level)
-            .ok_or(ArchiveError::Level { kind, level })
-    };
     Ok(Compressor(match kind {
         Compression::None => Kind::None(out),
         Compression::Gzip => {
-            let level = check(GZIP_LEVEL, 0..=9)?;
+            let level = match level.unwrap_or(GZIP_LEVEL) {
+                -1 => GZIP_LEVEL,
+                -2 => 1,
+                level @ 0..=9 => level,
+                level => {
+                    let kind = kind.name();
+                    return Err(ArchiveError::Level { kind, level });
+                }
+            };
             Kind::Gzip(GzipWriter::new(out, level as u32, threads))
         }
         Compression::Zstd => {
-            let level = check(3, 1..=22)?;
+            let level = match level.unwrap_or(ZSTD_LEVEL) {
+                ..=0 => ZSTD_LEVEL,
+                level => level.min(22),
+            };
             let mut encoder =
                 zstd::stream::write::Encoder::new(out, level).map_err(ArchiveError::Stream)?;
             // Without workers zstd cuts its input elsewhere, so even one thread is a worker.
@@ -346,6 +352,24 @@ mod tests {
             assert!(reader.read_to_end(&mut Vec::new()).is_err());
         }
         assert!(compressor(Vec::new(), Compression::Gzip, Some(10), 1).is_err());
+    }
+
+    #[test]
+    fn levels_beside_the_range_are_the_nearest_or_the_default() {
+        let packed = |kind, level| {
+            let mut packer = compressor(Vec::new(), kind, level, 1).unwrap();
+            packer.write_all(&sample()).unwrap();
+            packer.finish().unwrap()
+        };
+        for (kind, level, like) in [
+            (Compression::Gzip, -1, None),
+            (Compression::Gzip, -2, Some(1)),
+            (Compression::Zstd, 0, None),
+            (Compression::Zstd, -5, None),
+            (Compression::Zstd, 23, Some(22)),
+        ] {
+            assert!(packed(kind, Some(level)) == packed(kind, like), "{kind:?}");
+        }
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub fn source_policy_of_environment(env: &Environment) -> Result<Option<Policy>,
 pub fn source_policy_of_json(data: &[u8]) -> Result<Policy, Error> {
     let value: Value =
         serde_json::from_slice(data).map_err(|error| Error::invalid(error.to_string()))?;
+    if value.is_null() {
+        return Ok(Policy::default());
+    }
     let policy = Fields::of(&value, "policy")?;
     Ok(Policy {
         version: policy.number("version")?,

@@ -25,8 +25,9 @@ use crate::{
 const FORMAT: u32 = 1;
 /// A file that says that there are layers with marks which overlayfs does not understand.
 const STAND_INS: &str = "stand-ins";
-/// The most layers whose directories are worth to be looked through one by one.
-const DIRS_MAX: usize = 32;
+/// The most layers whose directories are looked through one by one. Who walks a tree has one of each
+/// open for every directory on the way: a path of the longest length must not take all descriptors.
+const DIRS_MAX: usize = 8;
 /// Length of an id as the name of a directory.
 const NAME_LENGTH: usize = 25;
 

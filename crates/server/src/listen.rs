@@ -1,13 +1,13 @@
 //! Where the server listens: unix sockets, TCP with mutual TLS, and sockets inherited from whoever
 //! started it.
 
-use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use diag::{Context as _, Error, Result};
@@ -25,6 +25,8 @@ use crate::peer::Peer;
 
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// Numbers for the names that sockets have at first.
+static HIDDEN: AtomicU32 = AtomicU32::new(0);
 
 /// A place where clients connect.
 pub struct Listener {
@@ -269,16 +271,16 @@ fn make_room(path: &Path) -> Result<()> {
 
 /// Makes a listening socket in a directory. The name it has at first may make its path longer than
 /// a socket's can be, so the directory is named by its descriptor.
-fn bind_in(dir: &Path, name: &OsStr) -> Result<std::os::unix::net::UnixListener> {
+fn bind_in(dir: &Path, name: &str) -> Result<std::os::unix::net::UnixListener> {
     let dir = std::fs::File::open(dir)?;
     let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string());
     Ok(std::os::unix::net::UnixListener::bind(short.join(name))?)
 }
 
 fn listen_unix(path: &Path, uid: Option<u32>, gid: Option<u32>) -> Result<Listener> {
-    let Some(name) = path.file_name() else {
+    if path.file_name().is_none() {
         return Err(Error::invalid("there is no name of a socket in it"));
-    };
+    }
     // Clients could not connect to it.
     std::os::unix::net::SocketAddr::from_pathname(path)?;
     let dir = match path.parent() {
@@ -288,9 +290,9 @@ fn listen_unix(path: &Path, uid: Option<u32>, gid: Option<u32>) -> Result<Listen
     std::fs::create_dir_all(dir)?;
     make_room(path)?;
     // The socket must never be open to others, not even between bind and chmod: it is made under
-    // another name in the same directory.
-    let mut hidden = name.to_owned();
-    hidden.push(format!(".{}", std::process::id()));
+    // another name, a short one, in the same directory.
+    let number = HIDDEN.fetch_add(1, Ordering::Relaxed);
+    let hidden = format!(".sock-{}-{number}", std::process::id());
     let _ = std::fs::remove_file(dir.join(&hidden));
     let listener = bind_in(dir, &hidden)?;
     let hidden = dir.join(hidden);

@@ -14,6 +14,8 @@
 //! <root>/v1/tmp/            sockets and exports under way; emptied at start
 //! ```
 
+use std::fs::{DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,11 +101,14 @@ impl Server {
             .clone()
             .ok_or_else(|| Error::invalid("a server needs a root directory"))?;
         let root = std::path::absolute(&root)?;
-        std::fs::create_dir_all(&root)
-            .with_context(|| format!("failed to create {}", root.display()))?;
+        // Files of images and contexts are in it, with the rights that they have there.
+        let private = |dir: &Path| DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        private(&root).with_context(|| format!("failed to create {}", root.display()))?;
         let lock = RootLock::take(&root)?;
         let state = root.join("v1");
-        std::fs::create_dir_all(&state)?;
+        private(&state)?;
+        // Also that of a server that left it open.
+        std::fs::set_permissions(&state, Permissions::from_mode(0o700))?;
         let reserve = Reserve::of(&state);
         reserve.give_way();
         let temporary = state.join("tmp");

@@ -52,8 +52,9 @@ pub struct Bridge {
     subnet: Subnet,
     addresses: Addresses,
     forwarder: Option<dns::Forwarder>,
-    /// Given up last, when nothing of the bridge is left.
-    _claim: Claim,
+    /// Of its name, and of its subnet if that was chosen here. Given up last, when nothing of the
+    /// bridge is left.
+    _claims: Vec<Claim>,
 }
 
 /// The network of one step.
@@ -71,6 +72,7 @@ impl Bridge {
         if !config.name.is_empty() {
             return Self::make(&config.name, &config.subnet).map_err(explained);
         }
+        (0..BRIDGES_MAX).for_each(|number| sweep(&format!("{BRIDGE_NAME}{number}")));
         for number in 0..BRIDGES_MAX {
             match Self::make(&format!("{BRIDGE_NAME}{number}"), &config.subnet) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -85,7 +87,9 @@ impl Bridge {
     /// # Errors
     /// `AlreadyExists`, if it is another server's, or not of such a server at all.
     fn make(name: &str, subnet: &str) -> io::Result<Self> {
-        if name.len() > NAME_LENGTH_MAX || name.contains(['/', ' ']) {
+        // The kernel puts a number where `%d` is.
+        let odd = |c: char| c.is_whitespace() || "/:%".contains(c);
+        if name.len() > NAME_LENGTH_MAX || matches!(name, "." | "..") || name.contains(odd) {
             return Err(io::Error::other(format!("invalid bridge name {name:?}")));
         }
         let exists = |what: &str| {
@@ -94,30 +98,33 @@ impl Bridge {
         };
         let claim = Claim::take(name)?.ok_or_else(|| exists("and is another server's"))?;
         let socket = netlink::Socket::route()?;
-        // The rules come before the bridge and go after it: where there are some, it is a killed
-        // server's.
-        let is_ours = nat::forget(name);
         if netlink::index_of(name).is_ok() {
             // One whose driver says nothing of itself is none either.
             if !netlink::is_bridge(name).unwrap_or(false) {
                 return Err(exists("but is not a bridge"));
             }
-            if !is_ours {
+            if !nat::is_there(name) {
                 return Err(exists("and is somebody else's"));
             }
             socket.delete(name)?;
         }
+        let mut claims = vec![claim];
         let subnet = match subnet {
-            "" => Subnet::free(&std::fs::read_to_string(ROUTES)?)?,
+            "" => {
+                let (subnet, claim) = free_subnet()?;
+                claims.push(claim);
+                subnet
+            }
             text => text.parse()?,
         };
+        // The rules come before the bridge and go after it: where there are some, it is a server's.
         nat::masquerade(name, &subnet)?;
         let mut bridge = Bridge {
             name: name.to_owned(),
             subnet,
             addresses: Addresses::new(subnet),
             forwarder: None,
-            _claim: claim,
+            _claims: claims,
         };
         let [a, b, c, d] = bridge.gateway().octets();
         // Locally administered; no two bridges of a machine have the same gateway.
@@ -213,6 +220,32 @@ impl Drop for Bridge {
     }
 }
 
+/// Takes away what a killed server left of its bridge.
+fn sweep(name: &str) {
+    if netlink::index_of(name).is_err() || !nat::is_there(name) {
+        return;
+    }
+    let Ok(Some(_claim)) = Claim::take(name) else {
+        return;
+    };
+    let removed = netlink::Socket::route().and_then(|socket| socket.delete(name));
+    match removed {
+        Ok(()) => drop(nat::forget(name)),
+        Err(error) => tracing::warn!(%error, "the bridge {name} of a killed server stays"),
+    }
+}
+
+/// A subnet that is nobody's, and the claim that keeps it from servers that start at the same time.
+fn free_subnet() -> io::Result<(Subnet, Claim)> {
+    for subnet in Subnet::free(&std::fs::read_to_string(ROUTES)?) {
+        if let Some(claim) = Claim::take(&subnet.to_string())? {
+            return Ok((subnet, claim));
+        }
+    }
+    let text = "no private network is free: set bridgeSubnet";
+    Err(io::Error::other(text))
+}
+
 /// Has the kernel pass packets on, which it may do already.
 fn forward() -> io::Result<()> {
     const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -295,11 +328,42 @@ mod tests {
     }
 
     #[test]
+    fn subnets_are_claimed_before_they_are_in_use() {
+        in_a_network_of_its_own(|| {
+            let (first, _claim) = free_subnet().unwrap();
+            let (second, _other) = free_subnet().unwrap();
+            assert_ne!(first, second);
+        });
+    }
+
+    #[test]
+    fn bridges_of_killed_servers_go_whatever_their_number_is() {
+        in_a_network_of_its_own(|| {
+            let first = Bridge::open(&BridgeConfig::default()).unwrap();
+            let mut killed = Bridge::open(&BridgeConfig::default()).unwrap();
+            killed._claims.clear();
+            std::mem::forget(killed);
+            drop(first);
+            let next = Bridge::open(&BridgeConfig::default()).unwrap();
+            assert_eq!(names(&[&next]), ["buildkit0"]);
+            assert!(netlink::index_of("buildkit1").is_err() && !nat::is_there("buildkit1"));
+        });
+    }
+
+    #[test]
+    fn odd_names_are_refused() {
+        for name in ["%d", "..", "a b", "a/b", "sixteen-letters-"] {
+            let refused = Bridge::make(name, "").unwrap_err().to_string();
+            assert!(refused.starts_with("invalid bridge name"), "{refused}");
+        }
+    }
+
+    #[test]
     fn a_killed_servers_bridge_is_made_anew() {
         in_a_network_of_its_own(|| {
             let mut killed = Bridge::open(&BridgeConfig::default()).unwrap();
             // What the kernel does for a process that dies.
-            killed._claim = Claim::take("elsewhere").unwrap().unwrap();
+            killed._claims.clear();
             let subnet = killed.subnet();
             std::mem::forget(killed);
             let next = Bridge::open(&BridgeConfig::default()).unwrap();

@@ -17,6 +17,7 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NFTABLES: u16 = 10;
 const NEW_TABLE: u16 = NFTABLES << 8;
+const GET_TABLE: u16 = NFTABLES << 8 | 1;
 const DELETE_TABLE: u16 = NFTABLES << 8 | 2;
 const NEW_CHAIN: u16 = NFTABLES << 8 | 3;
 const NEW_RULE: u16 = NFTABLES << 8 | 6;
@@ -55,6 +56,14 @@ pub(super) fn masquerade(bridge: &str, subnet: &Subnet) -> io::Result<()> {
             .finish(),
     ];
     batch(&messages)
+}
+
+/// Whether there are rules of a bridge.
+pub(super) fn is_there(bridge: &str) -> bool {
+    let message = Message::new(GET_TABLE, ACK, &head())
+        .attribute(1, &text(&table(bridge)))
+        .finish();
+    Socket::of(NETFILTER).is_ok_and(|socket| socket.ask(&message, 1).is_ok())
 }
 
 /// Removes the rules of a bridge; answers whether there were any.

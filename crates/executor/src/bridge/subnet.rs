@@ -21,17 +21,16 @@ impl Subnet {
         }
     }
 
-    /// The first of some private networks that shares no address with a route in the kernel's
-    /// table (`/proc/…/net/route`); the default route does not count.
-    pub(super) fn free(routes: &str) -> io::Result<Self> {
+    /// Those of some private networks that share no address with a route in the kernel's table
+    /// (`/proc/…/net/route`), in the order of preference; the default route does not count.
+    pub(super) fn free(routes: &str) -> impl Iterator<Item = Self> + use<> {
         let taken: Vec<Subnet> = routes.lines().skip(1).filter_map(route).collect();
         // Stock's own first, then others nobody has by default.
         let candidates = (10..=250).step_by(16).map(|b| Subnet::new(10, b, 16));
         let more = (20..=31).map(|b| Subnet::new(172, b, 16));
         candidates
             .chain(more)
-            .find(|subnet| !taken.iter().any(|other| other.overlaps(subnet)))
-            .ok_or_else(|| io::Error::other("no private network is free: set bridgeSubnet"))
+            .filter(move |subnet| !taken.iter().any(|other| other.overlaps(subnet)))
     }
 
     /// The address at that place.
@@ -109,7 +108,10 @@ mod tests {
 
     #[test]
     fn a_network_that_a_route_knows_is_not_taken() {
-        let free = |routes: &str| Subnet::free(&format!("{HEAD}{routes}")).map(|s| s.to_string());
+        let free = |routes: &str| {
+            let mut free = Subnet::free(&format!("{HEAD}{routes}"));
+            free.next().map(|subnet| subnet.to_string())
+        };
         let default = "eth0\t00000000\t010011AC\t0003\t0\t0\t0\t00000000\n";
         assert_eq!(free(default).unwrap(), "10.10.0.0/16");
         // 10.10.5.0/24

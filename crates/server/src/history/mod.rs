@@ -189,7 +189,10 @@ impl History {
         let _ = tracing.wait_for(|builds| !builds.contains(build)).await;
     }
 
-    /// Forgets a finished build. One that is not there is forgotten already.
+    /// Forgets a finished build.
+    ///
+    /// # Errors
+    /// `NotFound`, in stock's words, if there is none; `FailedPrecondition` if it runs.
     pub fn delete(&self, build: &str) -> Result<()> {
         if self.active.lock().contains_key(build) {
             return Err(Error::new(
@@ -197,7 +200,10 @@ impl History {
                 format!("build {build} is running"),
             ));
         }
-        self.records.remove(build)?;
+        if !self.records.remove(build)? {
+            let text = format!("lease \"ref_{build}\": not found");
+            return Err(Error::new(Code::NotFound, text));
+        }
         self.tell(BuildHistoryEventType::Deleted, only_ref(build));
         Ok(())
     }

@@ -60,7 +60,8 @@ async fn a_finished_build_is_listed_and_replayed_by_a_later_server() {
     again.finalize("a").await;
     again.delete("a").unwrap();
     assert!(again.get("a").unwrap().is_none() && again.status("a").unwrap().is_none());
-    again.delete("a").unwrap();
+    let gone = again.delete("a").unwrap_err();
+    assert_eq!(gone.to_string(), "lease \"ref_a\": not found");
     let gone = again.pin("a", true).unwrap_err();
     assert_eq!(
         gone.to_string(),

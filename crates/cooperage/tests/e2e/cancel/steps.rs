@@ -125,8 +125,9 @@ fn who_waits_for_a_locked_cache_or_for_a_slot_can_be_cancelled() {
         let _step = gate.wait_for_step();
         let waits = scene.context("waits", &format!("{locked} echo waited again"));
         let mut waiting = scene.start(Stock, &waits);
-        if flags.is_empty() {
-            waiting.wait_for("] RUN");
+        match flags.is_empty() {
+            true => waiting.wait_for("] RUN"),
+            false => scene.wait_for_builds(2),
         }
         scene.stop_server("a step and one that waits", holder, &word(0));
         let (_, code, _) = waiting.end();

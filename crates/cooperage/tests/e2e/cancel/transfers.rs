@@ -40,10 +40,10 @@ fn give_up_each_way(scene: &mut Scene, what: &str, wanted: &Wanted, toll: &Toll,
     for (client, signal) in WAYS {
         let what = format!("{what}, {client:?}, {signal:?}");
         held(scene, client, wanted, toll, way).give_up(signal);
-        // What a client had still to say to the server is of no use to it.
-        toll.open();
         scene.nothing_is_left(&what, &word(0));
         scene.record_says(&what, "canceled");
+        // Not before, or what was given up might end well after all.
+        toll.open();
     }
     let build = held(scene, Stock, wanted, toll, way);
     scene.stop_server(what, build, &word(0));
