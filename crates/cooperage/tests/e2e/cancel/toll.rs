@@ -30,6 +30,8 @@ struct State {
     left: Option<usize>,
     /// Whether something waits.
     waits: bool,
+    /// How often what waited was cut off.
+    cuts: u64,
 }
 
 /// A port that leads elsewhere, and lets no more than so many bytes pass one way while it is armed.
@@ -46,6 +48,7 @@ impl Toll {
             way: Way::Up,
             left: None,
             waits: false,
+            cuts: 0,
         };
         Toll {
             listener: TcpListener::bind("127.0.0.1:0").unwrap(),
@@ -76,11 +79,8 @@ impl Toll {
 
     /// Lets only so many bytes pass that way.
     pub fn arm(&self, way: Way, bytes: usize) {
-        *self.state() = State {
-            way,
-            left: Some(bytes),
-            waits: false,
-        };
+        let mut state = self.state();
+        (state.way, state.left, state.waits) = (way, Some(bytes), false);
     }
 
     /// Returns when something waits to pass.
@@ -99,6 +99,13 @@ impl Toll {
     pub fn open(&self) {
         self.state().left = None;
         self.shared.1.notify_all();
+    }
+
+    /// Lets everything pass but what waits: that is lost, and its connections end. Much of what was
+    /// given up may have been on its way, and would arrive after all.
+    pub fn cut(&self) {
+        self.state().cuts += 1;
+        self.open();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -163,29 +170,32 @@ fn tcp_ends(stream: &TcpStream) -> Ends {
 fn carry(way: Way, (mut from, mut to, end): Ends, shared: &(Mutex<State>, Condvar)) {
     let mut buffer = vec![0; 16 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
-        pay(way, count, shared);
-        if to.write_all(&buffer[..count]).is_err() {
+        if !pay(way, count, shared) || to.write_all(&buffer[..count]).is_err() {
             break;
         }
     }
     end();
 }
 
-/// Waits until so many bytes may pass.
-fn pay(way: Way, count: usize, (state, changed): &(Mutex<State>, Condvar)) {
+/// Waits until so many bytes may pass; false if they are cut off.
+fn pay(way: Way, count: usize, (state, changed): &(Mutex<State>, Condvar)) -> bool {
     let mut state = state.lock().unwrap();
+    let cuts = state.cuts;
     loop {
         match state.left {
             Some(left) if state.way == way && left < count => {
                 state.waits = true;
                 changed.notify_all();
                 state = changed.wait(state).unwrap();
+                if state.cuts != cuts {
+                    return false;
+                }
             }
             Some(left) if state.way == way => {
                 state.left = Some(left - count);
-                return;
+                return true;
             }
-            _ => return,
+            _ => return true,
         }
     }
 }

@@ -35,19 +35,18 @@ fn held(scene: &Scene, client: Client, wanted: &Wanted, toll: &Toll, way: Way) -
     build
 }
 
-/// Gives a build up by each way while it stands still, then lets it pass, and last stops the server.
+/// Gives a build up by each way while it stands still, and last by stopping the server.
 fn give_up_each_way(scene: &mut Scene, what: &str, wanted: &Wanted, toll: &Toll, way: Way) {
     for (client, signal) in WAYS {
         let what = format!("{what}, {client:?}, {signal:?}");
         held(scene, client, wanted, toll, way).give_up(signal);
         scene.nothing_is_left(&what, &word(0));
         scene.record_says(&what, "canceled");
-        // Not before, or what was given up might end well after all.
-        toll.open();
+        toll.cut();
     }
     let build = held(scene, Stock, wanted, toll, way);
     scene.stop_server(what, build, &word(0));
-    toll.open();
+    toll.cut();
     scene.start(Ours, wanted).ends_well();
 }
 
