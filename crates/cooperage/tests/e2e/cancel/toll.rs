@@ -184,8 +184,10 @@ fn pay(way: Way, count: usize, (state, changed): &(Mutex<State>, Condvar)) -> bo
     loop {
         match state.left {
             Some(left) if state.way == way && left < count => {
-                state.waits = true;
-                changed.notify_all();
+                // Said once: those who wait would wake each other without end.
+                if !std::mem::replace(&mut state.waits, true) {
+                    changed.notify_all();
+                }
                 state = changed.wait(state).unwrap();
                 if state.cuts != cuts {
                     return false;
