@@ -68,13 +68,24 @@ impl Ends {
     async fn come(&self) -> Error {
         tokio::select! {
             biased;
-            () = self.stop.cancelled() => Error::new(
-                diag::Code::Unavailable,
-                "the build was given up: the server is stopping",
-            ),
+            () = self.stop.cancelled() => stopping(),
             () = self.hang_up.cancelled() => Error::canceled(),
         }
     }
+
+    /// Why a build ended that failed: what ends it makes its steps fail, too.
+    fn explain(&self, error: Error) -> Error {
+        match (self.stop.is_cancelled(), self.hang_up.is_cancelled()) {
+            (true, _) => stopping(),
+            (_, true) => Error::canceled(),
+            _ => error,
+        }
+    }
+}
+
+fn stopping() -> Error {
+    let text = "the build was given up: the server is stopping";
+    Error::new(diag::Code::Unavailable, text)
 }
 
 /// Carries out a request, as part of its client's trace if it has one. When an end comes the build is
@@ -121,10 +132,12 @@ pub async fn solve(
         begin_record(&parts, record.clone()).await;
     }
     let outcome = tokio::select! {
-        outcome = run(&plan, &job, gateway.as_deref()) => outcome,
+        biased;
         end = ends.come() => Err(end),
         () = client_gone(&running) => Err(Error::canceled()),
+        outcome = run(&plan, &job, gateway.as_deref()) => outcome,
     };
+    let outcome = outcome.map_err(|error| ends.explain(error));
     if let Some(gateway) = &gateway {
         gateway.containers().release_all().await;
     }

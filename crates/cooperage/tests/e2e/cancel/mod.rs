@@ -195,11 +195,16 @@ impl Scene {
         });
     }
 
-    /// Waits until the newest record says how its build ended.
+    /// Checks that the newest record says that its build ended so.
     fn record_says(&self, what: &str, status: &str) {
+        assert_eq!(self.record_of_newest(what), status, "{what}");
+    }
+
+    /// Waits until the newest record says how its build ended.
+    fn record_of_newest(&self, what: &str) -> String {
         let stock = self.tool(Stock, "");
         let mut said = String::new();
-        wait_until(&format!("{what}: a record that says {status}"), || {
+        wait_until(&format!("{what}: a record of its end"), || {
             let shown = stock
                 .run(&["history", "inspect", "--format", "json"])
                 .stdout;
@@ -207,7 +212,7 @@ impl Scene {
             said = shown["Status"].as_str().unwrap_or_default().to_owned();
             !said.is_empty() && said != "running"
         });
-        assert_eq!(said, status, "{what}");
+        said
     }
 
     /// Waits until so many builds are under way.

@@ -116,7 +116,9 @@ fn contexts_and_outputs_that_stand_still_can_be_cancelled() {
             held(scene, client, wanted, &toll, way).give_up(Signal::KILL);
             toll.open();
             scene.nothing_is_left(what, &word(0));
-            scene.record_says(what, "canceled");
+            // Its connection may break before its call is seen to be given up.
+            let said = scene.record_of_newest(what);
+            assert!(["canceled", "failed"].contains(&&*said), "{what}: {said}");
         }
         scene.start(Ours, wanted).ends_well();
     };
